@@ -1,0 +1,51 @@
+# make demo   a virtual environment without torch, and `streamproc replay` on the sample clip
+# make test   the same environment with the development tools, and every test
+# The environment is made once and made again only when pyproject.toml changes: the stamps carry its hash.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+HASH := $(shell sha256sum pyproject.toml | cut -c1-12)
+RUN_STAMP := $(VENV)/run-$(HASH).stamp
+DEV_STAMP := $(VENV)/dev-$(HASH).stamp
+
+.PHONY: demo test lint bench clean
+
+demo: $(RUN_STAMP)
+	$(BIN)/streamproc replay tests/sample/sample.mp4 --out demo-out
+	@echo "The page with the pair that came back: $(CURDIR)/demo-out/webp_viewer/person_selection.html"
+
+test: $(DEV_STAMP)
+	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || echo "no chromium: the browser tests will say so"
+	$(BIN)/python -m pytest
+
+lint: $(DEV_STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# Both sides of every comparison, with machine and versions; some minutes.
+bench: $(DEV_STAMP)
+	$(BIN)/python tests/benchmarks/replay_speed.py
+	$(BIN)/python tests/benchmarks/replay_memory.py
+	$(BIN)/python tests/benchmarks/startup.py
+	$(BIN)/python tests/benchmarks/pets_accuracy.py
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+		|| { echo "streamproc needs Python 3.11 to 3.13: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+
+# The development tools include all that running needs.
+$(RUN_STAMP): | $(BIN)/python
+	@[ -e $(DEV_STAMP) ] || $(BIN)/python -m pip install -q -e .
+	@touch $@
+
+$(DEV_STAMP): | $(BIN)/python
+	$(BIN)/python -m pip install -q -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .venv-3.13 demo-out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

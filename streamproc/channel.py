@@ -1,0 +1,80 @@
+"""A bounded hand-over between two asyncio stages, closable, read one by one or in batches.
+
+`asyncio.Queue` can be neither closed (before Python 3.13) nor read in batches with a time limit; this is the least that
+adds both. Contract: any number of tasks may `put`; exactly one task reads. `close` does not wait; what was put before it
+is still delivered. After `close`, `put` raises `ChannelClosed`, so a producer learns that its reader has gone. A
+cancelled `put` has not put; a cancelled read has taken nothing. One event loop only, not thread-safe.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+T = TypeVar("T")
+
+
+class ChannelClosed(Exception):  # noqa: N818 - a state, as StopIteration is; not an error of the user's
+    """Something was put into a channel that is closed."""
+
+
+class Channel(Generic[T]):
+    """Hands over at most `capacity` waiting items; `put` waits while it is full."""
+
+    def __init__(self, capacity: int) -> None:
+        if capacity < 1:
+            raise ValueError(f"a channel needs room for one item or more, got {capacity}")
+        self._capacity = capacity
+        self._items: deque[T] = deque()
+        self._closed = False
+        self._changed = asyncio.Condition()
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __repr__(self) -> str:
+        return f"Channel({len(self._items)}/{self._capacity}{', closed' if self._closed else ''})"
+
+    async def put(self, item: T) -> None:
+        """Wait for room, then hand over; raises ChannelClosed once the channel is closed."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._closed or len(self._items) < self._capacity)
+            if self._closed:
+                raise ChannelClosed
+            self._items.append(item)
+            self._changed.notify_all()
+
+    async def close(self) -> None:
+        """Say that nothing more comes (by the producer) or is wanted (by the reader); may be called twice."""
+        async with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    async def batches(self, max_items: int, max_wait_seconds: float) -> AsyncIterator[list[T]]:
+        """Yield lists of 1 to `max_items`; one that is not full leaves `max_wait_seconds` after its first item came.
+
+        Items stay in the channel (and count against its capacity) until their batch leaves, so a batch can only be
+        full where `max_items` is at most the capacity. Ends when the channel is closed and empty.
+        """
+        full_at = min(max_items, self._capacity)
+        while True:
+            async with self._changed:
+                await self._changed.wait_for(lambda: self._closed or self._items)
+                if not self._items:
+                    return
+                try:
+                    async with asyncio.timeout(max_wait_seconds):
+                        await self._changed.wait_for(lambda: self._closed or len(self._items) >= full_at)
+                except TimeoutError:
+                    pass
+                batch = [self._items.popleft() for _ in range(min(max_items, len(self._items)))]
+                self._changed.notify_all()
+            yield batch
+
+    async def __aiter__(self) -> AsyncIterator[T]:
+        async for batch in self.batches(1, 0):
+            yield batch[0]

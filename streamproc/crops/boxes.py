@@ -1,0 +1,117 @@
+"""What the boxes alone tell, before a frame is decoded: who hides whom, who was seen beside whom, which boxes are good."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from streamproc.types import Float32Array, Int64Array, Track
+
+VETO_FRAMES = 3
+VETO_IOU = 0.5
+"""Two tracks with boxes apart (intersection over union below this) in this many frames are two people."""
+
+MIN_HEIGHT_PX, MIN_WIDTH_PX = 8, 4
+GOOD_HEIGHT_PX = 128.0
+EDGE_PX = 2.0
+NATURAL_ASPECT = (0.2, 0.8)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Overlaps:
+    """For each box of each track (same order): the share of it that another box hides; and the pairs seen apart."""
+
+    hidden: tuple[Float32Array, ...]
+    seen_with: dict[int, tuple[int, ...]]
+
+
+def find_overlaps(tracks: Sequence[Track]) -> Overlaps:
+    """Compare all boxes that share a frame: every row against the next, the one after, … of its frame."""
+    if not tracks:
+        return Overlaps((), {})
+    frames = np.concatenate([track.frame_indices for track in tracks])
+    owner = np.repeat(np.arange(len(tracks)), [len(track) for track in tracks])
+    order = np.argsort(frames, kind="stable")
+    frames, owner = frames[order], owner[order]
+    boxes = np.concatenate([track.boxes_xyxy for track in tracks])[order].astype(np.float64)
+    hidden = np.zeros(len(frames))
+    apart: list[Int64Array] = []
+    lag = 1
+    while (first := np.flatnonzero(frames[lag:] == frames[:-lag])).size:
+        second = first + lag
+        shared, areas_first, areas_second = _intersections(boxes[first], boxes[second])
+        _hide(hidden, boxes, first, second, shared / areas_first, shared / areas_second)
+        distinct = shared / (areas_first + areas_second - shared) < VETO_IOU
+        apart.append(_pair_codes(owner[first[distinct]], owner[second[distinct]], len(tracks)))
+        lag += 1
+    back = np.empty_like(hidden)
+    back[order] = hidden
+    bounds = np.cumsum([len(track) for track in tracks])[:-1]
+    return Overlaps(tuple(part.astype(np.float32) for part in np.split(back, bounds)), _seen_with(tracks, apart))
+
+
+def _intersections(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+    """Areas in px² of the intersections of boxes (n, 4), and of both boxes."""
+    width = (np.minimum(a[:, 2], b[:, 2]) - np.maximum(a[:, 0], b[:, 0])).clip(0)
+    height = (np.minimum(a[:, 3], b[:, 3]) - np.maximum(a[:, 1], b[:, 1])).clip(0)
+    return width * height, *((box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1]) for box in (a, b))
+
+
+def _hide(hidden, boxes, first, second, share_of_first, share_of_second) -> None:  # type: ignore[no-untyped-def] # noqa: ANN001 - six arrays (n,)
+    """Note how much of each box another covers; the one whose feet are lower stands in front and counts half."""
+    first_in_front = boxes[first, 3] > boxes[second, 3]
+    np.maximum.at(hidden, first, np.where(first_in_front, 0.5, 1.0) * share_of_first)
+    np.maximum.at(hidden, second, np.where(first_in_front, 1.0, 0.5) * share_of_second)
+
+
+def _pair_codes(a: Int64Array, b: Int64Array, n: int) -> Int64Array:
+    return np.minimum(a, b) * n + np.maximum(a, b)
+
+
+def _seen_with(tracks: Sequence[Track], apart: list[Int64Array]) -> dict[int, tuple[int, ...]]:
+    beside: dict[int, set[int]] = {}
+    if apart:
+        codes, counts = np.unique(np.concatenate(apart), return_counts=True)
+        for code in codes[counts >= VETO_FRAMES].tolist():
+            a, b = (tracks[i].person_id for i in divmod(code, len(tracks)))
+            beside.setdefault(a, set()).add(b)
+            beside.setdefault(b, set()).add(a)
+    return {person: tuple(sorted(others)) for person, others in beside.items()}
+
+
+def clip_boxes(boxes_xyxy: Float32Array, *, width: int, height: int) -> Float32Array:
+    """Boxes (k, 4) cut at the picture's edges."""
+    return np.clip(boxes_xyxy, 0, np.array([width, height, width, height], np.float32))
+
+
+def usable(boxes_xyxy: Float32Array, *, width: int, height: int) -> np.ndarray:  # type: ignore[type-arg]
+    """Which boxes (k, 4) show enough of a person to be cut at all: (k,) bool."""
+    clipped = clip_boxes(boxes_xyxy, width=width, height=height)
+    tall = clipped[:, 3] - clipped[:, 1] >= MIN_HEIGHT_PX
+    return tall & (clipped[:, 2] - clipped[:, 0] >= MIN_WIDTH_PX)
+
+
+def placement_quality(track: Track, hidden: Float32Array, *, width: int, height: int) -> Float32Array:
+    """Quality (k,) in [0, 1] of each box by size, edge, overlap, shape and detector confidence: a product of five."""
+    boxes = track.boxes_xyxy
+    box_width, box_height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    clipped = clip_boxes(boxes, width=width, height=height)
+    visible = (clipped[:, 2] - clipped[:, 0]) * (clipped[:, 3] - clipped[:, 1]) / (box_width * box_height)
+    inner = np.array([EDGE_PX, EDGE_PX, EDGE_PX - width, EDGE_PX - height]) * np.array([1, 1, -1, -1])
+    touches = (boxes[:, :2] < inner[:2]).any(axis=1) | (boxes[:, 2:] > inner[2:]).any(axis=1)
+    aspect = box_width / box_height
+    natural = (aspect >= NATURAL_ASPECT[0]) & (aspect <= NATURAL_ASPECT[1])
+    quality = (
+        np.sqrt(np.minimum(1.0, box_height / GOOD_HEIGHT_PX))
+        * visible
+        * np.where(touches, 0.8, 1.0)
+        * (1.0 - hidden.clip(0, 1))
+        * np.where(natural, 1.0, 0.7)
+        * (0.5 + 0.5 * track.confidences)
+    )
+    return quality.clip(0, 1).astype(np.float32)

@@ -1,0 +1,284 @@
+"""The values on the wire: one class a kind of event, each knowing its topic and its JSON.
+
+Replay feeds the very same events to the matcher's core and writes the ones that come out to a file. The JSON Schemas in
+`schemas/` are made from these classes (`python -m streamproc.events schemas/` writes them; a test compares).
+Unknown fields are ignored on input, so that a newer producer can add some. Ids are hashes of what an event says: the same
+again has the same id.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+import numpy as np
+import orjson
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from streamproc.errors import EventError
+from streamproc.version import __version__
+
+PRODUCER = f"streamproc/{__version__}"
+
+Id = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f]+$")]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Cosine = Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0)]
+Box = tuple[Finite, Finite, Finite, Finite]
+
+
+def _check_timestamp(text: str) -> str:
+    if datetime.fromisoformat(text).tzinfo is None:
+        raise ValueError("expected RFC 3339 with a time zone, such as 2026-11-24T09:30:00Z")
+    return text
+
+
+Timestamp = Annotated[str, Field(json_schema_extra={"format": "date-time"}), AfterValidator(_check_timestamp)]
+
+
+def hash_of(*parts: object) -> str:
+    """Return 32 hex digits that identify `parts` (JSON values), whatever process or machine computes them."""
+    return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()[:32]
+
+
+def sha256_of(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def video_id_of(video_uri: str) -> str:
+    """The default `video_id`: the first 16 hex digits of the URI's sha256."""
+    return hashlib.sha256(video_uri.encode()).hexdigest()[:16]
+
+
+def person_key_of(video_id: str, person_id: int) -> str:
+    """`video_id/person_id`, unique in a gallery."""
+    return f"{video_id}/{person_id}"
+
+
+def now() -> str:
+    """The time as events carry it: RFC 3339, UTC, milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="strings")
+
+
+def _base64(values: np.ndarray[Any, Any]) -> str:
+    return base64.b64encode(values.astype("<f4").tobytes()).decode()
+
+
+class Vector(_Model):
+    """A float32 vector as base64 of its little-endian bytes."""
+
+    data: str
+    dtype: Literal["float32"] = "float32"
+    dim: Annotated[int, Field(ge=1, le=65536)]
+
+    @classmethod
+    def of(cls, values: np.ndarray[Any, Any]) -> Self:
+        """Pack (dim,) numbers."""
+        return cls(data=_base64(values), dim=len(values))
+
+    def numpy(self) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+        """Unpack to (dim,) float32."""
+        return np.frombuffer(base64.b64decode(self.data), "<f4").astype(np.float32)
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        try:
+            values = np.frombuffer(base64.b64decode(self.data, validate=True), "<f4")
+        except (binascii.Error, ValueError) as error:
+            raise ValueError("expected base64 of whole float32 numbers") from error
+        if len(values) != self.dim:
+            raise ValueError(f"expected {self.dim} numbers, got {len(values)}")
+        if not np.isfinite(values).all():
+            raise ValueError("expected finite numbers, got NaN or infinity")
+        return self
+
+
+class Segments(_Model):
+    """Mean vectors of consecutive parts of one person's crops, (k, dim) float32, k at most 4, in time order."""
+
+    data: str
+    dtype: Literal["float32"] = "float32"
+    shape: tuple[Annotated[int, Field(ge=1, le=4)], Annotated[int, Field(ge=1, le=65536)]]
+    crop_counts: list[Count]
+
+    @classmethod
+    def of(cls, values: np.ndarray[Any, Any], crop_counts: list[int]) -> Self:
+        """Pack (k, dim) numbers."""
+        return cls(data=_base64(values), shape=values.shape, crop_counts=crop_counts)
+
+
+class ModelInfo(_Model):
+    """What made a vector; vectors of different `weights_sha256` are never compared."""
+
+    name: str
+    architecture: str = "osnet"
+    weights_sha256: Sha256
+
+
+class CropInfo(_Model):
+    """Where a crop was cut; `box_xyxy` in pixels of the upright picture."""
+
+    frame_index: Count
+    pts_seconds: Finite
+    box_xyxy: Box
+    quality: Share
+
+
+class Event(_Model):
+    """What every event out carries."""
+
+    topic: ClassVar[str]
+    identity: ClassVar[tuple[str, ...]]
+    """The fields that make the event what it is: equal ones have an equal `event_id`."""
+
+    schema_version: Literal[1] = 1
+    event_id: Annotated[str, StringConstraints(max_length=256)] = ""
+    occurred_at: Timestamp = Field(default_factory=now)
+    producer: str = PRODUCER
+
+    @classmethod
+    def make(cls, **fields: Any) -> Self:  # noqa: ANN401 - the class's own fields, which pydantic checks
+        """Build an event with its `event_id`."""
+        event = cls(**fields)
+        said = event.model_dump(include=set(cls.identity), mode="json")
+        return event.model_copy(update={"event_id": hash_of(cls.topic, said)})
+
+    def to_json(self) -> bytes:
+        """Serialise; fields without a value are left out."""
+        return orjson.dumps(self.model_dump(exclude_none=True, mode="json"))
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Self:
+        """Parse and check; raises EventError that names the field, what was expected and what came."""
+        try:
+            return cls.model_validate_json(data)
+        except ValidationError as error:
+            raise EventError(f"{cls.topic}: {describe(error)}") from error
+
+
+def describe(error: ValidationError) -> str:
+    """The first fault of a failed validation in one line: which field, what is wrong, what came."""
+    first = error.errors(include_url=False)[0]
+    field = ".".join(str(part) for part in first["loc"]) or "the event"
+    return f"{field}: {first['msg'].removeprefix('Value error, ')} (got {first['input']!r:.60})"
+
+
+class PersonEmbedding(Event):
+    """One person of one run: its vector, and the evidence for it. Topic `person-embeddings`, kind `person`."""
+
+    topic: ClassVar[str] = "person-embeddings"
+    identity: ClassVar[tuple[str, ...]] = ("kind", "gallery_id", "person_key", "run_id", "vector", "seen_with")
+
+    kind: Literal["person"] = "person"
+    gallery_id: Id
+    video_id: Id
+    run_id: Id
+    submitted_at: Timestamp
+    person_id: int
+    person_key: Id
+    vector: Vector
+    model: ModelInfo
+    crops: list[CropInfo]
+    crop_count: Count
+    segments: Segments | None = None
+    first_frame_index: Count
+    last_frame_index: Count
+    first_seen_seconds: Finite
+    last_seen_seconds: Finite
+    frames_tracked: Count
+    seen_with: list[int] = []
+    similarity_threshold: Cosine | None = None
+    recorded_at: Timestamp | None = None
+    camera_id: str | None = None
+
+    @model_validator(mode="after")
+    def _key_fits(self) -> Self:
+        if self.person_key != person_key_of(self.video_id, self.person_id):
+            raise ValueError(
+                f"person_key: expected {person_key_of(self.video_id, self.person_id)!r}, got {self.person_key!r}"
+            )
+        return self
+
+
+class SkippedPerson(_Model):
+    """A person of the run that has no embedding, and why."""
+
+    person_id: int
+    reason: str
+
+
+class VideoClosed(Event):
+    """After the last person of a run: who the run's persons are. Topic `person-embeddings`, kind `video-closed`."""
+
+    topic: ClassVar[str] = "person-embeddings"
+    identity: ClassVar[tuple[str, ...]] = ("kind", "gallery_id", "video_id", "run_id", "outcome", "person_ids")
+
+    kind: Literal["video-closed"] = "video-closed"
+    gallery_id: Id
+    video_id: Id
+    run_id: Id
+    submitted_at: Timestamp
+    outcome: Literal["done", "cancelled", "failed"]
+    person_ids: list[int]
+    skipped: list[SkippedPerson] = []
+    frame_count: Count
+    truncated: bool = False
+
+
+class CandidatePerson(_Model):
+    """One of the two persons of a candidate."""
+
+    person_key: Id
+    video_id: Id
+    person_id: int
+    run_id: Id
+    first_frame_index: Count
+    last_frame_index: Count
+    first_seen_seconds: Finite
+    last_seen_seconds: Finite
+    crop_count: Count
+    best_crop: CropInfo | None = None
+
+
+class DuplicateCandidate(Event):
+    """A pair that may be one person, or that no longer is thought to be. Topic `duplicate-candidates`."""
+
+    topic: ClassVar[str] = "duplicate-candidates"
+    identity: ClassVar[tuple[str, ...]] = ("candidate_id", "state", "reason", "similarity", "persons", "model")
+
+    candidate_id: Id
+    gallery_id: Id
+    state: Literal["proposed", "updated", "withdrawn"]
+    reason: Literal["below-threshold", "veto", "person-removed", "decided"] | None = None
+    persons: tuple[CandidatePerson, CandidatePerson]
+    similarity: Cosine
+    similarity_threshold: Cosine
+    time_gap_seconds: Finite | None = None
+    vetoes_checked: list[str] = ["seen-apart"]
+    model: ModelInfo
+    gallery_person_count: Count
+
+
+class VideoDone(Event):
+    """All candidates of a video are out. Topic `video-progress`, state `done`; the matcher says it, not the worker."""
+
+    topic: ClassVar[str] = "video-progress"
+    identity: ClassVar[tuple[str, ...]] = ("gallery_id", "video_id", "run_id", "state", "candidate_count")
+
+    gallery_id: Id
+    video_id: Id
+    run_id: Id
+    state: Literal["done", "failed", "cancelled"]
+    candidate_count: Count

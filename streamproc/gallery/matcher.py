@@ -1,0 +1,255 @@
+"""The matcher's core: `apply(gallery, event) -> what to write and what to announce`. Pure: it changes nothing itself.
+
+Whoever calls it publishes the events first and writes the rows then: after a crash in between, the same event gives the
+same events again. Vetoes, candidates and withdrawal live here once, for replay and for the stream.
+
+The outcome does not depend on the order in which persons come (up to the cap on neighbours): similarities near the
+threshold are computed again in double precision from the two vectors alone, and rounded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from streamproc.errors import EventError
+from streamproc.events import CandidatePerson, DuplicateCandidate, PersonEmbedding, VideoClosed, VideoDone, hash_of
+from streamproc.gallery.state import Neighbour, Row, VideoRecord, Writes, order_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from streamproc.gallery.state import Gallery
+
+MAX_NEIGHBOURS = 20
+_UNIT_TOLERANCE = 1e-3
+_FLOAT32_SLACK = 1e-4
+_SIMILARITY_DIGITS = 6
+
+Reason = Literal["below-threshold", "veto", "person-removed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """`events` to publish, then `writes` to carry out; `not_compared` rows were of other weights."""
+
+    writes: Writes = field(default_factory=Writes)
+    events: tuple[DuplicateCandidate | VideoDone, ...] = ()
+    not_compared: int = 0
+
+
+def apply(
+    gallery: Gallery, event: PersonEmbedding | VideoClosed, *, similarity_threshold: float, occurred_at: str
+) -> Outcome:
+    """Say what one event does to a gallery. Raises EventError for one that the gallery refuses.
+
+    `similarity_threshold` holds for persons whose event names none; of two persons the stricter one decides.
+    """
+    known = gallery.videos.get(event.video_id)
+    if known is not None and known.order > order_of(event):
+        return Outcome()  # a newer run has spoken: an older one never overwrites it
+    step = _Step(gallery, similarity_threshold, occurred_at)
+    return step.person(event) if isinstance(event, PersonEmbedding) else step.closed(event)
+
+
+def pair_similarity(a: PersonEmbedding, b: PersonEmbedding) -> float:
+    """Cosine of two persons, the same whichever comes first."""
+    cosine = float(np.dot(a.vector.numpy().astype(np.float64), b.vector.numpy().astype(np.float64)))
+    return round(min(1.0, max(-1.0, cosine)), _SIMILARITY_DIGITS)
+
+
+def has_veto(a: PersonEmbedding, b: PersonEmbedding) -> bool:
+    """Whether the two were seen apart in the same frames: then they are two people, however alike."""
+    return a.video_id == b.video_id and (b.person_id in a.seen_with or a.person_id in b.seen_with)
+
+
+def time_gap_seconds(a: PersonEmbedding, b: PersonEmbedding) -> float | None:
+    """Time between the two being seen, 0 where they overlap, None where they have no common clock."""
+    if a.video_id == b.video_id:
+        starts = (0.0, 0.0)
+    elif a.recorded_at is None or b.recorded_at is None:
+        return None
+    else:
+        starts = tuple(datetime.fromisoformat(p.recorded_at or "").timestamp() for p in (a, b))
+    gap = max(
+        starts[0] + a.first_seen_seconds - starts[1] - b.last_seen_seconds,
+        starts[1] + b.first_seen_seconds - starts[0] - a.last_seen_seconds,
+    )
+    return round(max(0.0, gap), 3)
+
+
+def candidate_id_of(gallery_id: str, key_a: str, key_b: str) -> str:
+    """The id of a pair in a gallery, the same in either order."""
+    return hash_of(gallery_id, *sorted((key_a, key_b)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """One application: the gallery as it is, and what holds for this event."""
+
+    gallery: Gallery
+    threshold: float
+    occurred_at: str
+
+    def person(self, event: PersonEmbedding) -> Outcome:
+        self._check(event)
+        key = event.person_key
+        videos = self._video_record(event)
+        old = self.gallery.rows.get(key)
+        if (
+            old is not None and old.person.run_id == event.run_id
+        ):  # a repeat: nothing changes, what was said is said again
+            again = [
+                self._candidate(old.person, self.gallery.rows[other].person, entry.similarity, entry.state)
+                for other, entry in sorted(old.neighbours.items())
+                if self.gallery.holds(other, entry)
+            ]
+            return Outcome(Writes(videos=videos), tuple(again))
+        standing = self.gallery.pairs_of(key)
+        found, not_compared = self._neighbours(event, standing)
+        # A pair with a person of this video whose new run has not spoken yet stands until it has, or the video closes.
+        carried = {k: n for k, n in standing.items() if k not in found and self._awaits_new_run(event, k)}
+        gone = {k: n for k, n in standing.items() if k not in found and k not in carried}
+        events = [
+            *(self._candidate(event, self._person(k), n.similarity, n.state) for k, n in found.items()),
+            *(self._withdrawn(event, self._person(k)) for k in sorted(gone)),
+        ]
+        row = Row(event, {**carried, **found})
+        return Outcome(Writes({key: row}, videos), tuple(events), not_compared)
+
+    def closed(self, event: VideoClosed) -> Outcome:
+        known = self.gallery.videos.get(event.video_id)
+        if known is not None and known.closed and known.order == order_of(event):
+            return Outcome(events=(self._done(event, known.candidate_count),))
+        kept, removed = set[str](), set[str]()
+        for key in self.gallery.of_video(event.video_id):
+            person = self._person(key)
+            stays = person.run_id == event.run_id and person.person_id in event.person_ids
+            (kept if stays else removed).add(key)
+        withdrawn = []
+        for key in sorted(removed):
+            for other, entry in sorted(self.gallery.pairs_of(key).items()):
+                if other not in removed or key < other:
+                    pair = (self._person(key), self._person(other))
+                    withdrawn.append(self._candidate(*pair, entry.similarity, "withdrawn", "person-removed"))
+        standing = {
+            candidate_id_of(self.gallery.gallery_id, key, other)
+            for key in kept
+            for other in self.gallery.pairs_of(key)
+            if other not in removed
+        }
+        record = VideoRecord(order_of(event), closed=True, candidate_count=len(standing))
+        writes = Writes(dict.fromkeys(sorted(removed)), {event.video_id: record})
+        return Outcome(writes, (*withdrawn, self._done(event, len(standing))))
+
+    def _check(self, event: PersonEmbedding) -> None:
+        gallery, key = self.gallery, event.person_key
+        if event.gallery_id != gallery.gallery_id:
+            raise EventError(f"{key}: expected an event of gallery {gallery.gallery_id!r}, got {event.gallery_id!r}")
+        vector = event.vector.numpy()
+        if abs(float(np.linalg.norm(vector)) - 1) > _UNIT_TOLERANCE:
+            raise EventError(f"{key}: expected a unit vector, got one of length {np.linalg.norm(vector):.4f}")
+        dim = gallery.dim_of(event.model.weights_sha256)
+        if dim is not None and dim != len(vector):
+            raise EventError(f"{key}: expected {dim} numbers as other vectors of these weights have, got {len(vector)}")
+        if key not in gallery.rows and len(gallery.rows) >= gallery.max_persons:
+            raise EventError(
+                f"{key}: the gallery {gallery.gallery_id!r} is full with {gallery.max_persons} persons: "
+                "use another gallery, or raise max_persons_per_gallery"
+            )
+
+    def _video_record(self, event: PersonEmbedding) -> Mapping[str, VideoRecord]:
+        known = self.gallery.videos.get(event.video_id)
+        fresh = known is None or known.order < order_of(event)
+        return {event.video_id: VideoRecord(order_of(event))} if fresh else {}
+
+    def _person(self, key: str) -> PersonEmbedding:
+        return self.gallery.rows[key].person
+
+    def _awaits_new_run(self, event: PersonEmbedding, other: str) -> bool:
+        person = self._person(other)
+        return person.video_id == event.video_id and person.run_id != event.run_id
+
+    def _pair_threshold(self, a: PersonEmbedding, b: PersonEmbedding) -> float:
+        return max(self._threshold_of(a), self._threshold_of(b))
+
+    def _threshold_of(self, person: PersonEmbedding) -> float:
+        return self.threshold if person.similarity_threshold is None else person.similarity_threshold
+
+    def _neighbours(
+        self, event: PersonEmbedding, standing: Mapping[str, Neighbour]
+    ) -> tuple[dict[str, Neighbour], int]:
+        near, not_compared = self.gallery.more_similar(
+            event.vector.numpy(), event.model.weights_sha256, self._threshold_of(event) - _FLOAT32_SLACK
+        )
+        found: list[tuple[float, str]] = []
+        for key in near:
+            other = self._person(key)
+            if key == event.person_key or has_veto(event, other) or self._awaits_new_run(event, key):
+                continue
+            similarity = pair_similarity(event, other)
+            if similarity > self._pair_threshold(event, other):
+                found.append((-similarity, key))
+        best = sorted(found)[:MAX_NEIGHBOURS]
+        return {
+            key: Neighbour(-negative, self._person(key).run_id, "updated" if key in standing else "proposed")
+            for negative, key in best
+        }, not_compared
+
+    def _candidate(
+        self,
+        a: PersonEmbedding,
+        b: PersonEmbedding,
+        similarity: float,
+        state: Literal["proposed", "updated", "withdrawn"],
+        reason: Reason | None = None,
+    ) -> DuplicateCandidate:
+        first, second = sorted((a, b), key=lambda person: person.person_key)
+        return DuplicateCandidate.make(
+            occurred_at=self.occurred_at,
+            candidate_id=candidate_id_of(self.gallery.gallery_id, first.person_key, second.person_key),
+            gallery_id=self.gallery.gallery_id,
+            state=state,
+            reason=reason,
+            persons=(_described(first), _described(second)),
+            similarity=similarity,
+            similarity_threshold=self._pair_threshold(a, b),
+            time_gap_seconds=time_gap_seconds(a, b),
+            model=a.model,
+            gallery_person_count=len(self.gallery.rows.keys() | {a.person_key}),
+        )
+
+    def _withdrawn(self, event: PersonEmbedding, other: PersonEmbedding) -> DuplicateCandidate:
+        comparable = event.model.weights_sha256 == other.model.weights_sha256
+        similarity = pair_similarity(event, other) if comparable else 0.0
+        return self._candidate(
+            event, other, similarity, "withdrawn", "veto" if has_veto(event, other) else "below-threshold"
+        )
+
+    def _done(self, event: VideoClosed, candidate_count: int) -> VideoDone:
+        return VideoDone.make(
+            occurred_at=self.occurred_at,
+            gallery_id=event.gallery_id,
+            video_id=event.video_id,
+            run_id=event.run_id,
+            state=event.outcome,
+            candidate_count=candidate_count,
+        )
+
+
+def _described(person: PersonEmbedding) -> CandidatePerson:
+    return CandidatePerson(
+        person_key=person.person_key,
+        video_id=person.video_id,
+        person_id=person.person_id,
+        run_id=person.run_id,
+        first_frame_index=person.first_frame_index,
+        last_frame_index=person.last_frame_index,
+        first_seen_seconds=person.first_seen_seconds,
+        last_seen_seconds=person.last_seen_seconds,
+        crop_count=person.crop_count,
+        best_crop=person.crops[0] if person.crops else None,
+    )

@@ -1,0 +1,6 @@
+"""Re-identification: weights, the network, vectors. torch is imported only by `osnet` and to export a checkpoint."""
+
+from streamproc.reid.embedder import Embedder, person_vector, unit
+from streamproc.reid.weights import Weights, find_weights
+
+__all__ = ["Embedder", "Weights", "find_weights", "person_vector", "unit"]

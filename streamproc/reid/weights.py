@@ -1,0 +1,141 @@
+"""Where weights come from: the ones in the package, an ONNX file as it is, or a checkpoint exported once by torch.
+
+The outcome is always an ONNX file, which onnxruntime runs; torch is imported only to export. There is no fall-back to
+random weights: what is missing or does not fit is a WeightsError.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from streamproc.errors import WeightsError
+from streamproc.events import sha256_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import onnx
+    import torch
+
+DEFAULT_NAME = "osnet_x0_25_ours"
+SOURCE_SHA256_KEY = "streamproc.weights_sha256"
+"""Metadata of an exported ONNX file: sha256 of the file it was made from, so both count as the same weights."""
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+_MODEL_FOLDERS = (_PACKAGE / "_models", _PACKAGE.parent / "models")  # in the wheel; in a checkout
+_EXPORT_VERSION = 1  # part of the cache's file name: raise it when the export changes
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """An ONNX file ready to run. Made by `find_weights`, used by `Embedder`.
+
+    `sha256` is of the file that the user named (an exported ONNX carries it in its metadata).
+    """
+
+    name: str
+    onnx_path: Path
+    sha256: str
+
+
+def find_weights(spec: str | None, *, cache_folder: Path) -> Weights:
+    """Resolve `--weights`: None for the package's own, else a path to .onnx, .pth, .pt or .safetensors.
+
+    A checkpoint is exported once and kept in `cache_folder` under its sha256. Raises WeightsError.
+    """
+    path = _default_path() if spec is None else Path(spec).expanduser()
+    if not path.is_file():
+        raise WeightsError(f"expected a weights file, found none at {path}: give --weights a file that exists")
+    sha256 = sha256_of(path)
+    suffix = path.suffix.lower()
+    if suffix == ".onnx":
+        return Weights(path.stem, path, sha256)
+    if suffix not in {".pth", ".pt", ".safetensors"}:
+        raise WeightsError(f"{path}: expected weights as .onnx, .pth, .pt or .safetensors, got {suffix or 'no'!r} name")
+    cached = cache_folder / f"{sha256}.v{_EXPORT_VERSION}.onnx"
+    if not cached.is_file():
+        _need_torch(path)
+        export_onnx(read_checkpoint(path), cached, source_sha256=sha256)
+    return Weights(path.stem, cached, sha256)
+
+
+def _default_path() -> Path:
+    for folder in _MODEL_FOLDERS:
+        path = folder / f"{DEFAULT_NAME}.onnx"
+        if path.is_file():
+            return path
+    raise WeightsError(
+        f"expected the package's own weights {DEFAULT_NAME}.onnx in {_MODEL_FOLDERS[0]}, found none: "
+        "install streamproc again, or give --weights"
+    )
+
+
+def _need_torch(path: Path) -> None:
+    missing = [name for name in ("torch", "onnx", "onnxscript", "safetensors") if find_spec(name) is None]
+    if missing:
+        raise WeightsError(
+            f"{path}: turning a checkpoint into ONNX needs {', '.join(missing)}: install streamproc[gpu], "
+            "or give --weights an .onnx file"
+        )
+
+
+def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
+    """Read the tensors of a .pth, .pt or .safetensors file, running no code from it. Raises WeightsError."""
+    import torch
+
+    try:
+        if path.suffix.lower() == ".safetensors":
+            from safetensors.torch import load_file
+
+            state: object = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch and safetensors raise many kinds for a bad file; the text is what helps
+        first_line = str(error).strip().split("\n", 1)[0]
+        raise WeightsError(f"{path}: cannot be read as weights ({first_line})") from error
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise WeightsError(f"{path}: expected a dictionary of tensors, got {type(state).__name__}")
+    return state
+
+
+def export_onnx(state: Mapping[str, torch.Tensor], path: Path, *, source_sha256: str) -> None:
+    """Write the OSNet of `state` as ONNX: input [batch, 3, 256, 128] float32, output [batch, dim]; atomically."""
+    import onnx
+    import torch
+
+    from streamproc.reid.osnet import from_state
+    from streamproc.types import CROP_HEIGHT_PX, CROP_WIDTH_PX
+
+    model = from_state(state)
+    example = torch.zeros(2, 3, CROP_HEIGHT_PX, CROP_WIDTH_PX)
+    program = torch.onnx.export(
+        model,
+        (example,),
+        input_names=["crops"],
+        output_names=["features"],
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        dynamo=True,
+        verbose=False,
+    )
+    proto = program.model_proto
+    _strip_traces(proto)
+    onnx.helper.set_model_props(proto, {SOURCE_SHA256_KEY: source_sha256})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_bytes(proto.SerializeToString())
+    part.replace(path)
+
+
+def _strip_traces(proto: onnx.ModelProto) -> None:
+    """Drop what the exporter notes of the source (paths, stack traces): half of the file, of no use to a reader."""
+    graph = proto.graph
+    del graph.metadata_props[:]
+    for item in (*graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        del item.metadata_props[:]
+        item.doc_string = ""

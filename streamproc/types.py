@@ -1,0 +1,140 @@
+"""The values between stages, in the order in which data flows through them.
+
+Boxes are `xyxy`: half-open pixels of the upright picture, x to the right, y down. `frame_index` is the 0-based
+rank of a frame in presentation order.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Float32Array = npt.NDArray[np.float32]
+    Int64Array = npt.NDArray[np.int64]
+    Uint8Array = npt.NDArray[np.uint8]
+    BoolArray = npt.NDArray[np.bool_]
+
+CROP_HEIGHT_PX = 256
+CROP_WIDTH_PX = 128
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Track:
+    """The boxes that a tracker linked under one id. Made by `people`, used by `crops`.
+
+    frame_indices (k,) int64 ascending and unique, boxes_xyxy (k, 4) float32 finite and not empty,
+    confidences (k,) float32 in [0, 1].
+    """
+
+    person_id: int
+    frame_indices: Int64Array
+    boxes_xyxy: Float32Array
+    confidences: Float32Array
+
+    def __len__(self) -> int:
+        return len(self.frame_indices)
+
+    def __repr__(self) -> str:
+        span = f"{self.frame_indices[0]}..{self.frame_indices[-1]}" if len(self) else "empty"
+        return f"Track({self.person_id}, {len(self)} boxes, frames {span})"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrackSet:
+    """All tracks of one video and what was wrong with their file. Made by `people`.
+
+    `problems` counts what was left out or mended, by a short code such as "boxes-empty"; `hints` says in a line each
+    what may be wrong and what to try.
+    """
+
+    tracks: tuple[Track, ...]
+    problems: Counter[str] = field(default_factory=Counter)
+    hints: tuple[str, ...] = ()
+    source: str = ""
+    sha256: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class FrameTable:
+    """What one demux pass knows of each frame; decides what is cheap to reach. Made by `video`, used by `crops`.
+
+    All arrays are (n,), by frame_index. `start_order` and `decode_order` are positions of packets in the file: to get
+    frame i the decoder must be fed from packet `start_order[i]` (a key frame) to packet `decode_order[i]`.
+    `disposable[i]`: no other frame needs i, so it can be skipped. `exact` is false where the file's time stamps cannot
+    be trusted: then every frame is decoded from the start.
+    """
+
+    pts_seconds: npt.NDArray[np.float64]
+    start_order: Int64Array
+    decode_order: Int64Array
+    disposable: BoolArray
+    exact: bool
+
+    def __len__(self) -> int:
+        return len(self.pts_seconds)
+
+    def __repr__(self) -> str:
+        return f"FrameTable({len(self)} frames, {len(set(self.start_order.tolist()))} starts, exact={self.exact})"
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Cut:
+    """One crop that is to be cut. Made by `crops.plan`, used by `crops.cutter`.
+
+    `slot` is its place among the person's planned crops, in time order.
+    """
+
+    person_id: int
+    slot: int
+    box_xyxy: tuple[float, float, float, float]
+    confidence: float
+    placement_quality: float
+    """Quality as far as boxes alone tell it (size, edge, overlap, confidence), in [0, 1]."""
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Crop:
+    """The pixels of one track in one frame, already shrunk. Made by `crops`, used by `reid` and `animation`.
+
+    `pixels` (256, 128, 3) uint8 RGB: the size that OSNet takes; `aspect_ratio` (width / height) gives the shape back.
+    """
+
+    person_id: int
+    slot: int
+    frame_index: int
+    pts_seconds: float
+    box_xyxy: tuple[float, float, float, float]
+    quality: float
+    aspect_ratio: float
+    pixels: Uint8Array
+
+    def __repr__(self) -> str:
+        return f"Crop(person {self.person_id}, frame {self.frame_index}, quality {self.quality:.2f})"
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Bucket:
+    """All crops of one person, complete at its last planned frame. Made by `crops`, used by embed and animate.
+
+    `crops` are in time order; `embedded` are positions in `crops` of those to be embedded, best first.
+    """
+
+    person_id: int
+    crops: tuple[Crop, ...]
+    embedded: tuple[int, ...]
+
+    def __repr__(self) -> str:
+        return f"Bucket(person {self.person_id}, {len(self.crops)} crops, {len(self.embedded)} to embed)"
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A person that was left out, and why."""
+
+    person_id: int
+    reason: str

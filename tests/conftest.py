@@ -1,0 +1,40 @@
+"""What several tests need: the folder of shared data (skipped with its reason where it is missing), the sample clip."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+ROOT = Path(__file__).resolve().parent.parent
+# No deadline: a slow machine is no fault. Derandomised in CI, so that a failure there can be repeated.
+settings.register_profile("ci", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("dev", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of research data beside the checkout."""
+    folder = ROOT.parent / "shared"
+    if not (folder / "data" / "README.md").is_file():
+        if os.environ.get("CI"):
+            pytest.fail("CI must have the folder ../shared with its data")
+        pytest.skip("needs the research data in ../shared, which this machine does not have")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sample() -> Path:
+    """The folder of the sample clip, sample.mp4 and sample.persons.npz."""
+    return ROOT / "tests" / "sample"
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [
+        name for name in os.environ if name.startswith("STREAMPROC_") and not name.startswith("STREAMPROC_TEST_")
+    ]:
+        monkeypatch.delenv(name)

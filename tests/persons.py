@@ -1,0 +1,60 @@
+"""Builds small events for tests: persons with vectors of a few numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from streamproc.events import ModelInfo, PersonEmbedding, Vector, VideoClosed, person_key_of
+
+
+def unit_vector(values) -> np.ndarray:
+    values = np.asarray(values, np.float64)
+    return values / np.linalg.norm(values)
+
+
+def person(
+    person_id,
+    vector,
+    *,
+    video_id="v",
+    gallery_id="g",
+    run="r1",
+    minute=0,
+    seen_with=(),
+    weights="a" * 64,
+    normalise=True,
+    seconds=(0.0, 1.0),
+    similarity_threshold=None,
+) -> PersonEmbedding:
+    values = unit_vector(vector) if normalise else np.asarray(vector, np.float64)
+    return PersonEmbedding.make(
+        gallery_id=gallery_id,
+        video_id=video_id,
+        run_id=run,
+        submitted_at=f"2026-11-24T{9 + minute // 60:02}:{minute % 60:02}:00Z",
+        person_id=person_id,
+        person_key=person_key_of(video_id, person_id),
+        vector=Vector.of(values),
+        model=ModelInfo(name="test", weights_sha256=weights),
+        crops=[],
+        crop_count=8,
+        first_frame_index=0,
+        last_frame_index=10,
+        first_seen_seconds=seconds[0],
+        last_seen_seconds=seconds[1],
+        frames_tracked=11,
+        seen_with=list(seen_with),
+        similarity_threshold=similarity_threshold,
+    )
+
+
+def closed(person_ids, *, video_id="v", run="r1", minute=0, outcome="done") -> VideoClosed:
+    return VideoClosed.make(
+        gallery_id="g",
+        video_id=video_id,
+        run_id=run,
+        submitted_at=f"2026-11-24T{9 + minute // 60:02}:{minute % 60:02}:00Z",
+        outcome=outcome,
+        person_ids=list(person_ids),
+        frame_count=11,
+    )

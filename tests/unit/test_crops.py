@@ -1,0 +1,273 @@
+"""Which crops are planned, how they are judged, and when a bucket is complete."""
+
+from __future__ import annotations
+
+import gc
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from streamproc.crops import Buckets, CropOptions, PixelStore, cut_frame, plan_crops
+from streamproc.crops.boxes import find_overlaps, placement_quality
+from streamproc.crops.buckets import choose_embedded
+from streamproc.crops.cutter import sharpness, shrink
+from streamproc.crops.store import CROP_BYTES, CROP_SHAPE
+from streamproc.types import Crop, FrameTable, Track
+
+SIZE = {"width": 640, "height": 480}
+
+
+def table(frame_count, gop=10, *, disposable=False, exact=True) -> FrameTable:
+    """A file in which decode order is presentation order; every second picture can be disposable."""
+    index = np.arange(frame_count)
+    return FrameTable(
+        pts_seconds=index / 25,
+        start_order=index // gop * gop,
+        decode_order=index,
+        disposable=(index % gop % 2 == 1) if disposable else np.zeros(frame_count, bool),
+        exact=exact,
+    )
+
+
+def track(person_id, frames, box=(100, 100, 150, 250), confidence=0.9):
+    k = len(frames)
+    boxes = np.broadcast_to(np.array(box, np.float32), (k, 4)).copy()
+    return Track(person_id, np.array(frames, np.int64), boxes, np.full(k, confidence, np.float32))
+
+
+def plan(tracks, frames=300, gop=10, **options):
+    return plan_crops(tracks, table(frames, gop), **SIZE, options=CropOptions(**options))
+
+
+def slots(made, person_id):
+    return [(frame, cut.slot) for frame, cuts in made.cuts.items() for cut in cuts if cut.person_id == person_id]
+
+
+def test_each_person_gets_crops_spread_over_the_whole_track() -> None:
+    made = plan([track(1, range(200))], crops_per_person=20)
+    frames = [frame for frame, _ in slots(made, 1)]
+    assert [slot for _, slot in slots(made, 1)] == list(range(20))
+    assert all(10 * slot <= frame < 10 * slot + 10 for slot, frame in enumerate(frames))
+
+
+def test_a_short_track_gives_all_its_boxes() -> None:
+    assert [f for f, _ in slots(plan([track(1, [3, 4, 5, 9, 11])]), 1)] == [3, 4, 5, 9, 11]
+
+
+def test_frames_early_in_their_group_of_pictures_are_taken() -> None:
+    """Windows of 20 hold two key frames each: only key frames need to be decoded."""
+    made = plan([track(1, range(300))], gop=10, crops_per_person=15)
+    assert (made.frame_indices % 10 == 0).all()
+
+
+def test_persons_share_frames_where_that_is_as_good() -> None:
+    alone = plan([track(1, range(0, 300))], gop=300, crops_per_person=10)
+    both = plan([track(1, range(0, 300)), track(2, range(7, 287), (300, 100, 350, 250))], gop=300, crops_per_person=10)
+    assert len(both.frame_indices) < len(alone.frame_indices) * 1.6
+
+
+def test_a_much_better_box_is_worth_its_cost() -> None:
+    """In each window only the last frame shows the person whole."""
+    one = track(1, range(100))
+    one.boxes_xyxy[:, [0, 2]] = (-40, 10)
+    one.boxes_xyxy[9::10, [0, 2]] = (100, 150)
+    assert [f for f, _ in slots(plan([one], crops_per_person=10), 1)] == list(range(9, 100, 10))
+
+
+def test_disposable_pictures_are_avoided() -> None:
+    made = plan_crops(
+        [track(1, range(300))], table(300, 300, disposable=True), **SIZE, options=CropOptions(crops_per_person=30)
+    )
+    assert (made.frame_indices % 2 == 0).all()
+
+
+def test_short_tracks_and_those_not_among_the_top_are_skipped_with_the_reason() -> None:
+    made = plan([track(1, range(4)), track(2, range(50)), track(3, range(60))], top_persons=1)
+    assert {s.person_id: s.reason for s in made.skipped} == {
+        1: "4 boxes, fewer than the 5 asked for",
+        2: "not among the 1 persons with the most frames",
+    }
+    assert list(made.tracks) == [3]
+
+
+def test_a_person_with_no_usable_crop_is_skipped() -> None:
+    made = plan([track(1, range(9), (638, 100, 700, 300)), track(2, range(9))])
+    assert [(s.person_id, s.reason.split(":")[0]) for s in made.skipped] == [(1, "no usable crop")]
+
+
+def test_no_tracks_give_an_empty_plan() -> None:
+    made = plan([])
+    assert (len(made.frame_indices), made.skipped) == (0, ())
+
+
+def test_seen_with_needs_three_frames_apart() -> None:
+    left, right = (0, 0, 50, 100), (200, 0, 250, 100)
+    apart = find_overlaps([track(7, [0, 1, 2], left), track(9, [0, 1, 2], right), track(8, [0, 1], (400, 0, 450, 99))])
+    assert apart.seen_with == {7: (9,), 9: (7,)}
+    double = find_overlaps([track(1, range(9), left), track(2, range(9), (2, 2, 52, 102))])
+    assert double.seen_with == {}, "two boxes on one person are a double count, no veto"
+
+
+def test_hidden_is_the_share_that_another_box_covers_less_for_the_one_in_front() -> None:
+    hidden = find_overlaps([track(1, [0], (0, 0, 100, 100)), track(2, [0], (50, 0, 150, 120))]).hidden
+    assert hidden[0][0] == pytest.approx(0.5)
+    assert hidden[1][0] == pytest.approx(0.5 * 100 * 50 / (100 * 120))
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_overlaps_equal_the_plain_double_loop(seed) -> None:
+    rng = np.random.default_rng(seed)
+    tracks = []
+    for person_id in range(5):
+        frames = np.sort(rng.choice(8, rng.integers(1, 8), replace=False))
+        corner = rng.uniform(0, 60, (len(frames), 2))
+        boxes = np.concatenate([corner, corner + rng.uniform(10, 60, (len(frames), 2))], 1).astype(np.float32)
+        tracks.append(Track(person_id, frames, boxes, np.ones(len(frames), np.float32)))
+    apart: dict[tuple[int, int], int] = {}
+    hidden = [np.zeros(len(t)) for t in tracks]
+    for a in tracks:
+        for b in tracks:
+            for i, frame in enumerate(a.frame_indices):
+                for box in b.boxes_xyxy[b.frame_indices == frame] if b is not a else []:
+                    mine, other = a.boxes_xyxy[i].astype(float), box.astype(float)
+                    shared = np.prod((np.minimum(mine[2:], other[2:]) - np.maximum(mine[:2], other[:2])).clip(0))
+                    areas = [np.prod(x[2:] - x[:2]) for x in (mine, other)]
+                    apart[a.person_id, b.person_id] = apart.get((a.person_id, b.person_id), 0) + (
+                        shared / (sum(areas) - shared) < 0.5
+                    )
+                    front = mine[3] > other[3]
+                    hidden[a.person_id][i] = max(hidden[a.person_id][i], shared / areas[0] * (0.5 if front else 1))
+    found = find_overlaps(tracks)
+    for got, expected in zip(found.hidden, hidden, strict=True):
+        np.testing.assert_allclose(got, expected, atol=1e-5)
+    assert found.seen_with == {
+        a: tuple(b for b in range(5) if apart.get((a, b), 0) >= 3)
+        for a in range(5)
+        if any(apart.get((a, b), 0) >= 3 for b in range(5))
+    }
+
+
+@pytest.mark.parametrize(
+    "worse",
+    [
+        track(1, [0], (100, 100, 120, 160)),  # smaller
+        track(1, [0], (-20, 100, 30, 250)),  # cut by the edge
+        track(1, [0], (0, 100, 50, 250)),  # touches the edge
+        track(1, [0], (100, 100, 350, 250)),  # not a person's shape
+        track(1, [0], confidence=0.2),
+    ],
+)
+def test_each_fault_lowers_the_quality(worse) -> None:
+    none = np.zeros(1, np.float32)
+    good = placement_quality(track(1, [0]), none, **SIZE)[0]
+    assert 0 <= placement_quality(worse, none, **SIZE)[0] < good <= 1
+    assert placement_quality(track(1, [0]), np.ones(1, np.float32), **SIZE)[0] == 0
+
+
+class PlainFrame:
+    """A frame of given pixels, as `video.Frame` behaves."""
+
+    def __init__(self, pixels, frame_index=0):
+        self.pixels, self.frame_index, self.pts_seconds = pixels, frame_index, frame_index / 25
+        self.height, self.width = pixels.shape[:2]
+
+    def crop_rgb(self, box):
+        x0, y0, x1, y1 = box
+        assert 0 <= x0 < x1 <= self.width
+        assert 0 <= y0 < y1 <= self.height
+        return self.pixels[y0:y1, x0:x1]
+
+
+def noise(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def test_a_crop_is_the_published_preprocessing_of_its_pixels() -> None:
+    frame = PlainFrame(noise(480, 640))
+    made = plan([track(1, range(5), (100.4, 99.6, 150.5, 250.2))])
+    (crop,) = cut_frame(frame, made.cuts[0], PixelStore(10**7))
+    expected = Image.fromarray(frame.pixels[99:251, 100:151]).resize((128, 256), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(crop.pixels, np.asarray(expected))
+    assert crop.aspect_ratio == 51 / 152
+
+
+def test_boxes_partly_outside_are_cut_at_the_edge() -> None:
+    made = plan([track(1, range(5), (-20, -10, 60, 120))])
+    (crop,) = cut_frame(PlainFrame(noise(480, 640)), made.cuts[0], PixelStore(10**7))
+    assert crop.aspect_ratio == 60 / 120
+
+
+def test_a_blurred_crop_is_less_sharp() -> None:
+    sharp = noise(256, 128)
+    soft = np.asarray(Image.fromarray(sharp).resize((32, 64)).resize((128, 256)))
+    assert 0 <= sharpness(np.full(CROP_SHAPE, 7, np.uint8)) < sharpness(soft) < sharpness(shrink(sharp)) < 1
+
+
+def crops_of(qualities, slots=None):
+    return [
+        Crop(1, slot, slot, 0.0, (0, 0, 1, 1), quality, 0.4, np.zeros((1, 1, 3), np.uint8))
+        for slot, quality in zip(slots or range(len(qualities)), qualities, strict=True)
+    ]
+
+
+def test_embedded_crops_are_good_and_spread_in_time() -> None:
+    qualities = [0.5 + 0.01 * (i % 5) for i in range(40)]
+    chosen = choose_embedded(crops_of(qualities), 8)
+    assert len(chosen) == 8
+    assert min(np.diff(sorted(chosen))) >= 3
+    bad_half = [0.9 if i < 20 else 0.05 for i in range(40)]
+    assert sum(i < 20 for i in choose_embedded(crops_of(bad_half), 8)) >= 7, "a hidden half is no reason for bad crops"
+
+
+@given(st.lists(st.floats(0, 1), max_size=60), st.integers(0, 12))
+def test_choice_is_unique_in_range_and_best_first(qualities, count) -> None:
+    chosen = choose_embedded(crops_of(qualities), count)
+    assert len(chosen) == len(set(chosen)) == min(count, len(qualities))
+    assert all(qualities[a] >= qualities[b] for a, b in zip(chosen, chosen[1:], strict=False))
+
+
+def test_a_bucket_is_complete_at_its_last_planned_frame_while_the_video_goes_on() -> None:
+    made = plan([track(1, range(0, 50)), track(2, range(0, 300), (300, 100, 350, 250))], crops_per_person=5)
+    buckets = Buckets(made, crops_embedded=3)
+    frame = PlainFrame(noise(480, 640))
+    store = PixelStore(10**8)
+    complete = {}
+    for index in made.frame_indices.tolist():
+        frame.frame_index = index
+        for bucket in buckets.add(index, cut_frame(frame, made.cuts[index], store)):
+            complete[bucket.person_id] = (index, len(bucket.crops), len(bucket.embedded))
+    assert complete == {1: (made.last_frame[1], 5, 3), 2: (made.last_frame[2], 5, 3)}
+    assert complete[1][0] < 50
+    assert buckets.finish() == []
+
+
+def test_frames_that_never_come_leave_a_smaller_bucket() -> None:
+    made = plan([track(1, range(0, 50)), track(2, range(0, 300), (300, 100, 350, 250))], crops_per_person=5)
+    buckets = Buckets(made, crops_embedded=3)
+    done = [b.person_id for index in made.frame_indices.tolist()[6:8] for b in buckets.add(index, [])]
+    assert done + [b.person_id for b in buckets.finish()] == [1, 2]
+
+
+def test_the_store_keeps_equal_pixels_within_its_budget_and_beyond() -> None:
+    store = PixelStore(3 * CROP_BYTES)
+    originals = [noise(256, 128, seed) for seed in range(20)]
+    kept = [store.keep(pixels) for pixels in originals]
+    assert store.spilled == 17
+    for pixels, original in zip(kept, originals, strict=True):
+        np.testing.assert_array_equal(pixels, original)
+        with pytest.raises(ValueError, match="read-only"):
+            pixels[0] = 0
+
+
+def test_what_nobody_holds_makes_room_again() -> None:
+    store = PixelStore(2 * CROP_BYTES)
+    for seed in range(600):
+        kept = [store.keep(noise(256, 128, seed + i)) for i in range(4)]
+        np.testing.assert_array_equal(kept[3], noise(256, 128, seed + 3))
+        del kept
+        gc.collect(0)
+    assert store._chunks == 1
+    assert store._used_bytes == 0

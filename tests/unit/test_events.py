@@ -1,0 +1,91 @@
+"""Events: code, schemas and examples agree; what breaks a schema is refused in one line."""
+
+from __future__ import annotations
+
+import hashlib
+import runpy
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from persons import closed, person, unit_vector
+
+from streamproc.errors import EventError
+from streamproc.events import DuplicateCandidate, PersonEmbedding, Vector, VideoClosed, video_id_of
+
+SCHEMAS = Path(__file__).resolve().parents[2] / "schemas"
+CLASSES = {"person": PersonEmbedding, "video-closed": VideoClosed}
+
+
+def test_the_schema_files_are_what_the_classes_say() -> None:
+    """`python schemas/make.py` writes them."""
+    made = runpy.run_path(str(SCHEMAS / "make.py"))["schemas"]()
+    assert {path.name: path.read_bytes() for path in SCHEMAS.glob("*.json")} == made
+
+
+@pytest.mark.parametrize("path", sorted(SCHEMAS.glob("examples/*/*.json")), ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_every_example_validates_and_is_read_back_equal(path) -> None:
+    content = orjson.loads(path.read_bytes())
+    schema = orjson.loads((SCHEMAS / f"{path.parent.name}.v1.json").read_bytes())
+    jsonschema.Draft202012Validator(schema).validate(content)
+    event = CLASSES.get(content.get("kind"), DuplicateCandidate).from_json(path.read_bytes())
+    assert orjson.loads(event.to_json()) == content
+    assert type(event).make(**dict(event)).event_id == event.event_id
+
+
+def test_every_topic_has_examples() -> None:
+    topics = {path.name.removesuffix(".v1.json") for path in SCHEMAS.glob("*.v1.json")}
+    assert {folder.name for folder in SCHEMAS.glob("examples/*") if any(folder.iterdir())} == topics
+
+
+def test_ids_say_what_an_event_says_and_not_when() -> None:
+    assert person(1, [1, 0]).event_id == person(1, [1, 0]).event_id
+    assert person(1, [1, 0]).event_id != person(1, [0, 1]).event_id
+    assert closed([1]).event_id != closed([1, 2]).event_id
+    assert video_id_of("video.mp4") == hashlib.sha256(b"video.mp4").hexdigest()[:16]
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"schema_version": 2}, "schema_version"),
+        ({"vector": {"data": "AAAA", "dim": 1}}, "expected base64 of whole float32 numbers"),
+        ({"vector": {"data": "AACAPw==", "dim": 2}}, "expected 2 numbers, got 1"),
+        ({"vector": {"data": "AADAfw==", "dim": 1}}, "expected finite numbers"),
+        ({"person_key": "w/1"}, "person_key: expected 'v/1'"),
+        ({"submitted_at": "2026-11-24 12:00"}, "time zone"),
+        ({"gallery_id": ""}, "gallery_id"),
+        ({"first_seen_seconds": None}, "first_seen_seconds"),
+    ],
+)
+def test_an_event_that_breaks_the_schema_is_refused_by_field(change, text) -> None:
+    content = orjson.loads(person(1, [1, 0]).to_json()) | change
+    with pytest.raises(EventError, match=text) as caught:
+        PersonEmbedding.from_json(orjson.dumps(content))
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_fields_are_ignored() -> None:
+    event = person(1, [1, 0])
+    assert PersonEmbedding.from_json(orjson.dumps(orjson.loads(event.to_json()) | {"newer": 1})) == event
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_are_an_event_or_one_line(data) -> None:
+    with pytest.raises(EventError) as caught:
+        PersonEmbedding.from_json(data)
+    assert "\n" not in str(caught.value)
+
+
+@given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=40))
+def test_a_vector_comes_back_bit_for_bit(values) -> None:
+    np.testing.assert_array_equal(Vector.of(np.array(values, np.float32)).numpy(), np.array(values, np.float32))
+
+
+def test_a_person_survives_the_wire() -> None:
+    event = person(3, unit_vector(np.arange(1, 513)), seen_with=[1, 2])
+    assert PersonEmbedding.from_json(event.to_json()) == event

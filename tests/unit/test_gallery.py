@@ -1,0 +1,264 @@
+"""The matcher's core: what any order, any repeat and any later run of the same events must come to."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from persons import closed, person, unit_vector
+
+from streamproc.errors import EventError
+from streamproc.events import DuplicateCandidate, PersonEmbedding, VideoClosed, VideoDone
+from streamproc.gallery import Gallery, apply
+from streamproc.gallery.matcher import MAX_NEIGHBOURS
+
+THRESHOLD = 0.7
+TIME = "2026-11-24T12:00:00Z"
+
+
+def feed(gallery: Gallery, *events: PersonEmbedding | VideoClosed) -> list[DuplicateCandidate | VideoDone]:
+    said = []
+    for event in events:
+        outcome = apply(gallery, event, similarity_threshold=THRESHOLD, occurred_at=TIME)
+        gallery.write(outcome.writes)
+        said += outcome.events
+    return said
+
+
+def standing(gallery: Gallery) -> dict[tuple[str, str], float]:
+    return {(a, b): entry.similarity for a, b, entry in gallery.pairs()}
+
+
+def announced(events: list[DuplicateCandidate | VideoDone]) -> dict[tuple[str, str], float]:
+    """What a subscriber who keeps the last word on each candidate believes."""
+    last: dict[tuple[str, str], DuplicateCandidate] = {}
+    for event in events:
+        if isinstance(event, DuplicateCandidate):
+            last[event.persons[0].person_key, event.persons[1].person_key] = event
+    return {pair: event.similarity for pair, event in last.items() if event.state != "withdrawn"}
+
+
+def test_a_pair_above_the_threshold_is_proposed_once() -> None:
+    gallery = Gallery("g")
+    said = feed(gallery, person(1, [1, 0]), person(2, [0.9, np.sqrt(1 - 0.81)]), person(3, [0, 1]))
+    assert [(e.state, e.persons[0].person_id, e.persons[1].person_id, e.similarity) for e in said] == [
+        ("proposed", 1, 2, 0.9)
+    ]
+
+
+def test_the_threshold_is_strict() -> None:
+    gallery = Gallery("g")
+    assert feed(gallery, person(1, [1, 0, 0, 0]), person(2, [0.7, 0.7, 0.1, 0.1])) == []
+    assert len(feed(gallery, person(3, [0.70001, -np.sqrt(1 - 0.70001**2), 0, 0]))) == 1
+
+
+def test_people_seen_apart_in_the_same_frames_are_never_a_pair() -> None:
+    gallery = Gallery("g")
+    assert feed(gallery, person(1, [1, 0], seen_with=[2]), person(2, [1, 0])) == []
+    assert feed(gallery, person(3, [1, 0], seen_with=[1, 2])) == []
+
+
+def test_a_veto_holds_within_one_video_only() -> None:
+    """Ids of different videos say nothing of each other."""
+    gallery = Gallery("g")
+    assert len(feed(gallery, person(1, [1, 0], seen_with=[2]), person(2, [1, 0], video_id="other"))) == 1
+
+
+def test_vectors_of_different_weights_are_never_compared_but_counted() -> None:
+    gallery = Gallery("g")
+    feed(gallery, person(1, [1, 0]))
+    outcome = apply(gallery, person(2, [1, 0], weights="b" * 64), similarity_threshold=THRESHOLD, occurred_at=TIME)
+    assert outcome.events == ()
+    assert outcome.not_compared == 1
+
+
+def test_vectors_of_different_weights_may_differ_in_length() -> None:
+    gallery = Gallery("g")
+    feed(gallery, person(1, [1, 0]), person(2, [1, 0, 0], weights="b" * 64), person(3, [1, 0, 0], weights="b" * 64))
+    matrix = gallery.matrix(["v/1", "v/2", "v/3"])
+    assert np.isnan(matrix[0, 1:]).all()
+    assert matrix[1, 2] == 1
+
+
+def test_the_stricter_of_two_thresholds_decides() -> None:
+    gallery = Gallery("g")
+    a, b = person(1, [1, 0]), person(2, [0.9, np.sqrt(1 - 0.81)], similarity_threshold=0.95)
+    assert feed(gallery, a, b) == []
+    assert feed(Gallery("g"), b, a) == []
+
+
+@pytest.mark.parametrize(
+    ("event", "text"),
+    [
+        (person(2, [1, 0], gallery_id="other"), "expected an event of gallery 'g'"),
+        (person(2, [1, 0, 0]), "expected 2 numbers"),
+        (person(2, [3, 4], normalise=False), "expected a unit vector, got one of length 5"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(event, text) -> None:
+    gallery = Gallery("g")
+    feed(gallery, person(1, [1, 0]))
+    with pytest.raises(EventError, match=text):
+        feed(gallery, event)
+    assert list(gallery.rows) == ["v/1"]
+
+
+def test_a_full_gallery_refuses_another_person_and_still_takes_known_ones() -> None:
+    gallery = Gallery("g", max_persons=1)
+    feed(gallery, person(1, [1, 0]))
+    with pytest.raises(EventError, match="full with 1 persons"):
+        feed(gallery, person(2, [1, 0]))
+    feed(gallery, person(1, [0, 1], run="r2", minute=1))
+    assert gallery.rows["v/1"].person.run_id == "r2"
+
+
+def test_apply_itself_changes_nothing() -> None:
+    gallery = Gallery("g")
+    feed(gallery, person(1, [1, 0]))
+    apply(gallery, person(2, [1, 0]), similarity_threshold=THRESHOLD, occurred_at=TIME)
+    apply(gallery, closed([]), similarity_threshold=THRESHOLD, occurred_at=TIME)
+    assert list(gallery.rows) == ["v/1"]
+    assert not gallery.videos["v"].closed
+
+
+def test_a_crash_between_publishing_and_writing_gives_the_same_events_again() -> None:
+    gallery = Gallery("g")
+    feed(gallery, person(1, [1, 0]))
+    outcomes = [
+        apply(gallery, person(2, [1, 0]), similarity_threshold=THRESHOLD, occurred_at=TIME).events for _ in range(2)
+    ]
+    assert outcomes[0] == outcomes[1] != ()
+
+
+def test_neighbours_are_capped_at_the_most_similar() -> None:
+    gallery = Gallery("g")
+    angles = np.linspace(0.01, 0.5, MAX_NEIGHBOURS + 10)
+    feed(gallery, *(person(i, [np.cos(a), np.sin(a)], seen_with=list(range(100))) for i, a in enumerate(angles)))
+    said = feed(gallery, person(1000, [1, 0]))
+    assert [e.persons for e in said] != []
+    assert sorted(e.similarity for e in said) == sorted(round(float(np.cos(a)), 6) for a in angles[:MAX_NEIGHBOURS])
+
+
+def test_done_counts_the_candidates_of_the_video_and_repeats_its_answer() -> None:
+    gallery = Gallery("g")
+    said = feed(gallery, person(1, [1, 0]), person(2, [1, 0]), closed([1, 2]))
+    assert isinstance(said[-1], VideoDone)
+    assert said[-1].candidate_count == 1
+    feed(gallery, person(1, [1, 0], video_id="w"))
+    assert feed(gallery, closed([1, 2]))[-1].event_id == said[-1].event_id
+
+
+def test_closing_removes_who_is_not_in_the_run_and_withdraws() -> None:
+    gallery = Gallery("g")
+    feed(gallery, person(1, [1, 0]), person(2, [1, 0]), person(3, [1, 0]), closed([1, 2, 3]))
+    feed(gallery, person(1, [1, 0], run="r2", minute=1), person(2, [1, 0], run="r2", minute=1))
+    said = feed(gallery, closed([1, 2], run="r2", minute=1))
+    withdrawn = [e for e in said if isinstance(e, DuplicateCandidate)]
+    assert {(e.persons[0].person_id, e.persons[1].person_id, e.reason) for e in withdrawn} == {
+        (1, 3, "person-removed"),
+        (2, 3, "person-removed"),
+    }
+    assert standing(gallery) == {("v/1", "v/2"): 1.0}
+    assert said[-1].candidate_count == 1
+
+
+def test_an_older_run_never_overwrites_a_newer_one() -> None:
+    gallery = Gallery("g")
+    feed(gallery, person(1, [1, 0], run="new", minute=5), closed([1], run="new", minute=5))
+    assert feed(gallery, person(2, [1, 0], run="old", minute=1), closed([2], run="old", minute=1)) == []
+    assert list(gallery.rows) == ["v/1"]
+
+
+def test_submitted_at_is_compared_as_time_not_as_text() -> None:
+    gallery = Gallery("g")
+    late = person(1, [1, 0], run="late").model_copy(update={"submitted_at": "2026-11-24T09:30:00Z"})
+    early = person(1, [0, 1], run="early").model_copy(update={"submitted_at": "2026-11-24T10:00:00+02:00"})
+    feed(gallery, late, early)
+    assert gallery.rows["v/1"].person.run_id == "late"
+
+
+def test_time_gap_needs_a_common_clock() -> None:
+    gallery = Gallery("g")
+    said = feed(gallery, person(1, [1, 0], seconds=(0, 5)), person(2, [1, 0], seconds=(12, 20)))
+    assert said[0].time_gap_seconds == 7
+    said = feed(gallery, person(1, [1, 0], video_id="w"))
+    assert {e.time_gap_seconds for e in said} == {None}
+
+
+@st.composite
+def galleries(draw):
+    """Persons of two videos with random vectors (some equal) and random vetoes, and their closing events."""
+    seed, count = draw(st.integers(0, 2**32 - 1)), draw(st.integers(1, 8))
+    rng = np.random.default_rng(seed)
+    events = []
+    for video in ("v", "w"):
+        for i in range(count):
+            vector = unit_vector(rng.normal(size=3).round(1) + [0.05, 0, 0])
+            others = [int(j) for j in range(count) if j != i and rng.random() < 0.2]
+            events.append(person(i, vector, video_id=video, seen_with=others))
+    return events, draw(st.permutations(range(len(events)))), count
+
+
+@given(galleries())
+def test_any_order_of_persons_gives_the_same_candidates(data) -> None:
+    events, order, count = data
+    closing = [closed(list(range(count)), video_id=video) for video in ("v", "w")]
+    one, other = Gallery("g"), Gallery("g")
+    said_one = feed(one, *events, *closing)
+    said_other = feed(other, *(events[i] for i in order), *closing)
+    assert standing(one) == standing(other) == announced(said_one) == announced(said_other)
+    candidates = [{e.event_id for e in said if isinstance(e, DuplicateCandidate)} for said in (said_one, said_other)]
+    assert candidates[0] == candidates[1]
+
+
+@given(galleries(), st.data())
+def test_any_repeat_changes_nothing(data, choose) -> None:
+    events, order, count = data
+    sequence = [*(events[i] for i in order), closed(list(range(count)), video_id="v")]
+    repeated = list(sequence)
+    for _ in range(choose.draw(st.integers(1, 5))):
+        i = choose.draw(st.integers(0, len(sequence) - 1))
+        after = repeated.index(sequence[i])
+        repeated.insert(choose.draw(st.integers(after + 1, len(repeated))), sequence[i])
+    one, other = Gallery("g"), Gallery("g")
+    said_one, said_other = feed(one, *sequence), feed(other, *repeated)
+    assert standing(one) == standing(other)
+    assert one.rows == other.rows
+    assert {e.event_id for e in said_one} == {e.event_id for e in said_other}
+
+
+@given(galleries(), galleries(), st.integers(0, 8), st.integers(0, 40))
+def test_a_later_run_replaces_an_earlier_one_and_leaves_no_ghost(first, second, kept, mix) -> None:
+    """Run 2 of video v, with other vectors and fewer persons, its events mixed with late ones of run 1."""
+    old, _, count = first
+    new = [
+        e.model_copy(update={"run_id": "r2", "submitted_at": "2026-11-24T10:00:00Z"})
+        for e in second[0]
+        if e.video_id == "v" and e.person_id < kept
+    ]
+    ids = [e.person_id for e in new]
+    late = [e for e in old if e.video_id == "v"][: mix % (count + 1)]
+    gallery = Gallery("g")
+    said = feed(gallery, *old, closed(list(range(count))), *new[:1], *late, *new[1:])
+    said += feed(gallery, closed(ids, run="r2", minute=60), *late, closed(list(range(count))))
+    fresh = Gallery("g")
+    feed(fresh, *(e for e in old if e.video_id == "w"), *new, closed(ids, run="r2", minute=60))
+    assert standing(gallery) == standing(fresh)
+    assert announced(said) == standing(gallery)
+    assert set(gallery.rows) == set(fresh.rows)
+
+
+@given(galleries())
+def test_the_arrays_agree_with_the_rows_after_any_removal(data) -> None:
+    events, order, count = data
+    gallery = Gallery("g")
+    feed(gallery, *(events[i] for i in order), closed(list(range(0, count, 2))))
+    keys = sorted(gallery.rows)
+    expected = np.array(
+        [[gallery.rows[a].person.vector.numpy() @ gallery.rows[b].person.vector.numpy() for b in keys] for a in keys]
+    )
+    np.testing.assert_allclose(gallery.matrix(keys), expected.reshape(len(keys), len(keys)), atol=1e-6)
+    for key in keys:
+        near, _ = gallery.more_similar(gallery.rows[key].person.vector.numpy(), "a" * 64, 0.999)
+        assert key in near
