@@ -1,0 +1,7 @@
+"""Opening a video safely, knowing its frames, and decoding only those that are wanted."""
+
+from streamproc.video.pixels import Frame
+from streamproc.video.source import Limits
+from streamproc.video.video import Video, open_video
+
+__all__ = ["Frame", "Limits", "Video", "open_video"]

@@ -1,0 +1,167 @@
+"""From decoded planes to upright RGB: the display matrix, and crops that convert only what they need."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import av
+import numpy as np
+from av.video.reformatter import VideoReformatter
+
+if TYPE_CHECKING:
+    from streamproc.types import Uint8Array
+
+    Box = tuple[int, int, int, int]
+
+# Formats for which converting a part was tested to give the pixels of converting the whole: chroma subsampling
+# (x, y). swscale converts 4:2:0 and 4:2:2 without interpolation where the height is even, and 4:4:4 always.
+_SUBSAMPLING = {
+    "yuv420p": (2, 2),
+    "yuvj420p": (2, 2),
+    "yuv422p": (2, 1),
+    "yuvj422p": (2, 1),
+    "yuv444p": (1, 1),
+    "yuvj444p": (1, 1),
+    "gray": (1, 1),
+}
+# SIMD loops treat the last pixels of a row apart: a part that starts and ends on this grid, or ends where the picture
+# ends, has the same last pixels. It also keeps the number of different sizes (each has its own context) small.
+_GRID_PX = 32
+_MAX_CONTEXTS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Orientation:
+    """How stored pixels become upright ones: transposed first, then mirrored (ISO/IEC 14496-12, 6.2.2)."""
+
+    transpose: bool = False
+    flip_x: bool = False
+    flip_y: bool = False
+
+    @classmethod
+    def of(cls, picture: av.VideoFrame) -> Orientation:
+        """Read a picture's display matrix; turns that are no multiple of 90 degrees go to the nearest."""
+        side_data: Any = picture.side_data  # its stub knows but one of its keys
+        try:
+            matrix = np.frombuffer(side_data["DISPLAYMATRIX"], np.int32)
+        except KeyError:
+            return cls()
+        a, b, c, d = (int(value) for value in matrix[[0, 1, 3, 4]])
+        if abs(a) + abs(d) >= abs(b) + abs(c):
+            return cls(flip_x=a < 0, flip_y=d < 0)
+        return cls(transpose=True, flip_x=c < 0, flip_y=b < 0)
+
+    def upright_size(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) as shown, of a picture that is stored as (width, height)."""
+        return (height, width) if self.transpose else (width, height)
+
+    def stored_box(self, box: Box, width: int, height: int) -> Box:
+        """Where a box of the upright picture (width, height) lies in the stored one."""
+        x0, y0, x1, y1 = box
+        if self.flip_x:
+            x0, x1 = width - x1, width - x0
+        if self.flip_y:
+            y0, y1 = height - y1, height - y0
+        return (y0, x0, y1, x1) if self.transpose else (x0, y0, x1, y1)
+
+    def turn(self, stored: Uint8Array) -> Uint8Array:
+        """Stored pixels (h, w, 3) as upright ones, in memory of their own."""
+        upright = stored.transpose(1, 0, 2) if self.transpose else stored
+        if self.flip_x:
+            upright = upright[:, ::-1]
+        if self.flip_y:
+            upright = upright[::-1]
+        return np.array(upright, order="C")
+
+
+@dataclass(slots=True, eq=False)
+class Converter:
+    """swscale's contexts, one a size. Not thread-safe: all frames of a video are converted in one thread."""
+
+    orientation: Orientation = field(default_factory=Orientation)
+    _contexts: OrderedDict[tuple[int, int, str], VideoReformatter] = field(default_factory=OrderedDict)
+
+    def rgb(self, picture: av.VideoFrame) -> Uint8Array:
+        """Stored pixels (h, w, 3) of a whole picture, RGB."""
+        key = (picture.width, picture.height, picture.format.name)
+        context = self._contexts.pop(key, None) or VideoReformatter()
+        self._contexts[key] = context
+        if len(self._contexts) > _MAX_CONTEXTS:
+            self._contexts.popitem(last=False)
+        rgb: Uint8Array = context.reformat(picture, format="rgb24", threads=1).to_ndarray()  # type: ignore[assignment]
+        return rgb
+
+    def rgb_part(self, picture: av.VideoFrame, box: Box) -> Uint8Array | None:
+        """Stored pixels (h, w, 3) of a box, or None where only the whole picture would give the same ones."""
+        subsampling = _SUBSAMPLING.get(picture.format.name)
+        odd = picture.height % 2 and subsampling != (1, 1)
+        # An interlaced picture's chroma lines belong to fields; a bottom-up one has negative strides.
+        if subsampling is None or odd or picture.interlaced_frame or min(p.line_size for p in picture.planes) <= 0:
+            return None
+        x0, y0 = (value // _GRID_PX * _GRID_PX for value in box[:2])
+        x1 = min(picture.width, -(-box[2] // _GRID_PX) * _GRID_PX)
+        y1 = min(picture.height, -(-box[3] // _GRID_PX) * _GRID_PX)
+        part = _cut(picture, (x0, y0, x1, y1), subsampling)
+        return self.rgb(part)[box[1] - y0 : box[3] - y0, box[0] - x0 : box[2] - x0]
+
+
+def _cut(picture: av.VideoFrame, box: Box, subsampling: tuple[int, int]) -> av.VideoFrame:
+    """A picture of its own with these pixels; the box lies on the grid, so chroma samples stay whole."""
+    x0, y0, x1, y1 = box
+    part = av.VideoFrame(x1 - x0, y1 - y0, picture.format.name)
+    part.colorspace, part.color_range = picture.colorspace, picture.color_range
+    for plane, (source, target) in enumerate(zip(picture.planes, part.planes, strict=True)):
+        step_x, step_y = subsampling if plane else (1, 1)
+        rows = np.frombuffer(memoryview(source), np.uint8).reshape(-1, source.line_size)
+        into = np.frombuffer(memoryview(target), np.uint8).reshape(-1, target.line_size)
+        into[: target.height, : target.width] = rows[
+            y0 // step_y : y0 // step_y + target.height, x0 // step_x : x0 // step_x + target.width
+        ]
+    return part
+
+
+class Frame:
+    """One decoded picture. Made by `Video.frames`, used by the crop stage.
+
+    All frames of one video are converted in one thread, which need not be the one that decodes. Sizes and boxes are
+    of the upright picture.
+    """
+
+    __slots__ = ("_converter", "_picture", "_whole", "frame_index", "height", "pts_seconds", "width")
+
+    def __init__(self, frame_index: int, pts_seconds: float, picture: av.VideoFrame, converter: Converter) -> None:
+        self.frame_index = frame_index
+        self.pts_seconds = pts_seconds
+        self.width, self.height = converter.orientation.upright_size(picture.width, picture.height)
+        self._picture = picture
+        self._converter = converter
+        self._whole: Uint8Array | None = None
+
+    def __repr__(self) -> str:
+        return f"Frame({self.frame_index}, {self.width}x{self.height}, {self.pts_seconds:.3f} s)"
+
+    def crop_rgb(self, box: Box) -> Uint8Array:
+        """The pixels (h, w, 3) RGB of an integer half-open box; exactly those of `rgb()` there.
+
+        Raises:
+            ValueError: The box is empty or leaves the picture.
+        """
+        x0, y0, x1, y1 = box
+        if not (0 <= x0 < x1 <= self.width and 0 <= y0 < y1 <= self.height):
+            raise ValueError(f"box {box} is empty or leaves the picture of {self.width}x{self.height}")
+        orientation = self._converter.orientation
+        stored = orientation.stored_box(box, self.width, self.height)
+        if self._whole is None:
+            part = self._converter.rgb_part(self._picture, stored)
+            if part is not None:
+                return orientation.turn(part)
+            self._whole = self._converter.rgb(self._picture)
+        return orientation.turn(self._whole[stored[1] : stored[3], stored[0] : stored[2]])
+
+    def rgb(self) -> Uint8Array:
+        """The whole upright picture (height, width, 3) RGB."""
+        if self._whole is None:
+            self._whole = self._converter.rgb(self._picture)
+        return self._converter.orientation.turn(self._whole)

@@ -1,0 +1,133 @@
+"""Crops that are converted from a part of the planes have the pixels of converting the whole picture."""
+
+from __future__ import annotations
+
+import av
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streamproc.video.pixels import _SUBSAMPLING, Converter, Frame, Orientation
+
+WHOLE_ONLY = ["yuv420p10le", "nv12", "yuv410p", "rgb24", "gbrp", "yuva420p"]
+SIZES = [(640, 360), (642, 482), (641, 480), (640, 481), (97, 75), (34, 2), (1, 1), (33, 40), (1280, 722)]
+ORIENTATIONS = [Orientation(t, x, y) for t in (False, True) for x in (False, True) for y in (False, True)]
+
+
+def noise(width, height, pixel_format, seed=0, **colour):
+    """A picture of noise: the worst case for anything that mixes neighbours."""
+    rng = np.random.default_rng(seed)
+    picture = av.VideoFrame(width, height, pixel_format)
+    for plane in picture.planes:
+        octets = np.frombuffer(plane, np.uint8)
+        octets[:] = rng.integers(0, 256, octets.size, dtype=np.uint8)
+        if pixel_format.endswith("10le"):
+            octets[1::2] &= 3
+    for name, value in colour.items():
+        setattr(picture, name, value)
+    return picture
+
+
+def boxes(width, height, count=40):
+    """Random boxes, and those at the corners and edges."""
+    rng = np.random.default_rng(1)
+    yield (0, 0, width, height)
+    yield (width - 1, height - 1, width, height)
+    yield (max(0, width - 40), 0, width, min(3, height))
+    for _ in range(count):
+        x0, y0 = int(rng.integers(0, width)), int(rng.integers(0, height))
+        yield x0, y0, int(rng.integers(x0 + 1, width + 1)), int(rng.integers(y0 + 1, height + 1))
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+@pytest.mark.parametrize("pixel_format", [*_SUBSAMPLING, *WHOLE_ONLY])
+def test_crop_equals_crop_of_whole_picture(pixel_format, size):
+    width, height = size
+    picture = noise(width, height, pixel_format)
+    whole = picture.to_ndarray(format="rgb24")
+    converter = Converter()
+    for x0, y0, x1, y1 in boxes(width, height):
+        crop = Frame(0, 0.0, picture, converter).crop_rgb((x0, y0, x1, y1))
+        assert crop.flags.c_contiguous
+        assert (crop == whole[y0:y1, x0:x1]).all()
+
+
+@pytest.mark.parametrize("color_range", [0, 1, 2])
+@pytest.mark.parametrize("colorspace", [1, 2, 5, 7, 9])
+@pytest.mark.parametrize("pixel_format", ["yuv420p", "yuv422p", "yuv444p"])
+def test_colour_range_and_matrix_are_kept(pixel_format, colorspace, color_range):
+    picture = noise(320, 240, pixel_format, colorspace=colorspace, color_range=color_range)
+    whole = picture.to_ndarray(format="rgb24")
+    converter = Converter()
+    for x0, y0, x1, y1 in boxes(320, 240, 10):
+        assert (Frame(0, 0.0, picture, converter).crop_rgb((x0, y0, x1, y1)) == whole[y0:y1, x0:x1]).all()
+
+
+def test_one_converter_serves_pictures_of_other_colours():
+    """A context that was used for one matrix and range does not keep them."""
+    converter = Converter()
+    for colorspace, color_range in [(1, 1), (5, 1), (1, 2), (5, 2), (1, 1)]:
+        picture = noise(64, 64, "yuv420p", colorspace=colorspace, color_range=color_range)
+        whole = picture.to_ndarray(format="rgb24")
+        assert (Frame(0, 0.0, picture, converter).crop_rgb((3, 3, 60, 60)) == whole[3:60, 3:60]).all()
+
+
+@pytest.mark.parametrize("pixel_format", WHOLE_ONLY)
+def test_other_formats_are_converted_whole_and_once(pixel_format, monkeypatch):
+    calls = []
+    original = Converter.rgb
+    monkeypatch.setattr(Converter, "rgb", lambda self, picture: calls.append(1) or original(self, picture))
+    frame = Frame(0, 0.0, noise(64, 48, pixel_format), Converter())
+    frame.crop_rgb((1, 1, 9, 9))
+    frame.crop_rgb((20, 20, 40, 40))
+    assert len(calls) == 1
+
+
+def test_part_is_small():
+    """A crop does not convert the whole picture."""
+    converter = Converter()
+    Frame(0, 0.0, noise(1280, 720, "yuv420p"), converter).crop_rgb((100, 100, 150, 220))
+    assert list(converter._contexts) == [(64, 128, "yuv420p")]
+
+
+def test_contexts_are_bounded():
+    converter = Converter()
+    picture = noise(640, 640, "yuv444p")
+    for columns in range(1, 21):
+        for rows in range(1, 6):
+            Frame(0, 0.0, picture, converter).crop_rgb((0, 0, 32 * columns, 32 * rows))
+    assert len(converter._contexts) == 64
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS, ids=str)
+@pytest.mark.parametrize("pixel_format", ["yuv420p", "yuv420p10le"])
+def test_boxes_and_pixels_are_upright(pixel_format, orientation):
+    picture = noise(98, 76, pixel_format)
+    whole = orientation.turn(picture.to_ndarray(format="rgb24"))
+    converter = Converter(orientation)
+    frame = Frame(0, 0.0, picture, converter)
+    assert whole.shape == (frame.height, frame.width, 3)
+    assert (frame.rgb() == whole).all()
+    for x0, y0, x1, y1 in boxes(frame.width, frame.height, 20):
+        crop = Frame(0, 0.0, picture, converter).crop_rgb((x0, y0, x1, y1))
+        assert (crop == whole[y0:y1, x0:x1]).all()
+
+
+@given(st.sampled_from(ORIENTATIONS), st.integers(1, 30), st.integers(1, 30), st.data())
+def test_stored_box_is_what_turning_shows(orientation, width, height, data):
+    """Turning the stored box gives the upright box, whatever the orientation."""
+    stored = np.arange(width * height * 3).reshape(height, width, 3)
+    upright = orientation.turn(stored)
+    upright_height, upright_width = upright.shape[:2]
+    x0, y0 = data.draw(st.integers(0, upright_width - 1)), data.draw(st.integers(0, upright_height - 1))
+    x1, y1 = data.draw(st.integers(x0 + 1, upright_width)), data.draw(st.integers(y0 + 1, upright_height))
+    a, b, c, d = orientation.stored_box((x0, y0, x1, y1), upright_width, upright_height)
+    assert (orientation.turn(stored[b:d, a:c]) == upright[y0:y1, x0:x1]).all()
+
+
+@pytest.mark.parametrize("box", [(-1, 0, 4, 4), (0, 0, 65, 4), (5, 5, 5, 9), (0, 9, 4, 3), (0, 40, 4, 49)])
+def test_box_outside_is_refused(box):
+    frame = Frame(0, 0.0, noise(64, 48, "yuv420p"), Converter())
+    with pytest.raises(ValueError, match="leaves the picture of 64x48"):
+        frame.crop_rgb(box)
