@@ -1,0 +1,5 @@
+"""Animates the crops of one person as WebP; the only owner of Pillow."""
+
+from streamproc.animation.webp import encode_webp
+
+__all__ = ["encode_webp"]

@@ -1,0 +1,252 @@
+"""The page, opened from disk in headless Chromium as a reader would."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import gallery_samples as samples
+import numpy as np
+import pytest
+
+from streamproc.animation import encode_webp
+from streamproc.outputs import OutputDirectory
+
+pytestmark = pytest.mark.browser
+
+CHROMIUM = Path("/usr/bin/chromium")
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+LOOKS = [0, 1, 2, 0, 3, 4, 1, 5, 6, 0, 2, 3, 5, 1]
+HOSTILE = "<img src=x onerror=document.title=1>"
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """One browser for all tests here (Playwright holds an event loop while it is open, so not for longer)."""
+    if not CHROMIUM.exists():
+        reason = f"needs {CHROMIUM} (apt-get install chromium)"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(chromium):
+    """Open a gallery's page; at the end there must have been no trouble and no request but to files."""
+    contexts, troubles = [], []
+
+    def opened(folder, *, width=1280, scheme="light", motion="no-preference"):
+        context = chromium.new_context(
+            viewport={"width": width, "height": 900}, color_scheme=scheme, reduced_motion=motion
+        )
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: troubles.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: troubles.append(str(error)))
+        page.on("requestfailed", lambda request: troubles.append(f"failed: {request.url[:200]}"))
+        page.on(
+            "request",
+            lambda request: (
+                None if request.url.startswith(("file:", "data:")) else troubles.append(f"asked for {request.url}")
+            ),
+        )
+        page.goto((folder / "webp_viewer" / "person_selection.html").as_uri())
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert troubles == []
+
+
+@pytest.fixture(scope="session")
+def usual(tmp_path_factory):
+    """A gallery of 14 persons with candidates and vetoed pairs; its folder and report."""
+    folder = tmp_path_factory.mktemp("usual")
+    return folder, samples.write_gallery(folder, LOOKS)
+
+
+@pytest.fixture(scope="session")
+def hostile(tmp_path_factory):
+    """A gallery whose every text is an attack or far too long."""
+    folder = tmp_path_factory.mktemp("hostile")
+    ids = [f"{HOSTILE}/7", f"gate-{'2' * 60}/12", "a&b</script><script>/7"]
+    report = samples.write_gallery(
+        folder, [0, 1, 0], ids=ids, video_name=f"{HOSTILE}.mp4", title="</title>$data<!--.mp4", notices=(HOSTILE,)
+    )
+    return folder, report
+
+
+def write(folder, report, *animated):
+    with OutputDirectory(folder) as out:
+        for person_id in animated:
+            out.write_webp(person_id, encode_webp(samples.walk(person_id, 3)))
+        out.write_report(report)
+        out.commit()
+
+
+def scroll_through(page):
+    """Scroll to the end in steps, so that what is loaded lazily is loaded."""
+    page.evaluate("""async () => {
+        for (let y = 0; y < document.body.scrollHeight; y += 400) {
+            scrollTo({ top: y, behavior: "instant" });
+            await new Promise(requestAnimationFrame);
+            await new Promise(requestAnimationFrame);
+        }
+    }""")
+
+
+def heatmap(page):
+    page.wait_for_function("document.getElementById('heatmap').data !== undefined")
+    return page.evaluate("document.getElementById('heatmap').data[0].z")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("gallery", ["usual", "hostile"])
+def test_nothing_overflows_and_every_image_loads(gallery, width, scheme, open_page, request):
+    folder, _ = request.getfixturevalue(gallery)
+    page = open_page(folder, width=width, scheme=scheme)
+    heatmap(page)
+    page.evaluate("document.getElementById('vetoed').open = true")
+    scroll_through(page)
+    page.wait_for_function("[...document.images].every((image) => image.naturalWidth > 0)")
+    assert page.evaluate("document.scrollingElement.scrollWidth") <= width
+    too_wide = (
+        "[...document.querySelectorAll('main *')].filter((e) => e.getBoundingClientRect().right > innerWidth + 1)"
+    )
+    assert page.evaluate(f"{too_wide}.map((e) => e.outerHTML.slice(0, 90))") == []
+
+
+def test_the_heatmap_holds_the_matrix(usual, open_page):
+    folder, report = usual
+    rows = heatmap(open_page(folder))
+    assert (len(rows), {len(row) for row in rows}) == (len(LOOKS), {len(LOOKS)})
+    np.testing.assert_allclose(rows, report.similarity, atol=5.1e-5)
+
+
+def test_candidates_come_first_and_the_most_similar_of_them_first(usual, open_page):
+    folder, report = usual
+    page = open_page(folder)
+    values = [float(text) for text in page.locator("#candidates .value b").all_inner_texts()]
+    assert len(values) == len(report.candidates)
+    assert values == sorted(values, reverse=True)
+    assert page.locator("h2").first.inner_text() == "Possible duplicates"
+
+
+def test_a_click_on_a_cell_shows_the_pair(usual, open_page):
+    page = open_page(usual[0])
+    heatmap(page)
+    page.locator("#heatmap").scroll_into_view_if_needed()
+    plot = page.locator("#heatmap .nsewdrag").first.bounding_box()
+    cell = plot["width"] / len(LOOKS), plot["height"] / len(LOOKS)
+    page.mouse.click(plot["x"] + 9.5 * cell[0], plot["y"] + 4.5 * cell[1])
+    page.wait_for_function("document.querySelector('#compare-result h3').textContent === '5 and 10'")
+
+
+def test_two_persons_are_compared_without_a_mouse(usual, open_page):
+    page = open_page(usual[0])
+    page.locator("#compare-a").select_option(label="5")
+    page.locator("#compare-b").select_option(label="12")
+    assert page.locator("#compare-result h3").inner_text() == "5 and 12"
+    assert "Ruled out" in page.locator("#compare-result .why").inner_text()
+
+
+def test_vetoed_pairs_are_folded_away_and_say_why(usual, open_page):
+    folder, report = usual
+    page = open_page(folder)
+    assert not page.locator("#vetoed-list").is_visible()
+    page.locator("#vetoed summary").press("Enter")
+    page.locator("#vetoed-list li").first.wait_for()
+    assert page.locator("#vetoed-list li").count() == len(report.vetoed_pairs)
+    page.locator("#vetoed-list button").first.click()
+    assert "Ruled out: seen apart in" in page.locator("#compare-result .why").inner_text()
+
+
+def test_hostile_texts_stay_texts(hostile, open_page):
+    page = open_page(hostile[0])
+    heatmap(page)
+    assert page.title() == "</title>$data<!--.mp4 · streamproc"
+    assert page.locator("h1").inner_text() == "</title>$data<!--.mp4"
+    assert page.locator("#notices").inner_text() == HOSTILE
+    assert page.locator("img[src=x], main script").count() == 0
+
+
+def test_videos_of_one_name_are_told_apart_by_their_ids(tmp_path, open_page):
+    """Two cameras write clip.mp4: when each person was seen is no reason for or against a pair of both."""
+    people = [samples.entry(person_id, 0, video_name="clip.mp4") for person_id in ("gate/1", "hall/1")]
+    write(tmp_path, samples.report_of(people, looks=[0, 0], title="clip.mp4"))
+    card = open_page(tmp_path).locator("#candidates .pair")
+    assert "Seen in different videos" in card.locator(".why").inner_text()
+    assert card.locator(".timeline").count() == 0
+    assert card.locator(".id").all_inner_texts() == ["gate/1", "hall/1"]
+
+
+def test_persons_are_found_and_sorted(usual, open_page):
+    page = open_page(usual[0])
+    page.locator("#persons-sort").select_option("frames")
+    frames = [int(text.split()[0]) for text in page.locator("#persons-grid figcaption [title]").all_text_contents()]
+    assert frames == sorted(frames, reverse=True)
+    page.locator("#persons-find").fill("13")
+    assert page.locator("#persons-grid .card").count() == 1
+    assert page.locator("#persons-count").inner_text() == "1 of 14 persons"
+
+
+def test_animations_stand_still_for_who_wants_less_motion(usual, open_page):
+    page = open_page(usual[0], motion="reduce")
+    page.wait_for_selector("#candidates canvas")
+    button = page.locator("#motion")
+    assert button.inner_text() == "Play"
+    button.click()
+    assert page.locator("#candidates canvas").count() == 0
+    assert button.get_attribute("aria-label") == "Pause the animations"
+
+
+@pytest.mark.parametrize(
+    ("entries", "looks", "notices", "texts"),
+    [
+        ([], [], (), ["No persons", "Nothing was compared", "No heatmap"]),
+        ([1], [0], (), ["It takes two persons to compare.", "No animation: no room on the disk"]),
+        ([1, 2], [0, 4], (), ["No possible duplicates"]),
+        ([1, 2], None, ("similarity was skipped: no weights",), ["similarity was skipped: no weights", "No heatmap"]),
+    ],
+    ids=["no-persons", "one-person", "no-candidates", "no-similarity"],
+)
+def test_what_is_missing_is_said(entries, looks, notices, texts, tmp_path, open_page):
+    people = [samples.entry(i, place, webp_error="no room on the disk") for place, i in enumerate(entries)]
+    write(tmp_path, samples.report_of(people, looks=looks, notices=notices))
+    page = open_page(tmp_path, width=390)
+    shown = page.locator("body").inner_text()
+    assert [text for text in texts if text not in shown] == []
+    assert page.evaluate("document.scrollingElement.scrollWidth") <= 390
+    assert (tmp_path / "webp_viewer/assets/plotly.min.js").exists() == (looks is not None and len(looks) > 1)
+
+
+@pytest.mark.slow
+def test_six_hundred_persons_stay_usable(tmp_path, open_page):
+    people = [samples.entry(i, i, webp="webp/person_0.webp") for i in range(600)]
+    report = samples.report_of(people, looks=[i // 3 for i in range(600)])
+    write(tmp_path, report, 0)
+    page = open_page(tmp_path)
+    assert len(heatmap(page)) == 600
+    assert page.locator("#candidates .pair").count() == 12
+    page.locator("#candidates-more button").click()
+    assert page.locator("#candidates .pair").count() == 24
+    page.locator("#vetoed summary").click()
+    page.locator("#vetoed-list li").first.wait_for()
+    assert page.locator("#vetoed-list li").count() == min(1001, len(report.vetoed_pairs))
+    assert (tmp_path / "webp_viewer/person_selection.html").stat().st_size < 2_000_000

@@ -1,0 +1,240 @@
+"""The output directory: nothing half, nothing stale, nothing of others."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from streamproc.errors import MachineError, UsageError
+from streamproc.outputs import GalleryReport, OutputDirectory, PersonEntry
+
+SIMILARITY_FILES = {"similarity_matrix.json", "similarity_matrix.npy", "embeddings.json", "embeddings.npy"}
+
+
+def report(*ids, similarity=True, **changes):
+    values = {
+        "gallery_id": "clip",
+        "title": "clip.mp4",
+        "timestamp": datetime(2026, 11, 24, tzinfo=UTC),
+        "similarity_threshold": 0.7,
+        "persons": tuple(PersonEntry(i, "clip.mp4", 9, 0, 8, 0.0, 0.8, 5, 0.5) for i in ids),
+    }
+    if similarity:
+        values |= {"embedded_ids": ids, "embeddings": np.eye(len(ids), 4, dtype=np.float32)}
+        values |= {"similarity": np.eye(len(ids), dtype=np.float32)}
+    return GalleryReport(**(values | changes))
+
+
+def write(folder, *ids, **changes):
+    with OutputDirectory(folder) as out:
+        for person_id in ids:
+            out.write_webp(person_id, b"webp of %d" % person_id)
+        out.write_report(report(*ids, **changes))
+        out.commit()
+
+
+def files(folder):
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def contents(folder):
+    return {name: (folder / name).read_bytes() for name in files(folder)}
+
+
+def test_nothing_shows_before_commit_and_everything_after(tmp_path):
+    out = OutputDirectory(tmp_path)
+    assert out.write_webp(7, b"data") == "webp/person_7.webp"
+    out.write_report(report(7, 8))
+    assert {name for name in files(tmp_path) if not name.startswith(".streamproc-staging-")} == set()
+    out.commit()
+    assert (tmp_path / "webp_viewer" / "webp" / "person_7.webp").read_bytes() == b"data"
+    assert SIMILARITY_FILES | {"run.json", "webp_viewer/person_selection.html"} < files(tmp_path)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_abort_leaves_nothing(tmp_path):
+    with OutputDirectory(tmp_path / "new") as out:
+        out.write_webp(1, b"data")
+    assert not (tmp_path / "new").exists()
+
+
+def test_abort_leaves_an_earlier_run_as_it_was(tmp_path):
+    write(tmp_path, 1, 2)
+    before = contents(tmp_path)
+    with OutputDirectory(tmp_path) as out:
+        out.write_webp(1, b"other")
+        out.write_report(report(1))
+    assert contents(tmp_path) == before
+
+
+def test_commit_removes_what_an_earlier_run_left_and_nothing_else(tmp_path):
+    write(tmp_path, 1, 2, -3)
+    others = [
+        "notes.txt",
+        "webp_viewer/webp/person_x.webp",
+        "webp_viewer/webp/holiday.webp",
+        "webp_viewer/assets/my.css",
+    ]
+    for name in others:
+        (tmp_path / name).write_text("mine")
+    write(tmp_path, 2, similarity=False)
+    left = files(tmp_path)
+    assert {name for name in left if "/webp/" in name} == {"webp_viewer/webp/person_2.webp", *others[1:3]}
+    assert not left & (SIMILARITY_FILES | {"webp_viewer/assets/plotly.min.js"})
+    assert left > set(others)
+
+
+def test_commit_without_a_report_is_refused_and_removes_nothing(tmp_path):
+    write(tmp_path, 1)
+    before = files(tmp_path)
+    with OutputDirectory(tmp_path) as out, pytest.raises(RuntimeError, match="write_report"):
+        out.commit()
+    assert files(tmp_path) == before
+
+
+def test_nothing_is_written_after_commit(tmp_path):
+    write(tmp_path, 1)
+    out = OutputDirectory(tmp_path)
+    out.abort()
+    out.abort()
+    with pytest.raises(RuntimeError, match="after commit or abort"):
+        out.write_webp(1, b"")
+
+
+KILLED = """
+import os, sys, time
+sys.path.insert(0, sys.argv[2])
+from pathlib import Path
+from test_outputs_directory import report
+from streamproc.outputs import OutputDirectory
+replace, calls = Path.replace, []
+def slow_replace(self, target):
+    calls.append(target)
+    if len(calls) == int(sys.argv[3]):
+        print("now", flush=True)
+        time.sleep(60)
+    return replace(self, target)
+Path.replace = slow_replace
+out = OutputDirectory(sys.argv[1])
+for i in range(5):
+    out.write_webp(i, b"new" * 50_000)
+    if i == 3 and sys.argv[3] == "0":
+        os.write(1, b"now\\n")
+        time.sleep(60)
+out.write_report(report(0, 1, 2, 3, 4))
+out.commit()
+"""
+
+
+@pytest.mark.parametrize("moves", [0, 1, 4, 12], ids=lambda moves: f"before-move-{moves}" if moves else "while-staging")
+def test_a_kill_at_any_moment_leaves_no_half_file(moves, tmp_path):
+    """Files under final names are whole, old or new; the next run removes what the dead one staged."""
+    folder = tmp_path / "out"
+    write(folder, 0, 1, 2, 3, 4, 5)
+    old = contents(folder)
+    with OutputDirectory(tmp_path / "new") as out:
+        for i in range(5):
+            out.write_webp(i, b"new" * 50_000)
+        out.write_report(report(0, 1, 2, 3, 4))
+        out.commit()
+    new = contents(tmp_path / "new")
+    program = [sys.executable, "-c", KILLED, str(folder), str(Path(__file__).parent), str(moves)]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "now\n"
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert list(folder.glob(".streamproc-staging-*"))
+    for name in files(folder):
+        if not name.startswith("."):
+            assert (folder / name).read_bytes() in (old[name], new.get(name)), name
+    assert (folder / "run.json").exists() == (moves == 0), "run.json is missing where a commit was cut off"
+    write(folder, 1)
+    assert not list(folder.glob(".*"))
+    assert {name for name in files(folder) if "/webp/" in name} == {"webp_viewer/webp/person_1.webp"}
+
+
+def test_two_runs_do_not_mix(tmp_path):
+    with OutputDirectory(tmp_path), pytest.raises(UsageError, match="another run is writing"):
+        OutputDirectory(tmp_path)
+    OutputDirectory(tmp_path).abort()
+
+
+def test_a_gallery_and_its_videos_are_written_side_by_side(tmp_path):
+    with OutputDirectory(tmp_path) as gallery, OutputDirectory(tmp_path / "a") as video:
+        for out in (video, gallery):
+            out.write_report(report(1))
+            out.commit()
+    assert {"run.json", "a/run.json"} < files(tmp_path)
+
+
+@pytest.mark.parametrize("path", ["file", "file/below"])
+def test_a_file_in_the_way_is_an_error_of_use(path, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UsageError, match="expected a directory"):
+        OutputDirectory(tmp_path / path)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_directory_that_cannot_be_made_is_a_fault_of_the_machine():
+    with pytest.raises(MachineError, match="cannot be written"):
+        OutputDirectory("/proc/streamproc-cannot-be-here")
+
+
+def test_a_directory_in_the_place_of_a_file_is_reported(tmp_path):
+    (tmp_path / "embeddings.npy").mkdir()
+    with pytest.raises(MachineError, match=r"embeddings\.npy"):
+        write(tmp_path, 1)
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """Every file takes three bytes, then the disk is full."""
+
+    def write_bytes(path, _data):
+        with open(path, "wb") as file:  # noqa: PTH123 - Path.write_bytes is what is replaced
+            file.write(b"hal")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+
+
+def test_a_full_disk_is_left_to_who_writes_an_animation(tmp_path, full_disk, monkeypatch):
+    """The caller counts the animation as not written; it is not moved into place half, and the run goes on."""
+    out = OutputDirectory(tmp_path)
+    with pytest.raises(OSError, match="No space left") as caught:
+        out.write_webp(1, b"half a file")
+    assert caught.value.errno == errno.ENOSPC
+    monkeypatch.undo()
+    out.write_report(report(1))
+    out.commit()
+    assert not (tmp_path / "webp_viewer/webp/person_1.webp").exists()
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_a_full_disk_at_the_report_is_a_fault_of_the_machine(tmp_path):
+    with OutputDirectory(tmp_path) as out, pytest.raises(MachineError, match=r"No space left.*make room"):
+        out.write_report(report(1))
+    assert files(tmp_path) == set()
+
+
+def test_plotly_itself_is_not_imported(tmp_path):
+    """Importing it takes longer than writing the page."""
+    program = f"""
+        import sys
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from test_outputs_directory import write
+        write({str(tmp_path)!r}, 1, 2)
+        assert "plotly" not in sys.modules, "plotly was imported"
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True)
+    assert (tmp_path / "webp_viewer/assets/plotly.min.js").stat().st_size > 1_000_000
