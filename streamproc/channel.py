@@ -1,9 +1,9 @@
 """A bounded hand-over between two asyncio stages, closable, read one by one or in batches.
 
-`asyncio.Queue` can be neither closed (before Python 3.13) nor read in batches with a time limit; this is the least that
-adds both. Contract: any number of tasks may `put`; exactly one task reads. `close` does not wait; what was put before it
-is still delivered. After `close`, `put` raises `ChannelClosed`, so a producer learns that its reader has gone. A
-cancelled `put` has not put; a cancelled read has taken nothing. One event loop only, not thread-safe.
+`asyncio.Queue` can be neither closed (before Python 3.13) nor read in batches with a time limit; this adds both.
+Contract: any number of tasks may `put`; exactly one task reads. `close` does not wait; what was put before it is still
+delivered. After `close`, `put` raises `ChannelClosed`, so a producer learns that its reader has gone. A cancelled `put`
+has not put; a cancelled read has taken nothing. One event loop only, not thread-safe.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """The values on the wire: one class a kind of event, each knowing its topic and its JSON.
 
 Replay feeds the very same events to the matcher's core and writes the ones that come out to a file. The JSON Schemas in
-`schemas/` are made from these classes (`python -m streamproc.events schemas/` writes them; a test compares).
-Unknown fields are ignored on input, so that a newer producer can add some. Ids are hashes of what an event says: the same
-again has the same id.
+`schemas/` are made from these classes (`python schemas/make.py`; a test compares). Unknown fields are ignored on input,
+so that a newer producer can add some. Ids are hashes of what an event says: the same again has the same id.
 """
 
 from __future__ import annotations
@@ -12,8 +11,7 @@ import base64
 import binascii
 import hashlib
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import orjson
@@ -21,6 +19,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 
 from streamproc.errors import EventError
 from streamproc.version import __version__
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 PRODUCER = f"streamproc/{__version__}"
 

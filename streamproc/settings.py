@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -23,6 +22,9 @@ from pydantic_settings import (
 )
 
 from streamproc.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 PREFIX = "STREAMPROC_"
 _NOT_SETTINGS = ("STREAMPROC_TEST_", "STREAMPROC_BASE_IMAGES")  # the project's own tests read these

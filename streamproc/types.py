@@ -99,9 +99,10 @@ class Cut:
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Crop:
-    """The pixels of one track in one frame, already shrunk. Made by `crops`, used by `reid` and `animation`.
+    """The pixels of one track in one frame. Made by `crops`, used by `reid` and `animation`.
 
-    `pixels` (256, 128, 3) uint8 RGB: the size that OSNet takes; `aspect_ratio` (width / height) gives the shape back.
+    `pixels` (h, w, 3) uint8 RGB: as cut where they are fewer than 256x128, which OSNet takes, else shrunk to that;
+    `aspect_ratio` (width / height) gives the shape back.
     """
 
     person_id: int

@@ -5,12 +5,17 @@ from __future__ import annotations
 import heapq
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from streamproc.types import Bucket, Crop
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from streamproc.crops.plan import Plan
+
+GOOD_ENOUGH = 0.7
+"""Crops of at least this share of a person's best quality (90th percentile) are spread over for embedding."""
 
 
 class Buckets:
@@ -33,7 +38,7 @@ class Buckets:
         return complete
 
     def finish(self) -> list[Bucket]:
-        """Return all buckets that are still open, as they are: the video ended, or is given up, before they were full."""
+        """Return all open buckets as they are: the video ended, or is given up, before they were full."""
         return [self._close(person) for _, person in sorted(self._due)]
 
     def _close(self, person: int) -> Bucket:
@@ -42,20 +47,17 @@ class Buckets:
 
 
 def choose_embedded(crops: Sequence[Crop], count: int) -> tuple[int, ...]:
-    """Choose up to `count` positions in `crops`, best first: good ones, spread in time.
+    """Choose up to `count` positions in `crops`, best first: evenly spread in time over those that are good enough.
 
-    Greedy: the next is the crop of the highest quality after discounting those near one already chosen.
+    Spread matters more than the last bit of quality: the best crop of each part of a track was measured to be worse
+    (README, "Which crops"). Where too few are good enough, the next best fill up.
     """
-    spacing = max(1.0, len(crops) / count) if count else 1.0
-    open_positions = set(range(len(crops)))
-    chosen: list[int] = []
-    while open_positions and len(chosen) < count:
-
-        def value(i: int) -> tuple[float, int]:
-            gap = min((abs(crops[i].slot - crops[j].slot) for j in chosen), default=spacing)
-            return crops[i].quality * min(1.0, gap / spacing), -i
-
-        best = max(open_positions, key=value)
-        open_positions.remove(best)
-        chosen.append(best)
-    return tuple(sorted(chosen, key=lambda i: (-crops[i].quality, i)))
+    quality = np.array([crop.quality for crop in crops])
+    if len(quality) > count:
+        by_quality = np.lexsort((np.arange(len(quality)), -quality))
+        good_enough = int(np.count_nonzero(quality >= GOOD_ENOUGH * np.percentile(quality, 90)))
+        usable = np.sort(by_quality[: max(count, good_enough)])
+        chosen = usable[np.linspace(0, len(usable) - 1, count).round().astype(int)]
+    else:
+        chosen = np.arange(len(quality))
+    return tuple(sorted(chosen.tolist(), key=lambda i: (-crops[i].quality, i)))

@@ -1,8 +1,8 @@
 """Chooses, before anything is decoded, which boxes of each track are cut: spread over the track, good, cheap to reach.
 
 A track's boxes are divided into as many consecutive windows as crops are wanted; each window gives one. Within a window
-all boxes of nearly its best placement count as equally good, and the one that costs the least further decoding is taken:
-a frame that another person needs anyway costs nothing, one early in its group of pictures little.
+all boxes of nearly its best placement count as equally good, and the one that costs the least further decoding is
+taken: a frame that another person needs anyway costs nothing, one early in its group of pictures little.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ class Plan:
     skipped: tuple[Skipped, ...]
 
     def __repr__(self) -> str:
-        return f"Plan({len(self.tracks)} persons, {sum(self.crop_count.values())} crops in {len(self.frame_indices)} frames)"
+        crops = sum(self.crop_count.values())
+        return f"Plan({len(self.tracks)} persons, {crops} crops in {len(self.frame_indices)} frames)"
 
 
 def plan_crops(tracks: Sequence[Track], table: FrameTable, *, width: int, height: int, options: CropOptions) -> Plan:
@@ -102,7 +103,8 @@ class _Window:
         """Rows of the equally good boxes, the ones nearest the middle first."""
         good = self.rows[self.quality >= EQUALLY_GOOD * self.quality.max()]
         middle = self.rows[len(self.rows) // 2]
-        return good[np.argsort(np.abs(good - middle), kind="stable")]
+        nearest: Int64Array = good[np.argsort(np.abs(good - middle), kind="stable")]
+        return nearest
 
 
 class _Costs:
@@ -121,7 +123,8 @@ class _Costs:
 
     def further(self, frames: Int64Array) -> Int64Array:
         more = (self._depth[frames] - self._reached[self._starts[frames]]).clip(0)
-        return np.where(self._chosen[frames], 0, more + self._alone[frames] + 1)
+        costs: Int64Array = np.where(self._chosen[frames], 0, more + self._alone[frames] + 1)
+        return costs
 
     def choose(self, frame: int) -> None:
         start = self._starts[frame]

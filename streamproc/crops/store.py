@@ -17,13 +17,12 @@ from streamproc.types import CROP_HEIGHT_PX, CROP_WIDTH_PX
 if TYPE_CHECKING:
     from streamproc.types import Uint8Array
 
-CROP_SHAPE = (CROP_HEIGHT_PX, CROP_WIDTH_PX, 3)
-CROP_BYTES = CROP_HEIGHT_PX * CROP_WIDTH_PX * 3  # 96 KiB: a whole number of memory pages
+CROP_BYTES = CROP_HEIGHT_PX * CROP_WIDTH_PX * 3  # the largest crop, 96 KiB: a whole number of memory pages
 _CHUNK_SLOTS = 512
 
 
 class PixelStore:
-    """Keeps crops of (256, 128, 3) uint8 within `budget_bytes` of memory; what is beyond lies in a temporary file.
+    """Keeps crops of up to 96 KiB within `budget_bytes` of memory; what is beyond lies in a temporary file.
 
     `keep` may be called by one thread; what it returns is an ordinary read-only array, which any thread may read, and
     its place is free again as soon as nobody holds it.
@@ -42,23 +41,23 @@ class PixelStore:
     def keep(self, pixels: Uint8Array) -> Uint8Array:
         """Return an equal array that is accounted for; raises MachineError where the temporary file cannot grow."""
         with self._lock:
-            fits = self._used_bytes + CROP_BYTES <= self._budget_bytes
-            self._used_bytes += CROP_BYTES if fits else 0
+            fits = self._used_bytes + pixels.nbytes <= self._budget_bytes
+            self._used_bytes += pixels.nbytes if fits else 0
         if not fits:
             return self._spill(pixels)
         kept = np.ascontiguousarray(pixels).view()
         kept.flags.writeable = False
-        weakref.finalize(kept, self._release_memory)
+        weakref.finalize(kept, self._release_memory, pixels.nbytes)
         return kept
 
-    def _release_memory(self) -> None:
+    def _release_memory(self, size: int) -> None:
         with self._lock:
-            self._used_bytes -= CROP_BYTES
+            self._used_bytes -= size
 
     def _spill(self, pixels: Uint8Array) -> Uint8Array:
         try:
             chunk, offset = self._slot()
-            chunk[offset : offset + CROP_BYTES] = pixels.tobytes()
+            chunk[offset : offset + pixels.nbytes] = pixels.tobytes()
         except OSError as error:
             raise MachineError(
                 f"the temporary file for crops cannot grow ({error.strerror}): free disk space"
@@ -66,7 +65,7 @@ class PixelStore:
         # Written pages go to the file and out of this process's memory; reading brings them back.
         chunk.madvise(mmap.MADV_DONTNEED, offset, CROP_BYTES)
         self.spilled += 1
-        kept = np.frombuffer(chunk, np.uint8, CROP_BYTES, offset).reshape(CROP_SHAPE)
+        kept = np.frombuffer(chunk, np.uint8, pixels.nbytes, offset).reshape(pixels.shape)
         kept.flags.writeable = False
         weakref.finalize(kept, self._release_slot, chunk, offset)
         return kept

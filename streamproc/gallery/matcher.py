@@ -68,15 +68,14 @@ def has_veto(a: PersonEmbedding, b: PersonEmbedding) -> bool:
 
 def time_gap_seconds(a: PersonEmbedding, b: PersonEmbedding) -> float | None:
     """Time between the two being seen, 0 where they overlap, None where they have no common clock."""
-    if a.video_id == b.video_id:
-        starts = (0.0, 0.0)
-    elif a.recorded_at is None or b.recorded_at is None:
-        return None
-    else:
-        starts = tuple(datetime.fromisoformat(p.recorded_at or "").timestamp() for p in (a, b))
+    offset = 0.0  # of a's clock against b's
+    if a.video_id != b.video_id:
+        if a.recorded_at is None or b.recorded_at is None:
+            return None
+        offset = (datetime.fromisoformat(a.recorded_at) - datetime.fromisoformat(b.recorded_at)).total_seconds()
     gap = max(
-        starts[0] + a.first_seen_seconds - starts[1] - b.last_seen_seconds,
-        starts[1] + b.first_seen_seconds - starts[0] - a.last_seen_seconds,
+        offset + a.first_seen_seconds - b.last_seen_seconds,
+        b.first_seen_seconds - a.last_seen_seconds - offset,
     )
     return round(max(0.0, gap), 3)
 

@@ -155,7 +155,7 @@ class Gallery:
                     yield key, other, entry
 
     def matrix(self, keys: Iterable[str]) -> Float32Array:
-        """Cosines (n, n) float32 of the persons named: symmetric, ones on the diagonal, NaN across different weights."""
+        """Cosines (n, n) float32 of persons: symmetric, ones on the diagonal, NaN across different weights."""
         persons = [self.rows[key].person for key in keys]
         groups: dict[str, list[int]] = {}
         for i, person in enumerate(persons):

@@ -95,7 +95,7 @@ class _DtypeSpec:
         self.dtype = self.dtype.newbyteorder(order)
 
 
-class _GuardedArray(np.ndarray):  # type: ignore[type-arg]
+class _GuardedArray(np.ndarray):
     """An array that checks its declared shape against the data at hand before numpy takes memory for it."""
 
     def __setstate__(self, state: Any) -> None:  # noqa: ANN401 - whatever the pickle holds
@@ -105,7 +105,7 @@ class _GuardedArray(np.ndarray):  # type: ignore[type-arg]
         length = len(data) if isinstance(data, list) else len(data) // spec.dtype.itemsize
         if length != _items(shape):
             raise pickle.UnpicklingError(f"an array declares the shape {shape!r:.80}, which its data do not have")
-        super().__setstate__((version, shape, spec.dtype, bool(fortran), data))
+        super().__setstate__((version, shape, spec.dtype, bool(fortran), data))  # type: ignore[arg-type] # the stub wants numpy.bool, which numpy refuses
 
 
 def _checked_reconstruct(subtype: object, shape: object, type_code: object) -> np.ndarray[Any, Any]:

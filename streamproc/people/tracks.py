@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from streamproc.types import Track, TrackSet
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from pathlib import Path
 
     from streamproc.types import BoolArray, Float32Array, Int64Array
 
@@ -57,8 +57,8 @@ def load_tracks(
 ) -> TrackSet:
     """Read a track file; numbers become `(number - first_frame_number) * frame_stride`. Raises TracksError.
 
-    None takes what the format says (MOT starts at 1, canonical_persons at 0, ours says itself). `object_class` keeps only
-    that class of a MOT text's eighth column.
+    None takes what the format says (MOT starts at 1, canonical_persons at 0, ours says itself). `object_class` keeps
+    only that class of a MOT text's eighth column.
     """
     if not path.is_file():
         raise TracksError(f"{path}: expected a track file, found {'a directory' if path.is_dir() else 'nothing'} there")
@@ -205,7 +205,8 @@ def _canonical_table(persons: np.ndarray[Any, Any], path: Path, problems: Counte
         parts.append((np.full(len(numbers), person_id, np.int64), numbers, boxes, confidences))
     if not parts:
         return _Table(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros(0), base=0)
-    return _Table(*(np.concatenate(column) for column in zip(*parts, strict=True)), base=0)
+    ids, numbers, boxes, confidences = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return _Table(ids, numbers, boxes, confidences, base=0)
 
 
 def _canonical_person(person: object, position: int, path: Path) -> tuple[int, Any, Any, Any]:

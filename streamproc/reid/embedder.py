@@ -1,7 +1,13 @@
-"""Crops in, unit vectors out: OSNet's ONNX export in onnxruntime on the CPU."""
+"""Crops in, unit vectors out: OSNet's ONNX export in onnxruntime on the CPU.
+
+All networks of a process are made and run in one thread of their own. onnxruntime treats denormal numbers as zero (five
+times faster on some processors) in the thread that makes the process's first session, and there alone; and that switch
+must not leak into a thread of the user's, whose arithmetic it would change.
+"""
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +17,10 @@ from streamproc.reid.weights import SOURCE_SHA256_KEY, Weights
 from streamproc.types import CROP_HEIGHT_PX, CROP_WIDTH_PX
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from concurrent.futures import Future
+
+    import onnxruntime
 
     from streamproc.types import Float32Array, Uint8Array
 
@@ -20,27 +29,36 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 BATCH_CROPS = 16
 """Crops a run of the network: 8 to 32 are within 5 % of each other on every processor measured; fewer wait less."""
 
+_thread = ThreadPoolExecutor(1, "network")
+
 
 class Embedder:
-    """One network in memory. Made by the pipeline's owner, used by one thread at a time.
+    """One network in memory. Made by the pipeline's owner, used from any thread: the work is done in its own.
 
     `name`, `weights_sha256`, `dim` say what made a vector; vectors of different weights are never compared.
     """
 
     def __init__(self, weights: Weights, *, threads: int = 0) -> None:
         """Load; `threads` = 0 takes one a core. Raises WeightsError for a file that is no re-id network."""
-        self._session = _open_session(weights, threads)
+        self._session = _thread.submit(_open_session, weights, threads).result()
         self.name = weights.name
         metadata = self._session.get_modelmeta().custom_metadata_map
         self.weights_sha256: str = metadata.get(SOURCE_SHA256_KEY, weights.sha256)
         self._input, self._fixed_batch = _check_input(self._session, weights)
-        self.dim = self._probe(weights)
+        self.dim = _thread.submit(self._probe, weights).result()
 
     def __repr__(self) -> str:
         return f"Embedder({self.name}, dim {self.dim}, sha256 {self.weights_sha256[:8]})"
 
     def embed(self, pixels: Uint8Array) -> Float32Array:
         """Embed crops (n, 256, 128, 3) uint8 RGB: unit vectors (n, dim) float32, one a crop."""
+        return self.submit(lambda: pixels).result()
+
+    def submit(self, make_pixels: Callable[[], Uint8Array]) -> Future[Float32Array]:
+        """Do the same without waiting, and make the crops in the network's thread as well."""
+        return _thread.submit(lambda: self._embed(make_pixels()))
+
+    def _embed(self, pixels: Uint8Array) -> Float32Array:
         size = self._fixed_batch or BATCH_CROPS
         features = [self._run(normalise(pixels[i : i + size])) for i in range(0, len(pixels), size)]
         return unit(np.concatenate(features) if features else np.zeros((0, self.dim), np.float32))
@@ -53,7 +71,8 @@ class Embedder:
             output: Float32Array = self._session.run(None, {self._input: images})[0]
         except RuntimeError as error:  # onnxruntime's own errors derive from it
             raise MachineError(f"the network {self.name} failed on a batch of {count} crops: {error}") from error
-        return output[:count]
+        kept: Float32Array = output[:count]
+        return kept
 
     def _probe(self, weights: Weights) -> int:
         output = self._run(np.zeros((1, 3, CROP_HEIGHT_PX, CROP_WIDTH_PX), np.float32))
@@ -66,13 +85,15 @@ class Embedder:
 
 def person_vector(vectors: Float32Array) -> Float32Array:
     """Unit mean (dim,) of one person's unit crop vectors (k, dim)."""
-    return unit(vectors.mean(axis=0, dtype=np.float32)[None])[0]
+    mean: Float32Array = vectors.mean(axis=0, dtype=np.float32, keepdims=True)
+    return unit(mean).ravel()
 
 
 def unit(vectors: Float32Array) -> Float32Array:
     """Scale rows to length 1; a row of zeros stays."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return (vectors / np.maximum(lengths, 1e-12)).astype(np.float32)
+    scaled: Float32Array = (vectors / np.maximum(lengths, 1e-12)).astype(np.float32)
+    return scaled
 
 
 _TABLE = ((np.arange(256)[:, None] / 255.0 - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)).astype(
@@ -88,7 +109,7 @@ def normalise(pixels: Uint8Array) -> Float32Array:
     return images
 
 
-def _open_session(weights: Weights, threads: int) -> "onnxruntime.InferenceSession":  # noqa: F821, UP037 - imported late
+def _open_session(weights: Weights, threads: int) -> onnxruntime.InferenceSession:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -103,16 +124,14 @@ def _open_session(weights: Weights, threads: int) -> "onnxruntime.InferenceSessi
         raise WeightsError(f"{weights.onnx_path}: onnxruntime cannot load it ({first_line})") from error
 
 
-def _check_input(session: "onnxruntime.InferenceSession", weights: Weights) -> tuple[str, int]:  # noqa: F821, UP037
+def _check_input(session: onnxruntime.InferenceSession, weights: Weights) -> tuple[str, int]:
     inputs = session.get_inputs()
     shape: Sequence[object] = inputs[0].shape
     expected = [3, CROP_HEIGHT_PX, CROP_WIDTH_PX]
     fits = (
         len(inputs) == 1
-        and len(shape) == 4
-        and all(  # noqa: PLR2004 - (batch, 3, height, width)
-            not isinstance(got, int) or got == want for got, want in zip(shape[1:], expected, strict=True)
-        )
+        and len(shape) == 1 + len(expected)
+        and all(not isinstance(got, int) or got == want for got, want in zip(shape[1:], expected, strict=True))
     )
     if not fits or inputs[0].type != "tensor(float)":
         raise WeightsError(

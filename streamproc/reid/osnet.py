@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 GATE_REDUCTION = 16
 BOTTLENECK_REDUCTION = 4
+NEGLIGIBLE = 1e-20
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +143,8 @@ def from_state(state: Mapping[str, torch.Tensor]) -> OSNet:
     """Build the network that `state` belongs to and load it strictly, in eval mode.
 
     A `module.` prefix (DataParallel) is accepted and `classifier.*` (the training identities) dropped; anything else
-    that does not fit raises WeightsError. Denormal weights become 0: they change no output (1e-25) and make some
-    processors five times slower.
+    that does not fit raises WeightsError. Negligible weights become 0: they change no output (by 1e-25) and, as
+    factors of denormal numbers, make some processors five times slower.
     """
     state = {name.removeprefix("module."): value for name, value in state.items()}
     state = {name: value for name, value in state.items() if not name.startswith("classifier.")}
@@ -155,12 +156,12 @@ def from_state(state: Mapping[str, torch.Tensor]) -> OSNet:
             f"expected exactly the {len(expected)} tensors of a plain OSNet; {len(wrong)} are missing, unknown or of "
             f"another shape, the first is {wrong[0]!r} (variants such as OSNet-AIN or -IBN are other networks)"
         )
-    model.load_state_dict({name: _without_denormals(value) for name, value in state.items()}, strict=True)
+    model.load_state_dict({name: _without_negligible(value) for name, value in state.items()}, strict=True)
     return model.eval()
 
 
-def _without_denormals(value: torch.Tensor) -> torch.Tensor:
+def _without_negligible(value: torch.Tensor) -> torch.Tensor:
     if not value.is_floating_point():
         return value
     value = value.float()
-    return torch.where(value.abs() < torch.finfo(torch.float32).tiny, torch.zeros_like(value), value)
+    return torch.where(value.abs() < NEGLIGIBLE, torch.zeros_like(value), value)

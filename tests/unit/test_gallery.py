@@ -194,7 +194,7 @@ def galleries(draw):
     events = []
     for video in ("v", "w"):
         for i in range(count):
-            vector = unit_vector(rng.normal(size=3).round(1) + [0.05, 0, 0])
+            vector = unit_vector([*rng.normal(size=3).round(1), 0.05, 0, 0])
             others = [int(j) for j in range(count) if j != i and rng.random() < 0.2]
             events.append(person(i, vector, video_id=video, seen_with=others))
     return events, draw(st.permutations(range(len(events)))), count

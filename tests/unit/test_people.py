@@ -33,6 +33,14 @@ def one(person_id=1, frames=(0, 1, 2), boxes=None, **more):
     }
 
 
+ROWS = {"person_ids": np.zeros(3), "boxes_xyxy": np.zeros((3, 4))}
+
+
+def flat(path, **arrays):
+    np.savez(path, **arrays)
+    return path
+
+
 def mot(path, *lines):
     path.write_text("\n".join(lines) + "\n")
     return path
@@ -185,7 +193,8 @@ def test_frame_base_and_stride(tmp_path) -> None:
 def test_mot_columns(tmp_path) -> None:
     """Unknown confidence is -1, truth marks with 0 what is not to be counted, the eighth column is the class."""
     path = mot(
-        tmp_path / "a.txt", "# a comment", "", "1 1 0 0 10 20 -1 -1 -1 -1", "2,1,0,0,10,20,0,1", "3,1,0,0,10,20,.5,1,.9",
+        tmp_path / "a.txt",
+        "# a comment", "", "1 1 0 0 10 20 -1 -1 -1 -1", "2,1,0,0,10,20,0,1", "3,1,0,0,10,20,.5,1,.9",
         "4,1,0,0,10,20,.5,2,.9", "5,2,0,0,10,20",
     )  # fmt: skip
     tracks = load_tracks(path)
@@ -209,9 +218,9 @@ def test_mot_columns(tmp_path) -> None:
         (lambda p: canonical(p / "a.npz", [one(1, [0, 1], [[0, 0, 1, 1]])]), r"expected person number 0 as ids"),
         (lambda p: canonical(p / "a.npz", [one("x")]), "expected a whole number as person_id"),
         (lambda p: canonical(p / "a.npz", [one(2**70)]), "larger than 64 bits"),
-        (lambda p: (np.savez(p / "a.npz", other=np.zeros(3)), p / "a.npz")[1], "expected the key 'persons'"),
-        (lambda p: (np.savez(p / "a.npz", person_ids=np.zeros(3), frame_indices=np.zeros(2), boxes_xyxy=np.zeros((3, 4))), p / "a.npz")[1], "expected its arrays"),
-        (lambda p: (np.savez(p / "a.npz", format_version=np.int64(2), person_ids=np.zeros(3), frame_indices=np.zeros(3), boxes_xyxy=np.zeros((3, 4))), p / "a.npz")[1], "format version 2"),
+        (lambda p: flat(p / "a.npz", other=np.zeros(3)), "expected the key 'persons'"),
+        (lambda p: flat(p / "a.npz", **ROWS, frame_indices=np.zeros(2)), "expected its arrays"),
+        (lambda p: flat(p / "a.npz", **ROWS, frame_indices=np.zeros(3), format_version=np.int64(2)), "version 2"),
         (lambda p: ((p / "a.npz").write_bytes(b"not a zip"), p / "a.npz")[1], "cannot be read as npz"),
         (lambda p: ((p / "a.npz").write_bytes(b""), p / "a.npz")[1], "cannot be read as npz"),
     ],

@@ -1,0 +1,64 @@
+"""streamproc finds the people that a tracker counted twice.
+
+from streamproc import replay
+
+result = replay("video.mp4", persons="tracks.npz")
+result.similarity, result.candidates, result.embeddings, result.skipped
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from streamproc.version import __version__
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+
+    from streamproc.offline import Result
+
+__all__ = ["__version__", "replay"]
+
+
+def replay(
+    video: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    persons: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    gallery: str | None = None,
+    config: str | os.PathLike[str] | None = None,
+    **settings: object,
+) -> Result:
+    """Find duplicates in a video, or across several in one gallery, as `streamproc replay` does.
+
+    `persons`: the track file of each video (absent: looked for beside it). Files are written only where `out` names a
+    folder. `settings` are those of the README's table, `clustering__similarity_threshold=0.8` for a nested one. Raises
+    `streamproc.errors.StreamprocError`; may be called where an event loop runs (a notebook).
+    """
+    import asyncio
+    import os
+    from concurrent.futures import ThreadPoolExecutor
+    from pathlib import Path
+
+    from streamproc.errors import UsageError
+    from streamproc.offline import Replay, find_sources
+    from streamproc.settings import load_settings
+
+    def paths(given: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None) -> list[Path]:
+        if given is None:
+            return []
+        return [Path(given)] if isinstance(given, str | os.PathLike) else [Path(path) for path in given]
+
+    videos = paths(video)
+    if len(videos) > 1 and gallery is None:
+        raise UsageError("several videos are compared in one gallery: expected gallery=NAME")
+    sources = find_sources(videos, paths(persons))
+    flags = {key.replace("__", "."): value for key, value in settings.items()}
+    loaded = load_settings(flags, config_file=None if config is None else Path(config))
+
+    async def run() -> Result:
+        return (await Replay(sources, loaded, gallery=gallery, out=None if out is None else Path(out)).run())[0]
+
+    with ThreadPoolExecutor(1) as thread:  # a loop of its own, whatever runs in the caller's thread
+        return thread.submit(lambda: asyncio.run(run())).result()

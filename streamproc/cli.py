@@ -1,0 +1,184 @@
+"""The command line: one function a command; parse, one call, exit code.
+
+Data go to stdout, progress and faults to stderr.
+Exit codes: 0 done, 1 failure, 2 usage, 4 done in part, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from streamproc.errors import StreamprocError, UsageError
+from streamproc.version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from streamproc.offline import Replay, Result
+
+EXIT_FAILURE, EXIT_USAGE, EXIT_PARTIAL, EXIT_INTERRUPTED = 1, 2, 4, 130
+
+_EXIT_CODES = "Exit codes: 0 done, 1 failure, 2 usage, 4 done in part, 130 interrupted."
+
+
+@click.group(epilog=_EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="streamproc")
+def cli() -> None:
+    """Find the people that a tracker counted twice. A person decides about merging; streamproc never merges."""
+
+
+@cli.command(epilog=_EXIT_CODES)
+@click.argument("videos", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--persons",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Track file, one for each video; else it is looked for beside the video.",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for the results. [default: NAME.streamproc here]")
+@click.option("--gallery", help="Compare the persons of all videos in one gallery of this name.")
+@click.option("--threshold", type=float, help="Least cosine similarity of a candidate. [default: 0.70]")
+@click.option(
+    "--top", type=click.IntRange(min=0), help="Only the N persons with the most frames; 0 is everybody. [default: 0]"
+)
+@click.option("--weights", help="OSNet weights: .onnx, .pth, .pt or .safetensors. [default: the package's own]")
+@click.option("--device", type=click.Choice(["auto", "cpu"]), help="Where the network runs. [default: auto]")
+@click.option("--no-animations", is_flag=True, help="Write no WebP animations.")
+@click.option("--first-frame-number", type=int, help="The track file's number of the video's first frame.")
+@click.option(
+    "--frame-stride", type=click.IntRange(min=1), help="Tracks were made on every N-th frame and count those."
+)
+@click.option("--class", "object_class", type=int, help="Only this class of a MOT text's eighth column.")
+@click.option("--config", type=click.Path(path_type=Path), envvar="STREAMPROC_CONFIG", help="Settings file (YAML).")
+@click.option("--json", "as_json", is_flag=True, help="Print a machine-readable summary.")
+@click.option("--quiet", "-q", is_flag=True, help="No progress.")
+def replay(videos: tuple[Path, ...], **options: Any) -> None:  # noqa: ANN401 - click hands over what is declared above
+    """Find duplicate persons in VIDEOS with their tracks, offline; writes candidates, animations and a page."""
+    try:
+        results = _run_replay(videos, options)
+    except StreamprocError as error:
+        _fail(error)
+    if options["as_json"]:
+        _print_json(results)
+    else:
+        _print_results(results)
+    sys.exit(_exit_code(results))
+
+
+def _run_replay(videos: Sequence[Path], options: dict[str, Any]) -> list[Result]:
+    from streamproc.offline import Replay, TrackOptions, find_sources
+    from streamproc.settings import load_settings
+
+    flags = {
+        "clustering.similarity_threshold": options["threshold"],
+        "clustering.osnet_model": options["weights"],
+        "clustering.device": options["device"],
+        "top_persons": options["top"],
+        "animate": False if options["no_animations"] else None,
+    }
+    settings = load_settings(flags, config_file=options["config"])
+    sources = find_sources(videos, options["persons"])
+    name = options["gallery"] or (videos[0].stem if len(videos) == 1 else "videos")
+    work = Replay(
+        sources,
+        settings,
+        gallery=options["gallery"],
+        out=options["out"] or Path(f"{name}.streamproc"),
+        tracks=TrackOptions(options["first_frame_number"], options["frame_stride"], options["object_class"]),
+    )
+    return _with_signals(work, quiet=options["quiet"])
+
+
+def _with_signals(work: Replay, *, quiet: bool) -> list[Result]:
+    """Run until done; the first Ctrl-C (or SIGTERM) drains, the second gives up and leaves no files."""
+    import asyncio
+    import signal
+
+    from streamproc.progress import show_progress
+
+    async def run() -> list[Result]:
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task()
+        assert task is not None
+
+        def interrupt() -> None:
+            if work.stop.is_set():
+                task.cancel()
+                return
+            work.stop.set()
+            click.echo("stopping: finishing what is begun; press Ctrl-C again to give up", err=True)
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, interrupt)
+        async with show_progress(work.members, quiet=quiet):
+            return await work.run()
+
+    try:
+        return asyncio.run(run())
+    except asyncio.CancelledError:
+        click.echo("given up: no files were written", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def _exit_code(results: Sequence[Result]) -> int:
+    if any(result.interrupted for result in results):
+        return EXIT_INTERRUPTED
+    if not results:
+        return EXIT_FAILURE
+    return EXIT_PARTIAL if any(result.partial for result in results) else 0
+
+
+def _print_results(results: Sequence[Result]) -> None:
+    for result in results:
+        for notice in result.notices:
+            click.echo(f"note: {notice}", err=True)
+        for candidate in result.candidates:
+            a, b = candidate.persons
+            one_video = a.video_id == b.video_id and "/" not in str(result.person_ids[0])
+            labels = [person.person_id if one_video else person.person_key for person in (a, b)]
+            click.echo(f"{labels[0]}\t{labels[1]}\t{candidate.similarity:.4f}")
+        people = len(result.person_ids)
+        click.echo(
+            f"{len(result.candidates)} possible duplicates among {people} persons; page: {_page(result)}", err=True
+        )
+
+
+def _page(result: Result) -> str:
+    return str((result.out or Path()) / "webp_viewer" / "person_selection.html")
+
+
+def _print_json(results: Sequence[Result]) -> None:
+    import orjson
+
+    summaries = [
+        result.summary
+        | {
+            "out": str(result.out),
+            "page": _page(result),
+            "person_ids": list(result.person_ids),
+            "candidates": [candidate.model_dump(mode="json", exclude_none=True) for candidate in result.candidates],
+            "exit_code": _exit_code([result]),
+        }
+        for result in results
+    ]
+    content = summaries[0] if len(summaries) == 1 else {"galleries": summaries}
+    sys.stdout.buffer.write(orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+
+
+def _fail(error: StreamprocError) -> NoReturn:
+    click.echo(f"streamproc: {' '.join(str(error).split())}", err=True)
+    sys.exit(EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILURE)
+
+
+def main() -> None:
+    """Entry point; a reader that closes our output early (`| head`) is no fault."""
+    try:
+        cli()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_FAILURE)

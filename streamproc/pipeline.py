@@ -1,0 +1,501 @@
+"""READ FIRST: the stages of one video and how they are wired; replay and the stream both run this.
+
+    decode ──frames──▶ crop ──crops──▶ bucket ──full buckets──┬──▶ embed ──▶ publish (one event a person, then closed)
+    (thread)  bounded  (thread)        a person               └──▶ animate (side path: may be slow or fail)
+
+Which frames are decoded is planned from the tracks first, so a bucket is complete at its last planned frame: the person
+is embedded and published then, while the video goes on. Stages are plain synchronous classes and functions; only this
+file is asynchronous. Decoding, cropping and the network have one long-lived thread each; the event loop never blocks.
+Back-pressure goes upstream only through bounded channels. Memory does not grow with the video's length: crops have
+their final size at once, and all of them share one byte budget (`PixelStore`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING, Literal, Protocol, Self, TypeVar
+
+import numpy as np
+
+from streamproc.channel import Channel
+from streamproc.crops import Buckets, CropOptions, PixelStore, Plan, cut_frame, plan_crops, resized
+from streamproc.errors import StreamprocError
+from streamproc.events import (
+    CropInfo,
+    ModelInfo,
+    PersonEmbedding,
+    Segments,
+    SkippedPerson,
+    Vector,
+    VideoClosed,
+    hash_of,
+    person_key_of,
+    sha256_of,
+)
+from streamproc.people import fit_to_video
+from streamproc.reid import person_vector
+from streamproc.types import Skipped
+from streamproc.video import Frame, Limits, Video, open_video
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+    from types import TracebackType
+
+    import numpy.typing as npt
+
+    from streamproc.reid import Embedder
+    from streamproc.types import Bucket, Crop, Float32Array, TrackSet, Uint8Array
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+FRAMES_IN_FLIGHT = 8
+FRAMES_A_CALL = 4  # handing work to a thread costs about 80 µs: share it
+BUCKETS_IN_FLIGHT = 32
+BUCKETS_A_BATCH = 4  # with 8 crops each: 32 crops, where the network is at its best
+LINGER_SECONDS = 0.01
+ANIMATIONS_WAITING = 4096  # waiting crops lie in the PixelStore, so this bounds a count, not memory
+MAX_SEGMENTS = 4
+ANIMATION_THREADS = 2
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class VideoJob:
+    """What is to be done with one video. Made by replay or the worker."""
+
+    path: Path
+    video_id: str
+    gallery_id: str
+    tracks: TrackSet
+    submitted_at: str
+    options: CropOptions
+    similarity_threshold: float
+
+
+@dataclass(slots=True)
+class VideoStats:
+    """Where one video stands; written by the pipeline, read by whoever shows progress."""
+
+    frames_planned: int = 0
+    frames_done: int = 0
+    frames_decoded: int = 0
+    persons_total: int = 0
+    persons_embedded: int = 0
+    crops_cut: int = 0
+    crops_embedded: int = 0
+    animations_done: int = 0
+    seconds: Counter[str] = field(default_factory=Counter)
+    """Busy seconds of each stage; stages run side by side, so they add up to more than the wall clock."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class VideoSummary:
+    """What became of one video."""
+
+    run_id: str
+    outcome: Literal["done", "cancelled"]
+    plan: Plan
+    skipped: tuple[Skipped, ...]
+    frame_count: int
+    pts_seconds: npt.NDArray[np.float64]
+    missing_frames: int
+    undecodable_frames: int
+    problems: Counter[str]
+    hints: tuple[str, ...]
+    description: dict[str, object]
+
+
+class Threads:
+    """The long-lived threads of one process, beside the network's own: decode, crop, and two for animations."""
+
+    def __init__(self) -> None:
+        self.decode = ThreadPoolExecutor(1, "decode")
+        self.crop = ThreadPoolExecutor(1, "crop")
+        self.animation = ThreadPoolExecutor(ANIMATION_THREADS, "animate")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pool in (self.decode, self.crop, self.animation):
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+async def _call(pool: ThreadPoolExecutor, seconds: Counter[str], stage: str, work: Callable[[], T]) -> T:
+    """Run `work` in a stage's thread and add its time to the stage's busy seconds."""
+
+    def timed() -> tuple[T, float]:
+        start = time.perf_counter()
+        result = work()
+        return result, time.perf_counter() - start
+
+    result, spent = await asyncio.get_running_loop().run_in_executor(pool, timed)
+    seconds[stage] += spent  # type: ignore[assignment] # a Counter adds floats as well
+    return result
+
+
+class EmbedStage:
+    """Embeds the chosen crops of full buckets in batches across persons and videos.
+
+    Use as an async context manager; any number of videos submit. A fault of the network reaches whoever submitted.
+    """
+
+    def __init__(self, embedder: Embedder) -> None:
+        self.embedder = embedder
+        self._channel: Channel[tuple[Bucket, asyncio.Future[Float32Array]]] = Channel(BUCKETS_IN_FLIGHT)
+        self._loop_task: asyncio.Task[None] | None = None
+        self.seconds: Counter[str] = Counter()
+
+    async def __aenter__(self) -> Self:
+        self._loop_task = asyncio.create_task(self._run(), name="embed")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, _e: BaseException | None, _t: TracebackType | None
+    ) -> None:
+        await self._channel.close()
+        if self._loop_task is not None:
+            if kind is not None:
+                self._loop_task.cancel()
+            await asyncio.gather(self._loop_task, return_exceptions=True)
+
+    async def submit(self, bucket: Bucket) -> asyncio.Future[Float32Array]:
+        """Wait for room; the future gives one unit vector (n, dim) for each of the bucket's crops to embed."""
+        future: asyncio.Future[Float32Array] = asyncio.get_running_loop().create_future()
+        await self._channel.put((bucket, future))
+        return future
+
+    async def _embed(self, pixels: list[Uint8Array]) -> Float32Array:
+        start = time.perf_counter()
+        crops = self.embedder.submit(lambda: np.stack([resized(crop) for crop in pixels]))
+        vectors = await asyncio.wrap_future(crops)
+        self.seconds["embed"] += time.perf_counter() - start  # type: ignore[assignment] # one batch at a time
+        return vectors
+
+    async def _run(self) -> None:
+        async for batch in self._channel.batches(BUCKETS_A_BATCH, LINGER_SECONDS):
+            pixels = [bucket.crops[i].pixels for bucket, _ in batch for i in bucket.embedded]
+            try:
+                vectors = await self._embed(pixels)
+            except Exception as error:  # noqa: BLE001 - whatever it was, those who wait must hear of it
+                for _, future in batch:
+                    if not future.done():
+                        future.set_exception(error)
+                continue
+            bounds = np.cumsum([len(bucket.embedded) for bucket, _ in batch])[:-1]
+            for (_, future), own in zip(batch, np.split(vectors, bounds), strict=True):
+                if not future.done():
+                    future.set_result(own)
+
+
+class WriteAnimation(Protocol):
+    """Writes one person's animation, in an animation thread; whatever it raises is reported and stops nothing else."""
+
+    def __call__(self, video_id: str, bucket: Bucket, /) -> None:
+        """Encode and write."""
+        ...
+
+
+class AnimateStage:
+    """The side consumer: writes animations beside the main path, which neither waits for it nor fails with it."""
+
+    def __init__(self, write: WriteAnimation, threads: Threads) -> None:
+        self._write = write
+        self._threads = threads
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._room = asyncio.Semaphore(ANIMATION_THREADS)
+        self.errors: dict[tuple[str, int], str] = {}
+        """Why there is no animation, by (video_id, person_id)."""
+
+    def offer(self, video_id: str, bucket: Bucket, stats: VideoStats) -> None:
+        """Take a bucket, or drop and count it where too many wait."""
+        if len(self._tasks) >= ANIMATIONS_WAITING:
+            self.errors[video_id, bucket.person_id] = f"dropped: {ANIMATIONS_WAITING} animations were waiting already"
+            return
+        task = asyncio.create_task(self._animate(video_id, bucket, stats))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _animate(self, video_id: str, bucket: Bucket, stats: VideoStats) -> None:
+        async with self._room:
+            try:
+                await _call(self._threads.animation, stats.seconds, "animate", lambda: self._write(video_id, bucket))
+                stats.animations_done += 1
+            except Exception as error:
+                self.errors[video_id, bucket.person_id] = f"{type(error).__name__}: {error}"
+                log.debug("animation of %s/%s failed", video_id, bucket.person_id, exc_info=True)
+
+    async def finish(self) -> None:
+        """Wait until all animations that were taken are written or have failed."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def abandon(self) -> None:
+        """Drop what has not begun."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+class Pipeline:
+    """What all videos of a process share: threads, network, animations, and the crops' memory.
+
+    Use as an async context manager. `publish` gets each event as soon as it is complete, never two at a time for one
+    video; a person without a network (`embedder` None) is not published.
+    """
+
+    def __init__(
+        self,
+        *,
+        embedder: Embedder | None,
+        publish: Callable[[PersonEmbedding | VideoClosed], Awaitable[None]],
+        write_animation: WriteAnimation | None,
+        crop_memory_bytes: int,
+        limits: Limits,
+        decode_threads: int = 0,
+    ) -> None:
+        self._stack = AsyncExitStack()
+        self.threads = Threads()
+        self.embed = None if embedder is None else EmbedStage(embedder)
+        self.animate = None if write_animation is None else AnimateStage(write_animation, self.threads)
+        self.publish = publish
+        self.store = PixelStore(crop_memory_bytes)
+        self._limits = limits
+        self._decode_threads = decode_threads
+
+    async def __aenter__(self) -> Self:
+        self._stack.enter_context(self.threads)
+        if self.embed is not None:
+            await self._stack.enter_async_context(self.embed)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, e: BaseException | None, t: TracebackType | None
+    ) -> None:
+        if self.animate is not None:
+            await (self.animate.finish() if kind is None else self.animate.abandon())
+        await self._stack.__aexit__(kind, e, t)
+
+    async def process(self, job: VideoJob, stats: VideoStats, stop: asyncio.Event) -> VideoSummary:
+        """Take one video through all stages. `stop` ends it early: what is complete or begun is finished.
+
+        Raises VideoError or TracksError for bad input, MachineError for a fault of the machine.
+        """
+        video_sha256 = asyncio.ensure_future(
+            _call(self.threads.crop, stats.seconds, "hash", lambda: sha256_of(job.path))
+        )
+        try:
+            video = await _call(
+                self.threads.decode,
+                stats.seconds,
+                "index",
+                lambda: open_video(job.path, limits=self._limits, decode_threads=self._decode_threads),
+            )
+        except BaseException:
+            await asyncio.gather(video_sha256, return_exceptions=True)
+            raise
+        try:
+            return await self._process_open(job, video, await video_sha256, stats, stop)
+        finally:
+            await asyncio.shield(asyncio.get_running_loop().run_in_executor(self.threads.decode, video.close))
+
+    async def _process_open(
+        self, job: VideoJob, video: Video, video_sha256: str, stats: VideoStats, stop: asyncio.Event
+    ) -> VideoSummary:
+        def prepare() -> tuple[TrackSet, Plan]:
+            tracks = fit_to_video(job.tracks, frame_count=video.frame_count, width=video.width, height=video.height)
+            return tracks, plan_crops(
+                tracks.tracks, video.frame_table, width=video.width, height=video.height, options=job.options
+            )
+
+        tracks, plan = await _call(self.threads.crop, stats.seconds, "plan", prepare)
+        stats.frames_planned, stats.persons_total = len(plan.frame_indices), len(plan.tracks)
+        run = _Run(self, job, video, plan, stats, stop, self._run_id(job, video_sha256))
+        await run.stages()
+        summary = VideoSummary(
+            run_id=run.run_id,
+            outcome="cancelled" if stop.is_set() and stats.frames_done < stats.frames_planned else "done",
+            plan=plan,
+            skipped=tuple(sorted([*plan.skipped, *run.skipped], key=lambda s: s.person_id)),
+            frame_count=video.frame_count,
+            pts_seconds=video.frame_table.pts_seconds,
+            missing_frames=video.missing_frames,
+            undecodable_frames=len(video.undecodable),
+            problems=tracks.problems,
+            hints=tracks.hints,
+            description={
+                "sha256": video_sha256,
+                "codec": video.codec_name,
+                "width_px": video.width,
+                "height_px": video.height,
+                "frame_count": video.frame_count,
+                "missing_frames": video.missing_frames,
+                "frames_decoded": video.frames_decoded,
+                "packets_sent": video.packets_sent,
+                "seeks": video.seeks,
+                "decoded_from_start": video.fell_back,
+            },
+        )
+        await run.publish(run.closed(summary))
+        return summary
+
+    def _run_id(self, job: VideoJob, video_sha256: str) -> str:
+        weights = "" if self.embed is None else self.embed.embedder.weights_sha256
+        options = [getattr(job.options, name) for name in job.options.__slots__]
+        return hash_of(job.video_id, video_sha256, job.tracks.sha256, options, job.similarity_threshold, weights)
+
+
+class _Run:
+    """One video on its way through the stages."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        job: VideoJob,
+        video: Video,
+        plan: Plan,
+        stats: VideoStats,
+        stop: asyncio.Event,
+        run_id: str,
+    ) -> None:
+        self._pipeline, self._job, self._video, self._plan = pipeline, job, video, plan
+        self._stats, self._stop, self.run_id = stats, stop, run_id
+        self._publishing = asyncio.Lock()
+        self._published: list[int] = []
+        self.skipped: list[Skipped] = []
+
+    async def stages(self) -> None:
+        frames: Channel[Frame] = Channel(FRAMES_IN_FLIGHT)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._decode(frames), name="decode")
+                group.create_task(self._crop(frames, group), name="crop")
+        except BaseExceptionGroup as group_error:
+            raise _first_cause(group_error) from group_error
+
+    async def _decode(self, frames: Channel[Frame]) -> None:
+        source = self._video.frames(self._plan.frame_indices)
+        while not self._stop.is_set():
+            batch = await self._in_thread("decode", lambda: list(islice(source, FRAMES_A_CALL)))
+            self._stats.frames_decoded = self._video.frames_decoded
+            for frame in batch:
+                await frames.put(frame)
+            if len(batch) < FRAMES_A_CALL:
+                break
+        await frames.close()
+
+    async def _crop(self, frames: Channel[Frame], group: asyncio.TaskGroup) -> None:
+        buckets = Buckets(self._plan, crops_embedded=self._job.options.crops_embedded)
+        async for batch in frames.batches(FRAMES_A_CALL, 0):
+            cut = await self._in_thread("crop", partial(self._cut, batch))
+            for frame, crops in zip(batch, cut, strict=True):
+                self._stats.frames_done += 1
+                self._stats.crops_cut += len(crops)
+                for bucket in buckets.add(frame.frame_index, crops):
+                    await self._hand_on(bucket, group)
+            del batch, cut
+        for bucket in buckets.finish():
+            await self._hand_on(bucket, group)
+
+    def _cut(self, frames: list[Frame]) -> list[list[Crop]]:
+        return [cut_frame(frame, self._plan.cuts[frame.frame_index], self._pipeline.store) for frame in frames]
+
+    async def _in_thread(self, stage: str, work: Callable[[], T]) -> T:
+        return await _call(getattr(self._pipeline.threads, stage), self._stats.seconds, stage, work)
+
+    async def _hand_on(self, bucket: Bucket, group: asyncio.TaskGroup) -> None:
+        """Give a full bucket to the network and to the side consumer."""
+        if not bucket.crops:
+            reason = "given up before its first crop" if self._stop.is_set() else "none of its frames could be decoded"
+            self.skipped.append(Skipped(bucket.person_id, reason))
+            return
+        if self._pipeline.animate is not None:
+            self._pipeline.animate.offer(self._job.video_id, bucket, self._stats)
+        if self._pipeline.embed is not None:
+            vectors = await self._pipeline.embed.submit(bucket)
+            group.create_task(self._announce(bucket, vectors))
+
+    async def _announce(self, bucket: Bucket, vectors: asyncio.Future[Float32Array]) -> None:
+        event = self._person(bucket, await vectors)
+        await self.publish(event)
+        self._published.append(bucket.person_id)
+        self._stats.persons_embedded += 1
+        self._stats.crops_embedded += len(bucket.embedded)
+
+    async def publish(self, event: PersonEmbedding | VideoClosed) -> None:
+        async with self._publishing:
+            await self._pipeline.publish(event)
+
+    def _person(self, bucket: Bucket, vectors: Float32Array) -> PersonEmbedding:
+        track = self._plan.tracks[bucket.person_id]
+        first, last = int(track.frame_indices[0]), int(track.frame_indices[-1])
+        seconds = self._video.frame_table.pts_seconds
+        embedder = self._pipeline.embed.embedder  # type: ignore[union-attr] # there are vectors, so there is a network
+        return PersonEmbedding.make(
+            gallery_id=self._job.gallery_id,
+            video_id=self._job.video_id,
+            run_id=self.run_id,
+            submitted_at=self._job.submitted_at,
+            person_id=bucket.person_id,
+            person_key=person_key_of(self._job.video_id, bucket.person_id),
+            vector=Vector.of(person_vector(vectors)),
+            model=ModelInfo(name=embedder.name, weights_sha256=embedder.weights_sha256),
+            crops=[_crop_info(bucket.crops[i]) for i in bucket.embedded],
+            crop_count=len(bucket.crops),
+            segments=_segments(bucket, vectors),
+            first_frame_index=first,
+            last_frame_index=last,
+            first_seen_seconds=round(float(seconds[first]), 6),
+            last_seen_seconds=round(float(seconds[last]), 6),
+            frames_tracked=len(track),
+            seen_with=list(self._plan.seen_with.get(bucket.person_id, ())),
+            similarity_threshold=self._job.similarity_threshold,
+        )
+
+    def closed(self, summary: VideoSummary) -> VideoClosed:
+        return VideoClosed.make(
+            gallery_id=self._job.gallery_id,
+            video_id=self._job.video_id,
+            run_id=self.run_id,
+            submitted_at=self._job.submitted_at,
+            outcome=summary.outcome,
+            person_ids=sorted(self._published),
+            skipped=[SkippedPerson(person_id=s.person_id, reason=s.reason) for s in summary.skipped],
+            frame_count=summary.frame_count,
+            truncated=summary.missing_frames > 0,
+        )
+
+
+def _first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """One video has one fate: the first fault is what its owner hears of, an error of ours before others."""
+    ours, others = group.split(StreamprocError)
+    cause: BaseException = ours or others or group
+    while isinstance(cause, BaseExceptionGroup):
+        cause = cause.exceptions[0]
+    return cause
+
+
+def _crop_info(crop: Crop) -> CropInfo:
+    x0, y0, x1, y1 = crop.box_xyxy
+    return CropInfo(
+        frame_index=crop.frame_index,
+        pts_seconds=round(crop.pts_seconds, 6),
+        box_xyxy=(round(x0, 2), round(y0, 2), round(x1, 2), round(y1, 2)),
+        quality=crop.quality,
+    )
+
+
+def _segments(bucket: Bucket, vectors: Float32Array) -> Segments:
+    """Unit means of up to four consecutive parts of the embedded crops, in time order."""
+    in_time = np.argsort(np.array(bucket.embedded))
+    parts = np.array_split(in_time, min(MAX_SEGMENTS, len(in_time)))
+    return Segments.of(np.stack([person_vector(vectors[part]) for part in parts]), [len(part) for part in parts])

@@ -1,0 +1,126 @@
+"""The bounded hand-over: room, closing, batches, cancellation."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from streamproc.channel import Channel, ChannelClosed
+
+
+async def drained(channel):
+    return [item async for item in channel]
+
+
+async def settle():
+    """Let every task run until it waits."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_put_waits_for_room() -> None:
+    channel: Channel[int] = Channel(2)
+    putting = asyncio.create_task(put_all(channel, range(3)))
+    await settle()
+    assert len(channel) == 2
+    assert not putting.done()
+    reader = aiter(channel)
+    assert await anext(reader) == 0
+    await settle()
+    assert putting.done()
+
+
+async def put_all(channel, items):
+    for item in items:
+        await channel.put(item)
+
+
+async def test_what_was_put_before_closing_is_delivered_in_order() -> None:
+    channel: Channel[int] = Channel(5)
+    await put_all(channel, range(3))
+    await channel.close()
+    await channel.close()
+    assert await drained(channel) == [0, 1, 2]
+    with pytest.raises(ChannelClosed):
+        await channel.put(1)
+
+
+async def test_a_producer_that_waits_for_room_learns_that_the_reader_has_gone() -> None:
+    channel: Channel[int] = Channel(1)
+    await channel.put(1)
+    waiting = asyncio.create_task(channel.put(2))
+    await settle()
+    await channel.close()
+    with pytest.raises(ChannelClosed):
+        await waiting
+
+
+async def test_a_full_batch_leaves_at_once_and_a_partial_one_at_the_end() -> None:
+    channel: Channel[int] = Channel(10)
+    await put_all(channel, range(7))
+    batches = channel.batches(3, 3600)
+    assert await anext(batches) == [0, 1, 2]
+    assert await anext(batches) == [3, 4, 5]
+    last = asyncio.create_task(anext(batches))
+    await settle()
+    assert not last.done(), "it waits for more to come"
+    await channel.close()
+    assert await last == [6]
+    with pytest.raises(StopAsyncIteration):
+        await anext(batches)
+
+
+async def test_a_batch_that_is_not_full_leaves_when_its_wait_is_over() -> None:
+    channel: Channel[int] = Channel(10)
+    await channel.put(1)
+    assert await anext(channel.batches(3, 0)) == [1]
+
+
+async def test_a_batch_larger_than_the_channel_does_not_wait_for_what_cannot_come() -> None:
+    channel: Channel[int] = Channel(2)
+    await put_all(channel, range(2))
+    assert await anext(channel.batches(100, 3600)) == [0, 1]
+
+
+async def test_a_cancelled_put_has_not_put() -> None:
+    channel: Channel[int] = Channel(1)
+    await channel.put(1)
+    waiting = asyncio.create_task(channel.put(2))
+    await settle()
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    await channel.close()
+    assert await drained(channel) == [1]
+
+
+async def test_a_cancelled_read_has_taken_nothing() -> None:
+    channel: Channel[int] = Channel(5)
+    await channel.put(1)
+    reading = asyncio.create_task(anext(channel.batches(3, 3600)))
+    await settle()
+    reading.cancel()
+    await asyncio.gather(reading, return_exceptions=True)
+    await channel.close()
+    assert await drained(channel) == [1]
+
+
+async def test_many_producers_and_one_reader_lose_nothing() -> None:
+    channel: Channel[int] = Channel(3)
+    producers = [asyncio.create_task(put_all(channel, range(i * 100, i * 100 + 100))) for i in range(5)]
+    got: list[int] = []
+
+    async def read():
+        async for batch in channel.batches(4, 0):
+            got.extend(batch)
+
+    reader = asyncio.create_task(read())
+    await asyncio.gather(*producers)
+    await channel.close()
+    await reader
+    assert sorted(got) == list(range(500))
+
+
+def test_a_channel_without_room_is_refused() -> None:
+    with pytest.raises(ValueError, match="room for one item or more"):
+        Channel(0)

@@ -1,0 +1,205 @@
+"""The network and its weights: equal to the published reference, strict, never random."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from streamproc.errors import WeightsError
+from streamproc.reid import Embedder, find_weights, person_vector, unit
+from streamproc.reid.embedder import BATCH_CROPS, normalise
+
+
+@pytest.fixture(scope="module")
+def need_torch():
+    """Torch, which only the extra `gpu` installs."""
+    return pytest.importorskip("torch", reason="torch is not installed: the extra gpu brings it")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def default(cache):
+    return Embedder(find_weights(None, cache_folder=cache))
+
+
+def noise(count, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, 256, 128, 3), np.uint8)
+
+
+def people(shared, count=24):
+    files = sorted((shared / "data" / "reid" / "market1501_test100").glob("*.jpg"))[:count]
+    return np.stack(
+        [np.asarray(Image.open(f).convert("RGB").resize((128, 256), Image.Resampling.BILINEAR)) for f in files]
+    )
+
+
+def test_the_default_weights_need_nothing_but_the_package(default) -> None:
+    vectors = default.embed(noise(3))
+    assert vectors.shape == (3, 512)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+
+
+def test_batches_do_not_change_a_vector(default) -> None:
+    crops = noise(BATCH_CROPS + 3)
+    together = default.embed(crops)
+    apart = np.concatenate([default.embed(crops[i : i + 1]) for i in range(len(crops))])
+    np.testing.assert_allclose(together, apart, atol=1e-5)
+    assert default.embed(crops[:0]).shape == (0, 512)
+
+
+def test_our_embeddings_equal_the_independent_reference(need_torch, shared, cache) -> None:
+    """Published weights A through our OSNet and export, beside somebody else's ONNX of them, on real people."""
+    ours = Embedder(find_weights(str(shared / "models" / "osnet_x0_25_msmt17.pth"), cache_folder=cache))
+    reference = Embedder(find_weights(str(shared / "models" / "osnet_x0_25_msmt17.czqosu.onnx"), cache_folder=cache))
+    crops = people(shared)
+    np.testing.assert_allclose(ours.embed(crops), reference.embed(crops), atol=1e-4)
+
+
+def test_the_export_equals_eager_torch(need_torch, shared, cache) -> None:
+    from streamproc.reid.osnet import from_state
+    from streamproc.reid.weights import read_checkpoint
+
+    path = shared / "models" / "osnet_x0_25_msmt17.B.converted.pt"
+    crops = people(shared, 8)
+    with need_torch.inference_mode():
+        eager = from_state(read_checkpoint(path))(need_torch.from_numpy(normalise(crops))).numpy()
+    exported = Embedder(find_weights(str(path), cache_folder=cache))
+    np.testing.assert_allclose(exported.embed(crops), unit(eager), atol=1e-5)
+
+
+def test_the_committed_files_are_the_same_weights(need_torch, cache, default) -> None:
+    from streamproc.reid.weights import _MODEL_FOLDERS
+
+    path = next(f / "osnet_x0_25_ours.safetensors" for f in _MODEL_FOLDERS if (f / "osnet_x0_25_ours.onnx").is_file())
+    exported = Embedder(find_weights(str(path), cache_folder=cache))
+    assert exported.weights_sha256 == default.weights_sha256, "an export carries the sha256 of what it was made from"
+    np.testing.assert_allclose(exported.embed(noise(4)), default.embed(noise(4)), atol=1e-5)
+
+
+def test_an_export_is_made_once(need_torch, shared, tmp_path) -> None:
+    path = str(shared / "models" / "osnet_x0_25_market1501.pth")
+    first = find_weights(path, cache_folder=tmp_path).onnx_path
+    made = first.stat().st_mtime_ns
+    assert find_weights(path, cache_folder=tmp_path).onnx_path.stat().st_mtime_ns == made
+    assert [p.name for p in tmp_path.iterdir()] == [first.name]
+
+
+@pytest.mark.parametrize("width", [1.0, 0.75, 0.5])
+def test_every_width_is_read_off_its_weights(need_torch, width) -> None:
+    from streamproc.reid.osnet import OSNet, OSNetConfig, from_state
+
+    config = OSNetConfig(tuple(int(c * width) for c in (64, 256, 384, 512)), 384)
+    state = {f"module.{name}": value for name, value in OSNet(config).state_dict().items()}
+    state["module.classifier.weight"] = need_torch.zeros(7, 384)
+    model = from_state(state)
+    assert model(need_torch.zeros(1, 3, 256, 128)).shape == (1, 384)
+    assert not model.training
+
+
+def test_weights_load_strictly(need_torch, shared) -> None:
+    from streamproc.reid.osnet import from_state
+    from streamproc.reid.weights import read_checkpoint
+
+    state = read_checkpoint(shared / "models" / "osnet_x0_25_msmt17.pth")
+    for wrong in (
+        {k: v for k, v in state.items() if k != "conv4.1.gate.fc1.bias"},
+        state | {"conv2.0.IN.weight": need_torch.zeros(1)},
+        state | {"conv4.1.gate.fc1.bias": need_torch.zeros(5)},
+        {"backbone.x": need_torch.zeros(1)},
+    ):
+        with pytest.raises(WeightsError, match="expected"):
+            from_state(wrong)
+
+
+def test_negligible_weights_become_zero(need_torch, shared) -> None:
+    from streamproc.reid.osnet import from_state
+    from streamproc.reid.weights import read_checkpoint
+
+    def negligible(state):
+        return sum(int(((t != 0) & (t.abs() < 1e-20)).sum()) for t in state.values() if t.is_floating_point())
+
+    state = read_checkpoint(shared / "models" / "osnet_x0_25_msmt17.pth")
+    assert negligible(state) > 500
+    assert negligible(from_state(state).state_dict()) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "text"),
+    [
+        ("none.onnx", None, "expected a weights file, found none"),
+        ("w.bin", b"x", "expected weights as"),
+        ("w.onnx", b"not a network", "onnxruntime cannot load it"),
+    ],
+)
+def test_bad_weights_are_one_line(tmp_path, name, content, text) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(WeightsError, match=text) as caught:
+        Embedder(find_weights(str(tmp_path / name), cache_folder=tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
+def test_a_broken_checkpoint_is_one_line(need_torch, tmp_path, name) -> None:
+    (tmp_path / name).write_bytes(b"not weights")
+    with pytest.raises(WeightsError, match="cannot be read as weights") as caught:
+        find_weights(str(tmp_path / name), cache_folder=tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_that_carries_code_is_not_run(need_torch, tmp_path) -> None:
+    import os
+
+    class Evil:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'was-run'}",)
+
+    need_torch.save({"x": Evil()}, tmp_path / "evil.pth")
+    with pytest.raises(WeightsError):
+        find_weights(str(tmp_path / "evil.pth"), cache_folder=tmp_path)
+    assert not (tmp_path / "was-run").exists()
+
+
+def test_another_network_is_refused(shared, tmp_path) -> None:
+    with pytest.raises(WeightsError, match="expected one input"):
+        Embedder(find_weights(str(shared / "models" / "yolox_nano.onnx"), cache_folder=tmp_path))
+
+
+def test_without_torch_a_checkpoint_names_the_extra(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("streamproc.reid.weights.find_spec", lambda _: None)
+    (tmp_path / "w.pth").write_bytes(b"x")
+    with pytest.raises(WeightsError, match=r"install streamproc\[gpu\]"):
+        find_weights(str(tmp_path / "w.pth"), cache_folder=tmp_path)
+
+
+def test_embedding_never_imports_torch() -> None:
+    code = (
+        "import sys; from pathlib import Path; from streamproc.reid import *; import numpy as np;"
+        "Embedder(find_weights(None, cache_folder=Path('.'))).embed(np.zeros((1,256,128,3), np.uint8));"
+        "sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_normalising_is_imagenets_mean_and_std() -> None:
+    pixels = noise(2)
+    expected = (pixels / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    np.testing.assert_allclose(normalise(pixels), expected.transpose(0, 3, 1, 2), atol=1e-6)
+
+
+def test_a_persons_vector_is_the_unit_mean_of_unit_vectors() -> None:
+    np.testing.assert_allclose(person_vector(np.eye(2, dtype=np.float32)), [0.5**0.5] * 2, atol=1e-7)
+
+
+def test_the_callers_arithmetic_keeps_its_denormals(default) -> None:
+    """onnxruntime's switch to treat denormals as zero stays in the network's own thread."""
+    default.embed(noise(1))
+    assert np.float32(1e-40) * np.float32(1) > 0
