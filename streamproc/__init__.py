@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
-    from streamproc.offline import Result
+    from streamproc.results import Result
 
 __all__ = ["__version__", "replay"]
 

@@ -19,7 +19,8 @@ from streamproc.version import __version__
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from streamproc.offline import Replay, Result
+    from streamproc.offline import Replay
+    from streamproc.results import Result
 
 EXIT_FAILURE, EXIT_USAGE, EXIT_PARTIAL, EXIT_INTERRUPTED = 1, 2, 4, 130
 
@@ -63,6 +64,8 @@ def replay(videos: tuple[Path, ...], **options: Any) -> None:  # noqa: ANN401 - 
         results = _run_replay(videos, options)
     except StreamprocError as error:
         _fail(error)
+    for notice in dict.fromkeys(notice for result in results for notice in result.notices):
+        click.echo(f"note: {notice}", err=True)
     if options["as_json"]:
         _print_json(results)
     else:
@@ -126,17 +129,13 @@ def _with_signals(work: Replay, *, quiet: bool) -> list[Result]:
 
 
 def _exit_code(results: Sequence[Result]) -> int:
-    if any(result.interrupted for result in results):
+    if not results or any(result.interrupted for result in results):  # none: stopped before the first video
         return EXIT_INTERRUPTED
-    if not results:
-        return EXIT_FAILURE
     return EXIT_PARTIAL if any(result.partial for result in results) else 0
 
 
 def _print_results(results: Sequence[Result]) -> None:
     for result in results:
-        for notice in result.notices:
-            click.echo(f"note: {notice}", err=True)
         for candidate in result.candidates:
             a, b = candidate.persons
             one_video = a.video_id == b.video_id and "/" not in str(result.person_ids[0])

@@ -13,20 +13,16 @@ their final size at once, and all of them share one byte budget (`PixelStore`).
 from __future__ import annotations
 
 import asyncio
-import logging
-import time
-from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Literal, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Literal, Self, TypeVar
 
 import numpy as np
 
 from streamproc.channel import Channel
-from streamproc.crops import Buckets, CropOptions, PixelStore, Plan, cut_frame, plan_crops, resized
+from streamproc.crops import Buckets, CropOptions, PixelStore, Plan, cut_frame, plan_crops
 from streamproc.errors import StreamprocError
 from streamproc.events import (
     CropInfo,
@@ -42,10 +38,12 @@ from streamproc.events import (
 )
 from streamproc.people import fit_to_video
 from streamproc.reid import person_vector
+from streamproc.stages import AnimateStage, EmbedStage, Threads, VideoStats, WriteAnimation, call
 from streamproc.types import Skipped
 from streamproc.video import Frame, Limits, Video, open_video
 
 if TYPE_CHECKING:
+    from collections import Counter
     from collections.abc import Awaitable, Callable
     from pathlib import Path
     from types import TracebackType
@@ -53,19 +51,13 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from streamproc.reid import Embedder
-    from streamproc.types import Bucket, Crop, Float32Array, TrackSet, Uint8Array
+    from streamproc.types import Bucket, Crop, Float32Array, TrackSet
 
 T = TypeVar("T")
-log = logging.getLogger(__name__)
 
 FRAMES_IN_FLIGHT = 8
 FRAMES_A_CALL = 4  # handing work to a thread costs about 80 µs: share it
-BUCKETS_IN_FLIGHT = 32
-BUCKETS_A_BATCH = 4  # with 8 crops each: 32 crops, where the network is at its best
-LINGER_SECONDS = 0.01
-ANIMATIONS_WAITING = 4096  # waiting crops lie in the PixelStore, so this bounds a count, not memory
 MAX_SEGMENTS = 4
-ANIMATION_THREADS = 2
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,22 +71,6 @@ class VideoJob:
     submitted_at: str
     options: CropOptions
     similarity_threshold: float
-
-
-@dataclass(slots=True)
-class VideoStats:
-    """Where one video stands; written by the pipeline, read by whoever shows progress."""
-
-    frames_planned: int = 0
-    frames_done: int = 0
-    frames_decoded: int = 0
-    persons_total: int = 0
-    persons_embedded: int = 0
-    crops_cut: int = 0
-    crops_embedded: int = 0
-    animations_done: int = 0
-    seconds: Counter[str] = field(default_factory=Counter)
-    """Busy seconds of each stage; stages run side by side, so they add up to more than the wall clock."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -112,138 +88,6 @@ class VideoSummary:
     problems: Counter[str]
     hints: tuple[str, ...]
     description: dict[str, object]
-
-
-class Threads:
-    """The long-lived threads of one process, beside the network's own: decode, crop, and two for animations."""
-
-    def __init__(self) -> None:
-        self.decode = ThreadPoolExecutor(1, "decode")
-        self.crop = ThreadPoolExecutor(1, "crop")
-        self.animation = ThreadPoolExecutor(ANIMATION_THREADS, "animate")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for pool in (self.decode, self.crop, self.animation):
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-async def _call(pool: ThreadPoolExecutor, seconds: Counter[str], stage: str, work: Callable[[], T]) -> T:
-    """Run `work` in a stage's thread and add its time to the stage's busy seconds."""
-
-    def timed() -> tuple[T, float]:
-        start = time.perf_counter()
-        result = work()
-        return result, time.perf_counter() - start
-
-    result, spent = await asyncio.get_running_loop().run_in_executor(pool, timed)
-    seconds[stage] += spent  # type: ignore[assignment] # a Counter adds floats as well
-    return result
-
-
-class EmbedStage:
-    """Embeds the chosen crops of full buckets in batches across persons and videos.
-
-    Use as an async context manager; any number of videos submit. A fault of the network reaches whoever submitted.
-    """
-
-    def __init__(self, embedder: Embedder) -> None:
-        self.embedder = embedder
-        self._channel: Channel[tuple[Bucket, asyncio.Future[Float32Array]]] = Channel(BUCKETS_IN_FLIGHT)
-        self._loop_task: asyncio.Task[None] | None = None
-        self.seconds: Counter[str] = Counter()
-
-    async def __aenter__(self) -> Self:
-        self._loop_task = asyncio.create_task(self._run(), name="embed")
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, _e: BaseException | None, _t: TracebackType | None
-    ) -> None:
-        await self._channel.close()
-        if self._loop_task is not None:
-            if kind is not None:
-                self._loop_task.cancel()
-            await asyncio.gather(self._loop_task, return_exceptions=True)
-
-    async def submit(self, bucket: Bucket) -> asyncio.Future[Float32Array]:
-        """Wait for room; the future gives one unit vector (n, dim) for each of the bucket's crops to embed."""
-        future: asyncio.Future[Float32Array] = asyncio.get_running_loop().create_future()
-        await self._channel.put((bucket, future))
-        return future
-
-    async def _embed(self, pixels: list[Uint8Array]) -> Float32Array:
-        start = time.perf_counter()
-        crops = self.embedder.submit(lambda: np.stack([resized(crop) for crop in pixels]))
-        vectors = await asyncio.wrap_future(crops)
-        self.seconds["embed"] += time.perf_counter() - start  # type: ignore[assignment] # one batch at a time
-        return vectors
-
-    async def _run(self) -> None:
-        async for batch in self._channel.batches(BUCKETS_A_BATCH, LINGER_SECONDS):
-            pixels = [bucket.crops[i].pixels for bucket, _ in batch for i in bucket.embedded]
-            try:
-                vectors = await self._embed(pixels)
-            except Exception as error:  # noqa: BLE001 - whatever it was, those who wait must hear of it
-                for _, future in batch:
-                    if not future.done():
-                        future.set_exception(error)
-                continue
-            bounds = np.cumsum([len(bucket.embedded) for bucket, _ in batch])[:-1]
-            for (_, future), own in zip(batch, np.split(vectors, bounds), strict=True):
-                if not future.done():
-                    future.set_result(own)
-
-
-class WriteAnimation(Protocol):
-    """Writes one person's animation, in an animation thread; whatever it raises is reported and stops nothing else."""
-
-    def __call__(self, video_id: str, bucket: Bucket, /) -> None:
-        """Encode and write."""
-        ...
-
-
-class AnimateStage:
-    """The side consumer: writes animations beside the main path, which neither waits for it nor fails with it."""
-
-    def __init__(self, write: WriteAnimation, threads: Threads) -> None:
-        self._write = write
-        self._threads = threads
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._room = asyncio.Semaphore(ANIMATION_THREADS)
-        self.errors: dict[tuple[str, int], str] = {}
-        """Why there is no animation, by (video_id, person_id)."""
-
-    def offer(self, video_id: str, bucket: Bucket, stats: VideoStats) -> None:
-        """Take a bucket, or drop and count it where too many wait."""
-        if len(self._tasks) >= ANIMATIONS_WAITING:
-            self.errors[video_id, bucket.person_id] = f"dropped: {ANIMATIONS_WAITING} animations were waiting already"
-            return
-        task = asyncio.create_task(self._animate(video_id, bucket, stats))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _animate(self, video_id: str, bucket: Bucket, stats: VideoStats) -> None:
-        async with self._room:
-            try:
-                await _call(self._threads.animation, stats.seconds, "animate", lambda: self._write(video_id, bucket))
-                stats.animations_done += 1
-            except Exception as error:
-                self.errors[video_id, bucket.person_id] = f"{type(error).__name__}: {error}"
-                log.debug("animation of %s/%s failed", video_id, bucket.person_id, exc_info=True)
-
-    async def finish(self) -> None:
-        """Wait until all animations that were taken are written or have failed."""
-        while self._tasks:
-            await asyncio.wait(self._tasks)
-
-    async def abandon(self) -> None:
-        """Drop what has not begun."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
 class Pipeline:
@@ -291,10 +135,10 @@ class Pipeline:
         Raises VideoError or TracksError for bad input, MachineError for a fault of the machine.
         """
         video_sha256 = asyncio.ensure_future(
-            _call(self.threads.crop, stats.seconds, "hash", lambda: sha256_of(job.path))
+            call(self.threads.crop, stats.seconds, "hash", lambda: sha256_of(job.path))
         )
         try:
-            video = await _call(
+            video = await call(
                 self.threads.decode,
                 stats.seconds,
                 "index",
@@ -317,7 +161,7 @@ class Pipeline:
                 tracks.tracks, video.frame_table, width=video.width, height=video.height, options=job.options
             )
 
-        tracks, plan = await _call(self.threads.crop, stats.seconds, "plan", prepare)
+        tracks, plan = await call(self.threads.crop, stats.seconds, "plan", prepare)
         stats.frames_planned, stats.persons_total = len(plan.frame_indices), len(plan.tracks)
         run = _Run(self, job, video, plan, stats, stop, self._run_id(job, video_sha256))
         await run.stages()
@@ -410,7 +254,7 @@ class _Run:
         return [cut_frame(frame, self._plan.cuts[frame.frame_index], self._pipeline.store) for frame in frames]
 
     async def _in_thread(self, stage: str, work: Callable[[], T]) -> T:
-        return await _call(getattr(self._pipeline.threads, stage), self._stats.seconds, stage, work)
+        return await call(getattr(self._pipeline.threads, stage), self._stats.seconds, stage, work)
 
     async def _hand_on(self, bucket: Bucket, group: asyncio.TaskGroup) -> None:
         """Give a full bucket to the network and to the side consumer."""

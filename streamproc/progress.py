@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from streamproc.offline import Member
+    from streamproc.results import Member
 
 _LIVE_EVERY_SECONDS = 0.2
 _PLAIN_EVERY_SECONDS = 5.0

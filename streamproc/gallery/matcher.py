@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 MAX_NEIGHBOURS = 20
 _UNIT_TOLERANCE = 1e-3
-_FLOAT32_SLACK = 1e-4
+FLOAT32_SLACK = 1e-4
 _SIMILARITY_DIGITS = 6
 
 Reason = Literal["below-threshold", "veto", "person-removed"]
@@ -182,7 +182,7 @@ class _Step:
         self, event: PersonEmbedding, standing: Mapping[str, Neighbour]
     ) -> tuple[dict[str, Neighbour], int]:
         near, not_compared = self.gallery.more_similar(
-            event.vector.numpy(), event.model.weights_sha256, self._threshold_of(event) - _FLOAT32_SLACK
+            event.vector.numpy(), event.model.weights_sha256, self._threshold_of(event) - FLOAT32_SLACK
         )
         found: list[tuple[float, str]] = []
         for key in near:

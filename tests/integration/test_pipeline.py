@@ -13,8 +13,9 @@ from streamproc.crops import CropOptions, cut_frame
 from streamproc.errors import MachineError
 from streamproc.events import PersonEmbedding, VideoClosed
 from streamproc.people import load_tracks
-from streamproc.pipeline import Pipeline, VideoJob, VideoStats
+from streamproc.pipeline import Pipeline, VideoJob
 from streamproc.reid import Embedder, find_weights
+from streamproc.stages import VideoStats
 from streamproc.video import Limits
 
 

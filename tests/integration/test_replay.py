@@ -143,6 +143,19 @@ def test_one_bad_video_among_several_is_named_and_the_others_are_done(clip, tmp_
     assert len(json.loads((tmp_path / "out" / "similarity_matrix.json").read_text())["candidates"]) == 1
 
 
+def test_where_no_video_is_left_each_fault_is_named_and_nothing_is_written(clip, tmp_path) -> None:
+    bad = [clip.with_name(name) for name in ("bad1.mp4", "bad2.mp4")]
+    for path in bad:
+        path.write_bytes(b"no video")
+    tracks = clip.with_suffix(".persons.npz")
+    done = run(*bad, "--persons", tracks, "--persons", tracks, "--gallery", "lobby", "--out", tmp_path / "out")
+    assert done.returncode == 1
+    (line,) = done.stderr.strip().splitlines()
+    assert "bad1.mp4" in line
+    assert "bad2.mp4" in line
+    assert not (tmp_path / "out").exists() or files_in(tmp_path / "out") == []
+
+
 async def test_from_python_also_where_a_loop_runs(clip, tmp_path) -> None:
     result = replay(clip, persons=clip.with_suffix(".persons.npz"))
     assert result.similarity.shape == (6, 6)

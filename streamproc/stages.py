@@ -1,0 +1,180 @@
+"""What the videos of a process share: threads, the network in batches, and the animations beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol, Self, TypeVar
+
+import numpy as np
+
+from streamproc.channel import Channel
+from streamproc.crops import resized
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from streamproc.reid import Embedder
+    from streamproc.types import Bucket, Float32Array, Uint8Array
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+BUCKETS_IN_FLIGHT = 32
+BUCKETS_A_BATCH = 4  # with 8 crops each: 32 crops, where the network is at its best
+LINGER_SECONDS = 0.01
+ANIMATIONS_WAITING = 4096  # waiting crops lie in the PixelStore, so this bounds a count, not memory
+ANIMATION_THREADS = 2
+
+
+@dataclass(slots=True)
+class VideoStats:
+    """Where one video stands; written by the pipeline, read by whoever shows progress."""
+
+    frames_planned: int = 0
+    frames_done: int = 0
+    frames_decoded: int = 0
+    persons_total: int = 0
+    persons_embedded: int = 0
+    crops_cut: int = 0
+    crops_embedded: int = 0
+    animations_done: int = 0
+    seconds: Counter[str] = field(default_factory=Counter)
+    """Busy seconds of each stage; stages run side by side, so they add up to more than the wall clock."""
+
+
+class Threads:
+    """The long-lived threads of one process, beside the network's own: decode, crop, and two for animations."""
+
+    def __init__(self) -> None:
+        self.decode = ThreadPoolExecutor(1, "decode")
+        self.crop = ThreadPoolExecutor(1, "crop")
+        self.animation = ThreadPoolExecutor(ANIMATION_THREADS, "animate")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pool in (self.decode, self.crop, self.animation):
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+async def call(pool: ThreadPoolExecutor, seconds: Counter[str], stage: str, work: Callable[[], T]) -> T:
+    """Run `work` in a stage's thread and add its time to the stage's busy seconds."""
+
+    def timed() -> tuple[T, float]:
+        start = time.perf_counter()
+        result = work()
+        return result, time.perf_counter() - start
+
+    result, spent = await asyncio.get_running_loop().run_in_executor(pool, timed)
+    seconds[stage] += spent  # type: ignore[assignment] # a Counter adds floats as well
+    return result
+
+
+class EmbedStage:
+    """Embeds the chosen crops of full buckets in batches across persons and videos.
+
+    Use as an async context manager; any number of videos submit. A fault of the network reaches whoever submitted.
+    """
+
+    def __init__(self, embedder: Embedder) -> None:
+        self.embedder = embedder
+        self._channel: Channel[tuple[Bucket, asyncio.Future[Float32Array]]] = Channel(BUCKETS_IN_FLIGHT)
+        self._loop_task: asyncio.Task[None] | None = None
+        self.seconds: Counter[str] = Counter()
+
+    async def __aenter__(self) -> Self:
+        self._loop_task = asyncio.create_task(self._run(), name="embed")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, _e: BaseException | None, _t: TracebackType | None
+    ) -> None:
+        await self._channel.close()
+        if self._loop_task is not None:
+            if kind is not None:
+                self._loop_task.cancel()
+            await asyncio.gather(self._loop_task, return_exceptions=True)
+
+    async def submit(self, bucket: Bucket) -> asyncio.Future[Float32Array]:
+        """Wait for room; the future gives one unit vector (n, dim) for each of the bucket's crops to embed."""
+        future: asyncio.Future[Float32Array] = asyncio.get_running_loop().create_future()
+        await self._channel.put((bucket, future))
+        return future
+
+    async def _embed(self, pixels: list[Uint8Array]) -> Float32Array:
+        start = time.perf_counter()
+        crops = self.embedder.submit(lambda: np.stack([resized(crop) for crop in pixels]))
+        vectors = await asyncio.wrap_future(crops)
+        self.seconds["embed"] += time.perf_counter() - start  # type: ignore[assignment] # one batch at a time
+        return vectors
+
+    async def _run(self) -> None:
+        async for batch in self._channel.batches(BUCKETS_A_BATCH, LINGER_SECONDS):
+            pixels = [bucket.crops[i].pixels for bucket, _ in batch for i in bucket.embedded]
+            try:
+                vectors = await self._embed(pixels)
+            except Exception as error:  # noqa: BLE001 - whatever it was, those who wait must hear of it
+                for _, future in batch:
+                    if not future.done():
+                        future.set_exception(error)
+                continue
+            bounds = np.cumsum([len(bucket.embedded) for bucket, _ in batch])[:-1]
+            for (_, future), own in zip(batch, np.split(vectors, bounds), strict=True):
+                if not future.done():
+                    future.set_result(own)
+
+
+class WriteAnimation(Protocol):
+    """Writes one person's animation, in an animation thread; whatever it raises is reported and stops nothing else."""
+
+    def __call__(self, video_id: str, bucket: Bucket, /) -> None:
+        """Encode and write."""
+        ...
+
+
+class AnimateStage:
+    """The side consumer: writes animations beside the main path, which neither waits for it nor fails with it."""
+
+    def __init__(self, write: WriteAnimation, threads: Threads) -> None:
+        self._write = write
+        self._threads = threads
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._room = asyncio.Semaphore(ANIMATION_THREADS)
+        self.errors: dict[tuple[str, int], str] = {}
+        """Why there is no animation, by (video_id, person_id)."""
+
+    def offer(self, video_id: str, bucket: Bucket, stats: VideoStats) -> None:
+        """Take a bucket, or drop and count it where too many wait."""
+        if len(self._tasks) >= ANIMATIONS_WAITING:
+            self.errors[video_id, bucket.person_id] = f"dropped: {ANIMATIONS_WAITING} animations were waiting already"
+            return
+        task = asyncio.create_task(self._animate(video_id, bucket, stats))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _animate(self, video_id: str, bucket: Bucket, stats: VideoStats) -> None:
+        async with self._room:
+            try:
+                await call(self._threads.animation, stats.seconds, "animate", lambda: self._write(video_id, bucket))
+                stats.animations_done += 1
+            except Exception as error:
+                self.errors[video_id, bucket.person_id] = f"{type(error).__name__}: {error}"
+                log.debug("animation of %s/%s failed", video_id, bucket.person_id, exc_info=True)
+
+    async def finish(self) -> None:
+        """Wait until all animations that were taken are written or have failed."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def abandon(self) -> None:
+        """Drop what has not begun."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
