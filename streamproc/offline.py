@@ -85,7 +85,6 @@ class Replay:
         A cancelled run leaves no files.
         """
         try:
-            self._found.embedder = await asyncio.to_thread(self._load_network)
             async with self._pipeline() as pipeline:
                 for member in self.members:
                     if not self.stop.is_set():
@@ -110,10 +109,10 @@ class Replay:
             return None
         try:
             weights = find_weights(clustering.osnet_model, cache_folder=settings.expanded_cache_folder())
-            return Embedder(weights, threads=settings.threads)
+            self._found.embedder = Embedder(weights, threads=settings.threads)
         except WeightsError as error:
             self._note(f"similarity was skipped: {error}")
-            return None
+        return self._found.embedder
 
     def _note(self, notice: str) -> None:
         """Something asked for was not done: shown, written down, and exit code 4."""
@@ -124,7 +123,7 @@ class Replay:
         settings = self._found.settings
         limits = settings.limits
         return Pipeline(
-            embedder=self._found.embedder,
+            load_network=self._load_network,
             publish=self._match,
             write_animation=self._write_animation if settings.animate and self._found.out is not None else None,
             crop_memory_bytes=settings.crop_memory_mib * 1024 * 1024,

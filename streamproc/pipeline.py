@@ -93,14 +93,15 @@ class VideoSummary:
 class Pipeline:
     """What all videos of a process share: threads, network, animations, and the crops' memory.
 
-    Use as an async context manager. `publish` gets each event as soon as it is complete, never two at a time for one
-    video; a person without a network (`embedder` None) is not published.
+    Use as an async context manager. `load_network` runs in a thread beside the first video's opening and planning;
+    where it returns None no person is published. `publish` gets each event as soon as it is complete, never two at a
+    time for one video.
     """
 
     def __init__(
         self,
         *,
-        embedder: Embedder | None,
+        load_network: Callable[[], Embedder | None],
         publish: Callable[[PersonEmbedding | VideoClosed], Awaitable[None]],
         write_animation: WriteAnimation | None,
         crop_memory_bytes: int,
@@ -109,7 +110,9 @@ class Pipeline:
     ) -> None:
         self._stack = AsyncExitStack()
         self.threads = Threads()
-        self.embed = None if embedder is None else EmbedStage(embedder)
+        self.embed: EmbedStage | None = None
+        self._load_network = load_network
+        self._network: asyncio.Task[None] | None = None
         self.animate = None if write_animation is None else AnimateStage(write_animation, self.threads)
         self.publish = publish
         self.store = PixelStore(crop_memory_bytes)
@@ -118,13 +121,19 @@ class Pipeline:
 
     async def __aenter__(self) -> Self:
         self._stack.enter_context(self.threads)
-        if self.embed is not None:
-            await self._stack.enter_async_context(self.embed)
+        self._network = asyncio.create_task(self._start_network(), name="load network")
         return self
+
+    async def _start_network(self) -> None:
+        embedder = await asyncio.to_thread(self._load_network)
+        if embedder is not None:
+            self.embed = await self._stack.enter_async_context(EmbedStage(embedder))
 
     async def __aexit__(
         self, kind: type[BaseException] | None, e: BaseException | None, t: TracebackType | None
     ) -> None:
+        assert self._network is not None
+        await asyncio.gather(self._network, return_exceptions=True)  # whoever needed it has had its fault
         if self.animate is not None:
             await (self.animate.finish() if kind is None else self.animate.abandon())
         await self._stack.__aexit__(kind, e, t)
@@ -162,6 +171,8 @@ class Pipeline:
             )
 
         tracks, plan = await call(self.threads.crop, stats.seconds, "plan", prepare)
+        assert self._network is not None
+        await asyncio.shield(self._network)
         stats.frames_planned, stats.persons_total = len(plan.frame_indices), len(plan.tracks)
         run = _Run(self, job, video, plan, stats, stop, self._run_id(job, video_sha256))
         await run.stages()

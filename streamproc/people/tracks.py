@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
+    import numpy.typing as npt
+
     from streamproc.types import BoolArray, Float32Array, Int64Array
 
 MAX_TEXT_BYTES = 512 * 1024 * 1024
@@ -272,11 +274,10 @@ def _mot_row(line: str, line_number: int, path: Path) -> tuple[float, ...]:
 
 
 def _to_tracks(table: _Table, base: int, stride: int, problems: Counter[str]) -> list[Track]:
-    ids, numbers, confidences = (
-        np.asarray(a, np.float64) for a in (table.person_ids, table.frame_numbers, table.confidences)
-    )
+    ids, numbers = (np.asarray(column, np.float64) for column in (table.person_ids, table.frame_numbers))
     with np.errstate(over="ignore"):
-        boxes = np.asarray(table.boxes_xyxy, np.float64).reshape(-1, 4).astype(np.float32)
+        boxes = np.asarray(table.boxes_xyxy).reshape(-1, 4).astype(np.float32, copy=False)
+        confidences = np.asarray(table.confidences).astype(np.float32, copy=False)
     checks = (
         ("boxes-not-finite", np.isfinite(boxes).all(axis=1) & np.isfinite(ids) & (np.abs(numbers) < _MAX_FRAME_NUMBER)),
         ("frame-numbers-broken", (numbers == np.floor(numbers)) & (ids == np.floor(ids)) & (np.abs(ids) < 2.0**53)),
@@ -287,28 +288,30 @@ def _to_tracks(table: _Table, base: int, stride: int, problems: Counter[str]) ->
     for code, good in checks:
         problems[code] += int(np.count_nonzero(keep & ~good))
         keep &= good
-    frame_indices = (numbers[keep].astype(np.int64) - base) * stride
-    confidences = np.where(np.isfinite(confidences) & (confidences >= 0), confidences, 1.0)[keep].clip(0, 1)
-    tracks = _group(ids[keep].astype(np.int64), frame_indices, boxes[keep], confidences.astype(np.float32), problems)
+    confidences = np.where(np.isfinite(confidences) & (confidences >= 0), confidences, np.float32(1)).clip(0, 1)
+    groups = _group(np.flatnonzero(keep), ids, numbers, confidences, problems)
     for code in [code for code, count in problems.items() if not count]:
         del problems[code]
-    return tracks
+    return [
+        Track(int(ids[rows[0]]), (numbers[rows].astype(np.int64) - base) * stride, boxes[rows], confidences[rows])
+        for rows in groups
+    ]
 
 
 def _group(
-    ids: Int64Array, frames: Int64Array, boxes: Float32Array, confidences: Float32Array, problems: Counter[str]
-) -> list[Track]:
-    """Split rows by id, sort by frame, and keep the most confident of several boxes in one frame."""
-    order = np.lexsort((-confidences, frames, ids))
-    same_id = ids[1:] == ids[:-1]
-    problems["frames-unsorted"] += int(np.count_nonzero(same_id & (frames[1:] < frames[:-1])))
-    ids, frames, boxes, confidences = ids[order], frames[order], boxes[order], confidences[order]
-    double = np.r_[False, (ids[1:] == ids[:-1]) & (frames[1:] == frames[:-1])][: len(ids)]
+    rows: Int64Array,
+    ids: npt.NDArray[np.float64],
+    numbers: npt.NDArray[np.float64],
+    confidences: Float32Array,
+    problems: Counter[str],
+) -> list[Int64Array]:
+    """Split `rows` by id, each part by rising frame number; of several boxes in a frame the most confident stays."""
+    same_id = ids[rows[1:]] == ids[rows[:-1]]
+    problems["frames-unsorted"] += int(np.count_nonzero(same_id & (numbers[rows[1:]] < numbers[rows[:-1]])))
+    order = rows[np.lexsort((-confidences[rows], numbers[rows], ids[rows]))]
+    same_id = ids[order[1:]] == ids[order[:-1]]
+    double = same_id & (numbers[order[1:]] == numbers[order[:-1]])
     problems["boxes-duplicate"] += int(double.sum())
-    ids, frames, boxes, confidences = ids[~double], frames[~double], boxes[~double], confidences[~double]
-    starts = np.flatnonzero(np.r_[True, ids[1:] != ids[:-1]][: len(ids)])
-    ends = np.r_[starts, len(ids)][1:]
-    return [
-        Track(int(ids[a]), frames[a:b].copy(), boxes[a:b].copy(), confidences[a:b].copy())
-        for a, b in zip(starts.tolist(), ends.tolist(), strict=True)
-    ]
+    single = order[np.r_[True, ~double][: len(order)]]
+    starts = np.flatnonzero(ids[single[1:]] != ids[single[:-1]]) + 1
+    return np.split(single, starts) if len(single) else []

@@ -38,7 +38,11 @@ def job(sample, video_id="v", **options) -> VideoJob:
 
 def pipeline(embedder, publish, *, write_animation=None, memory=64 * 2**20) -> Pipeline:
     return Pipeline(
-        embedder=embedder, publish=publish, write_animation=write_animation, crop_memory_bytes=memory, limits=Limits()
+        load_network=lambda: embedder,
+        publish=publish,
+        write_animation=write_animation,
+        crop_memory_bytes=memory,
+        limits=Limits(),
     )
 
 
@@ -210,3 +214,15 @@ async def test_stopping_finishes_what_is_begun(embedder, sample, gate) -> None:
     people = {e.person_id for e in events if isinstance(e, PersonEmbedding)}
     assert people == set(events[-1].person_ids)
     assert len(people) + len(summary.skipped) == 6
+
+
+async def test_a_network_that_cannot_be_loaded_ends_the_video_with_its_own_error(sample) -> None:
+    def load():
+        raise MachineError("no memory for the network")
+
+    running = Pipeline(
+        load_network=load, publish=Published(), write_animation=None, crop_memory_bytes=2**20, limits=Limits()
+    )
+    with pytest.raises(MachineError, match="no memory for the network"):
+        async with running:
+            await running.process(job(sample), VideoStats(), asyncio.Event())
