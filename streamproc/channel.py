@@ -1,4 +1,4 @@
-"""A bounded hand-over between two asyncio stages, closable, read one by one or in batches.
+"""A bounded hand-over between two asyncio stages, closable, read in batches.
 
 `asyncio.Queue` can be neither closed (before Python 3.13) nor read in batches with a time limit; this adds both.
 Contract: any number of tasks may `put`; exactly one task reads. `close` does not wait; what was put before it is still
@@ -74,7 +74,3 @@ class Channel(Generic[T]):
                 batch = [self._items.popleft() for _ in range(min(max_items, len(self._items)))]
                 self._changed.notify_all()
             yield batch
-
-    async def __aiter__(self) -> AsyncIterator[T]:
-        async for batch in self.batches(1, 0):
-            yield batch[0]

@@ -241,7 +241,6 @@ class _Run:
         source = self._video.frames(self._plan.frame_indices)
         while not self._stop.is_set():
             batch = await self._in_thread("decode", lambda: list(islice(source, FRAMES_A_CALL)))
-            self._stats.frames_decoded = self._video.frames_decoded
             for frame in batch:
                 await frames.put(frame)
             if len(batch) < FRAMES_A_CALL:

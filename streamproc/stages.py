@@ -38,7 +38,6 @@ class VideoStats:
 
     frames_planned: int = 0
     frames_done: int = 0
-    frames_decoded: int = 0
     persons_total: int = 0
     persons_embedded: int = 0
     crops_cut: int = 0

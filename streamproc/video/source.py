@@ -34,7 +34,7 @@ _TOLERANT: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__
 class Limits:
     """What a video may have at most; a file beyond it is refused with a `VideoError` before it is decoded."""
 
-    max_pixels_per_frame: int = 8192 * 4352
+    max_pixels_per_frame: int = 8192 * 4608
     max_frames: int = 5_000_000
     max_duration_seconds: float = 48 * 3600.0
     max_file_bytes: int = 256 * 2**30
