@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import orjson
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from streamproc.errors import EventError
 from streamproc.version import __version__
@@ -26,6 +35,8 @@ if TYPE_CHECKING:
 PRODUCER = f"streamproc/{__version__}"
 
 Id = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f]+$")]
+Uri = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f]+$")]
+Label = Annotated[str, StringConstraints(max_length=1024)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -141,6 +152,8 @@ class Event(_Model):
     """What every event out carries."""
 
     topic: ClassVar[str]
+    key_field: ClassVar[str]
+    """The field whose value is the record's key."""
     identity: ClassVar[tuple[str, ...]]
     """The fields that make the event what it is: equal ones have an equal `event_id`."""
 
@@ -155,6 +168,11 @@ class Event(_Model):
         event = cls(**fields)
         said = event.model_dump(include=set(cls.identity), mode="json")
         return event.model_copy(update={"event_id": hash_of(cls.topic, said)})
+
+    @property
+    def key(self) -> str:
+        """The record's key: events of one key are in one partition, in order."""
+        return str(getattr(self, self.key_field))
 
     def to_json(self) -> bytes:
         """Serialise; fields without a value are left out."""
@@ -176,10 +194,73 @@ def describe(error: ValidationError) -> str:
     return f"{field}: {first['msg'].removeprefix('Value error, ')} (got {first['input']!r:.60})"
 
 
+class TracksRef(_Model):
+    """Where a video's tracks are; `uri` as for the video."""
+
+    uri: Uri
+    format: Literal["canonical-persons", "mot", "streamproc"] | None = None
+    sha256: Sha256 | None = None
+    size_bytes: Count | None = None
+    first_frame_number: Annotated[int, Field(ge=0)] | None = None
+    frame_stride: Annotated[int, Field(ge=1)] | None = None
+
+
+class VideoOptions(_Model):
+    """What a producer may ask for one video; absent: the worker's settings."""
+
+    top_persons: Count | None = None
+    min_track_frames: Annotated[int, Field(ge=1)] | None = None
+    crops_per_person: Annotated[int, Field(ge=1, le=1000)] | None = None
+    crops_embedded: Annotated[int, Field(ge=1, le=64)] | None = None
+    similarity_threshold: Cosine | None = None
+    animate: bool | None = None
+    time_limit_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+
+
+class VideoReady(Event):
+    """A video to look at; `video_uri` is all that is required. Topic `video-ready`, from anyone."""
+
+    topic: ClassVar[str] = "video-ready"
+    key_field: ClassVar[str] = "video_id"
+    identity: ClassVar[tuple[str, ...]] = ("video_uri", "video_id", "gallery_id", "tracks", "options", "submitted_at")
+
+    video_uri: Uri
+    video_id: Id = ""  # filled by the validator below: never empty
+    gallery_id: Id = ""
+    video_sha256: Sha256 | None = None
+    video_size_bytes: Count | None = None
+    tracks: TracksRef | None = None
+    recorded_at: Timestamp | None = None
+    camera_id: Label | None = None
+    submitted_at: Timestamp | None = None
+    options: VideoOptions = VideoOptions()
+    labels: dict[Label, Label] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _ids(cls, data: Any) -> Any:  # noqa: ANN401 - whatever was in the message
+        if isinstance(data, dict) and isinstance(data.get("video_uri"), str):
+            video_id = data.get("video_id") or video_id_of(data["video_uri"])
+            return data | {"video_id": video_id, "gallery_id": data.get("gallery_id") or video_id}
+        return data
+
+
+class VideoCancel(Event):
+    """A video that nobody wants any more, begun or not. Topic `video-cancel`, from anyone."""
+
+    topic: ClassVar[str] = "video-cancel"
+    key_field: ClassVar[str] = "video_id"
+    identity: ClassVar[tuple[str, ...]] = ("video_id", "occurred_at")
+
+    video_id: Id
+    reason: Label | None = None
+
+
 class PersonEmbedding(Event):
     """One person of one run: its vector, and the evidence for it. Topic `person-embeddings`, kind `person`."""
 
     topic: ClassVar[str] = "person-embeddings"
+    key_field: ClassVar[str] = "gallery_id"
     identity: ClassVar[tuple[str, ...]] = ("kind", "gallery_id", "person_key", "run_id", "vector", "seen_with")
 
     kind: Literal["person"] = "person"
@@ -224,6 +305,7 @@ class VideoClosed(Event):
     """After the last person of a run: who the run's persons are. Topic `person-embeddings`, kind `video-closed`."""
 
     topic: ClassVar[str] = "person-embeddings"
+    key_field: ClassVar[str] = "gallery_id"
     identity: ClassVar[tuple[str, ...]] = ("kind", "gallery_id", "video_id", "run_id", "outcome", "person_ids")
 
     kind: Literal["video-closed"] = "video-closed"
@@ -257,6 +339,7 @@ class DuplicateCandidate(Event):
     """A pair that may be one person, or that no longer is thought to be. Topic `duplicate-candidates`."""
 
     topic: ClassVar[str] = "duplicate-candidates"
+    key_field: ClassVar[str] = "gallery_id"
     identity: ClassVar[tuple[str, ...]] = ("candidate_id", "state", "reason", "similarity", "persons", "model")
 
     candidate_id: Id
@@ -272,14 +355,92 @@ class DuplicateCandidate(Event):
     gallery_person_count: Count
 
 
-class VideoDone(Event):
-    """All candidates of a video are out. Topic `video-progress`, state `done`; the matcher says it, not the worker."""
+class Fault(_Model):
+    """Why something failed: a `code` for programs, a `text` for people."""
+
+    code: str
+    text: str
+
+
+class Warned(_Model):
+    """Something that was mended or left out, and how often."""
+
+    code: str
+    text: str
+    count: Count = 1
+
+
+class VideoProgress(Event):
+    """Where a video stands. Topic `video-progress`: `embedded` is the worker's last word, `done` the matcher's.
+
+    `done`: all candidates of the video are out. The matcher knows no frames, so what only the worker knows is optional.
+    """
 
     topic: ClassVar[str] = "video-progress"
-    identity: ClassVar[tuple[str, ...]] = ("gallery_id", "video_id", "run_id", "state", "candidate_count")
+    key_field: ClassVar[str] = "video_id"
+    identity: ClassVar[tuple[str, ...]] = (
+        "gallery_id",
+        "video_id",
+        "run_id",
+        "attempt",
+        "state",
+        "candidate_count",
+        "frames_decoded",
+        "persons_embedded",
+        "error",
+    )
+
+    gallery_id: Id
+    video_id: Id
+    run_id: Id | None = None
+    attempt: Annotated[int, Field(ge=1)] | None = None
+    state: Literal["accepted", "running", "retrying", "embedded", "done", "failed", "cancelled"]
+    fraction: Share | None = None
+    frames_decoded: Count | None = None
+    frames_planned: Count | None = None
+    persons_total: Count | None = None
+    persons_embedded: Count | None = None
+    crops_embedded: Count | None = None
+    candidate_count: Count | None = None
+    elapsed_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    warnings: list[Warned] = []
+    error: Fault | None = None
+
+
+class AnimationReady(Event):
+    """A person's animation is there, or will not come. Topic `animation-ready`."""
+
+    topic: ClassVar[str] = "animation-ready"
+    key_field: ClassVar[str] = "video_id"
+    identity: ClassVar[tuple[str, ...]] = ("gallery_id", "person_key", "run_id", "state", "uri", "sha256", "error")
 
     gallery_id: Id
     video_id: Id
     run_id: Id
-    state: Literal["done", "failed", "cancelled"]
-    candidate_count: Count
+    person_id: int
+    person_key: Id
+    state: Literal["ready", "failed", "skipped"]
+    uri: str | None = None
+    sha256: Sha256 | None = None
+    size_bytes: Count | None = None
+    media_type: Literal["image/webp"] = "image/webp"
+    width_px: Count | None = None
+    height_px: Count | None = None
+    frame_count: Count | None = None
+    frames_per_second: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    frame_indices: list[Count] = []
+    error: Fault | None = None
+
+
+Embedded = Annotated[PersonEmbedding | VideoClosed, Field(discriminator="kind")]
+"""What `person-embeddings` carries."""
+
+_EMBEDDED: TypeAdapter[PersonEmbedding | VideoClosed] = TypeAdapter(Embedded)
+
+
+def parse_embedded(data: bytes) -> PersonEmbedding | VideoClosed:
+    """Parse a value of `person-embeddings`; raises EventError as `from_json` does."""
+    try:
+        return _EMBEDDED.validate_json(data)
+    except ValidationError as error:
+        raise EventError(f"person-embeddings: {describe(error)}") from error

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
@@ -57,6 +58,124 @@ class LimitSettings(_Section):
     max_persons_per_gallery: Annotated[int, Field(ge=1)] = 100_000
 
 
+def _split(value: object) -> object:
+    """Allow `a, b` where a list is wanted: an environment variable is awkward as JSON."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+Hours = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class KafkaSettings(_Section):
+    """How to reach Kafka, and what to declare there."""
+
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
+    sasl_username: str | None = None
+    sasl_password: SecretStr | None = None
+    ssl_cafile: Path | None = None
+    ssl_certfile: Path | None = None
+    ssl_keyfile: Path | None = None
+    topic_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]*$", max_length=100)] = ""
+    """Before the name of every topic and group."""
+    declare: bool = True
+    """False: no topic is ever created; services only check."""
+    replication_factor: Annotated[int, Field(ge=1)] = 1
+    min_insync_replicas: Annotated[int, Field(ge=1)] = 1
+    max_event_bytes: Annotated[int, Field(ge=65536)] = _MIB
+    session_timeout_seconds: Seconds = 30
+    max_poll_interval_seconds: Seconds = 300
+
+
+class TopicSettings(_Section):
+    """One topic's size and memory."""
+
+    partitions: Annotated[int, Field(ge=1, le=10_000)] = 8
+    retention_hours: Hours = 7 * 24
+
+
+class _KeptADay(TopicSettings):
+    retention_hours: Hours = 24
+
+
+class _KeptAMonth(TopicSettings):
+    retention_hours: Hours = 30 * 24
+
+
+class _CancelTopic(_KeptADay):
+    partitions: Annotated[int, Field(ge=1, le=10_000)] = 1  # every worker reads all of it
+
+
+class _DeadLettersTopic(_KeptAMonth):
+    partitions: Annotated[int, Field(ge=1, le=10_000)] = 1
+
+
+class TopicsSettings(_Section):
+    """The topics. `person_embeddings` holds biometric vectors, hence its short memory."""
+
+    video_ready: TopicSettings = TopicSettings()
+    person_embeddings: _KeptADay = _KeptADay()
+    duplicate_candidates: _KeptAMonth = _KeptAMonth()
+    animation_ready: TopicSettings = TopicSettings()
+    video_progress: TopicSettings = TopicSettings()
+    video_cancel: _CancelTopic = _CancelTopic()
+    dead_letters: _DeadLettersTopic = _DeadLettersTopic()
+
+
+class RemoteSettings(_Section):
+    """Which URIs beyond the media root may be fetched: none, unless named here."""
+
+    allowed_hosts: Names = ()
+    """For http and https: `host`, `host:port` or `*.example.org`."""
+    allowed_buckets: Names = ()
+    """For s3: `bucket` or `bucket/prefix`."""
+    s3_endpoint_url: str | None = None
+    attempts: Annotated[int, Field(ge=1, le=100)] = 4
+    timeout_seconds: Seconds = 60
+
+
+class ServiceSettings(_Section):
+    """What every service has: health and metrics, logs, a time to stop in."""
+
+    http_host: str = "127.0.0.1"
+    http_port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    """None: 8081 worker, 8082 matcher, 8083 animator; 0: any free one."""
+    grace_seconds: Seconds = 60
+    log_format: Literal["text", "json"] = "text"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+
+class JobSettings(_Section):
+    """How the worker and the animator take videos."""
+
+    videos_at_once: Annotated[int, Field(ge=1, le=64)] = 2
+    attempts: Annotated[int, Field(ge=1, le=100)] = 3
+    """Starts of one video that may end with the process; after the last it is a dead letter."""
+    time_limit_seconds: Seconds = 6 * 3600
+    retry_seconds: Seconds = 1
+    """The first wait after a fault of the machine; it doubles up to 64 times this."""
+
+
+class MatcherSettings(_Section):
+    """Where the matcher keeps its table, and for how long."""
+
+    state_folder: Path = Path("~/.local/state/streamproc")
+    store: Literal["rocksdict", "memory"] = "rocksdict"
+    gallery_expiry_hours: Hours = 7 * 24
+    """After a gallery's last event."""
+    advertised_url: str | None = None
+    """How other matchers' clients reach this one, such as http://matcher-0:8082; None: its own host and port."""
+
+
+class AnimatorSettings(_Section):
+    """Where animations go."""
+
+    output_uri: str | None = None
+    """A folder or an fsspec URI such as s3://bucket/prefix; None: `animations` under the media root."""
+
+
 class Settings(BaseSettings):
     """All settings of streamproc; each is described in the README's table."""
 
@@ -71,6 +190,16 @@ class Settings(BaseSettings):
     threads: Annotated[int, Field(ge=0, le=256)] = 0
     crop_memory_mib: Annotated[int, Field(ge=1)] = 128
     cache_folder: Path = Path("~/.cache/streamproc")
+
+    bootstrap: Names = ("127.0.0.1:9092",)
+    media_root: Path = Path("media")
+    kafka: KafkaSettings = KafkaSettings()
+    topics: TopicsSettings = TopicsSettings()
+    remote: RemoteSettings = RemoteSettings()
+    service: ServiceSettings = ServiceSettings()
+    jobs: JobSettings = JobSettings()
+    matcher: MatcherSettings = MatcherSettings()
+    animator: AnimatorSettings = AnimatorSettings()
 
     def expanded_cache_folder(self) -> Path:
         """The folder for exported weights, `~` resolved."""
@@ -108,10 +237,14 @@ def load_settings(flags: Mapping[str, object], *, config_file: Path | None) -> S
 
 def known_keys() -> list[str]:
     """All keys, dotted, in the order of their definition."""
+    return _keys_of(Settings)
+
+
+def _keys_of(section: type[BaseModel]) -> list[str]:
     keys = []
-    for name, info in Settings.model_fields.items():
-        section = info.annotation
-        nested = section.model_fields if isinstance(section, type) and issubclass(section, BaseModel) else {}
+    for name, info in section.model_fields.items():
+        kind = info.annotation
+        nested = _keys_of(kind) if isinstance(kind, type) and issubclass(kind, _Section) else []
         keys += [f"{name}.{key}" for key in nested] or [name]
     return keys
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from streamproc.errors import EventError
-from streamproc.events import CandidatePerson, DuplicateCandidate, PersonEmbedding, VideoClosed, VideoDone, hash_of
+from streamproc.events import CandidatePerson, DuplicateCandidate, PersonEmbedding, VideoClosed, VideoProgress, hash_of
 from streamproc.gallery.state import Neighbour, Row, VideoRecord, Writes, order_of
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Outcome:
     """`events` to publish, then `writes` to carry out; `not_compared` rows were of other weights."""
 
     writes: Writes = field(default_factory=Writes)
-    events: tuple[DuplicateCandidate | VideoDone, ...] = ()
+    events: tuple[DuplicateCandidate | VideoProgress, ...] = ()
     not_compared: int = 0
 
 
@@ -126,7 +126,8 @@ class _Step:
         kept, removed = set[str](), set[str]()
         for key in self.gallery.of_video(event.video_id):
             person = self._person(key)
-            stays = person.run_id == event.run_id and person.person_id in event.person_ids
+            # A run that was cut short says nothing of those it did not come to: what was known of them stays.
+            stays = event.outcome != "done" or (person.run_id == event.run_id and person.person_id in event.person_ids)
             (kept if stays else removed).add(key)
         withdrawn = []
         for key in sorted(removed):
@@ -228,8 +229,8 @@ class _Step:
             event, other, similarity, "withdrawn", "veto" if has_veto(event, other) else "below-threshold"
         )
 
-    def _done(self, event: VideoClosed, candidate_count: int) -> VideoDone:
-        return VideoDone.make(
+    def _done(self, event: VideoClosed, candidate_count: int) -> VideoProgress:
+        return VideoProgress.make(
             occurred_at=self.occurred_at,
             gallery_id=event.gallery_id,
             video_id=event.video_id,

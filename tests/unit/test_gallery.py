@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from persons import closed, person, unit_vector
 
 from streamproc.errors import EventError
-from streamproc.events import DuplicateCandidate, PersonEmbedding, VideoClosed, VideoDone
+from streamproc.events import DuplicateCandidate, PersonEmbedding, VideoClosed, VideoProgress
 from streamproc.gallery import Gallery, apply
 from streamproc.gallery.matcher import MAX_NEIGHBOURS
 
@@ -17,7 +17,7 @@ THRESHOLD = 0.7
 TIME = "2026-11-24T12:00:00Z"
 
 
-def feed(gallery: Gallery, *events: PersonEmbedding | VideoClosed) -> list[DuplicateCandidate | VideoDone]:
+def feed(gallery: Gallery, *events: PersonEmbedding | VideoClosed) -> list[DuplicateCandidate | VideoProgress]:
     said = []
     for event in events:
         outcome = apply(gallery, event, similarity_threshold=THRESHOLD, occurred_at=TIME)
@@ -30,7 +30,7 @@ def standing(gallery: Gallery) -> dict[tuple[str, str], float]:
     return {(a, b): entry.similarity for a, b, entry in gallery.pairs()}
 
 
-def announced(events: list[DuplicateCandidate | VideoDone]) -> dict[tuple[str, str], float]:
+def announced(events: list[DuplicateCandidate | VideoProgress]) -> dict[tuple[str, str], float]:
     """What a subscriber who keeps the last word on each candidate believes."""
     last: dict[tuple[str, str], DuplicateCandidate] = {}
     for event in events:
@@ -143,7 +143,7 @@ def test_neighbours_are_capped_at_the_most_similar() -> None:
 def test_done_counts_the_candidates_of_the_video_and_repeats_its_answer() -> None:
     gallery = Gallery("g")
     said = feed(gallery, person(1, [1, 0]), person(2, [1, 0]), closed([1, 2]))
-    assert isinstance(said[-1], VideoDone)
+    assert isinstance(said[-1], VideoProgress)
     assert said[-1].candidate_count == 1
     feed(gallery, person(1, [1, 0], video_id="w"))
     assert feed(gallery, closed([1, 2]))[-1].event_id == said[-1].event_id

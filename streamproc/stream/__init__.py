@@ -1,0 +1,1 @@
+"""The stream: the stages of `pipeline` and the core of `gallery` between Kafka topics."""

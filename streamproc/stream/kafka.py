@@ -1,0 +1,215 @@
+"""How this product speaks to Kafka: one way to connect, one way to publish an event, one way to give a record up."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaConnectionError, KafkaError, MessageSizeTooLargeError, UnknownTopicOrPartitionError
+from aiokafka.helpers import create_ssl_context
+
+from streamproc.errors import MachineError
+from streamproc.version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+    from types import TracebackType
+
+    from streamproc.events import Event
+    from streamproc.settings import Settings
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+Headers = tuple[tuple[str, bytes], ...]
+MAX_DEAD_VALUE_BYTES = 512 * 1024
+_HEADER_ROOM_BYTES = 64 * 1024
+_SEND_PATIENCE_MS = 120_000  # how long a batch waits for a broker that is away before it is a fault
+
+
+class Record(Protocol):
+    """What this product reads of a consumed record, aiokafka's or Faust's."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes]]
+
+
+def client_options(settings: Settings, service: str) -> dict[str, Any]:
+    """Keyword arguments that every aiokafka client takes: addresses, name, TLS and SASL."""
+    kafka = settings.kafka
+    options: dict[str, Any] = {
+        "bootstrap_servers": list(settings.bootstrap),
+        "client_id": f"streamproc-{service}",
+        "security_protocol": kafka.security_protocol,
+    }
+    if kafka.security_protocol.endswith("SSL"):
+        options["ssl_context"] = create_ssl_context(
+            cafile=None if kafka.ssl_cafile is None else str(kafka.ssl_cafile),
+            certfile=None if kafka.ssl_certfile is None else str(kafka.ssl_certfile),
+            keyfile=None if kafka.ssl_keyfile is None else str(kafka.ssl_keyfile),
+        )
+    if kafka.security_protocol.startswith("SASL"):
+        password = kafka.sasl_password
+        options |= {
+            "sasl_mechanism": kafka.sasl_mechanism,
+            "sasl_plain_username": kafka.sasl_username,
+            "sasl_plain_password": None if password is None else password.get_secret_value(),
+        }
+    return options
+
+
+def group_of(settings: Settings, service: str) -> str:
+    """The consumer group of a service, with the prefix of this installation."""
+    return f"{settings.kafka.topic_prefix}streamproc-{service}"
+
+
+def unreachable(settings: Settings, error: Exception) -> MachineError:
+    """What to say where no broker answers."""
+    return MachineError(
+        f"Kafka at {','.join(settings.bootstrap)}: expected a broker, none answered ({error}); start it, or name "
+        "another with --bootstrap HOST:PORT"
+    )
+
+
+class Publisher:
+    """Publishes events and waits until the brokers have them. Use as an async context manager; any task may publish.
+
+    Raises MachineError where Kafka is away for longer than two minutes, or refuses.
+    """
+
+    def __init__(self, settings: Settings, service: str) -> None:
+        self._settings = settings
+        self._service = service
+        self._prefix = settings.kafka.topic_prefix
+        self._producer: AIOKafkaProducer | None = None
+
+    async def __aenter__(self) -> Self:
+        self._producer = AIOKafkaProducer(
+            **client_options(self._settings, self._service),
+            acks="all",
+            enable_idempotence=True,
+            compression_type=None,
+            linger_ms=0,
+            max_request_size=self._settings.kafka.max_event_bytes + _HEADER_ROOM_BYTES,
+            request_timeout_ms=_SEND_PATIENCE_MS,
+        )
+        try:
+            await self._producer.start()
+        except KafkaConnectionError as error:
+            await self._close()
+            raise unreachable(self._settings, error) from error
+        return self
+
+    async def __aexit__(
+        self, _k: type[BaseException] | None, _e: BaseException | None, _t: TracebackType | None
+    ) -> None:
+        await self._close()
+
+    async def _close(self) -> None:
+        if self._producer is not None:
+            with contextlib.suppress(KafkaError):
+                await self._producer.stop()
+
+    async def publish(self, event: Event, *, trace: bytes | None = None) -> None:
+        """Send one event to its topic under its key, with CloudEvents headers, and wait for the acknowledgement."""
+        await self.send(event.topic, event.key.encode(), event.to_json(), cloud_event(event, self._service, trace))
+
+    async def send(
+        self, topic: str, key: bytes | None, value: bytes | None, headers: Headers, *, partition: int | None = None
+    ) -> None:
+        """Send one record as it is; `topic` without the prefix."""
+        assert self._producer is not None
+        try:
+            await self._producer.send_and_wait(
+                self._prefix + topic, value=value, key=key, headers=list(headers), partition=partition
+            )
+        except MessageSizeTooLargeError as error:
+            size = len(value or b"")
+            raise MachineError(
+                f"{self._prefix + topic}: an event of {size} bytes was refused: raise kafka.max_event_bytes and the "
+                "topic's max.message.bytes"
+            ) from error
+        except UnknownTopicOrPartitionError as error:
+            raise MachineError(f"{self._prefix + topic}: no such topic: `streamproc topics create` makes it") from error
+        except KafkaError as error:
+            raise MachineError(f"{self._prefix + topic}: Kafka took no event ({error!r})") from error
+
+    async def dead_letter(self, record: Record, *, code: str, text: str, attempts: int) -> None:
+        """Give a record up: publish it to `dead-letters` with the reason, and wait until the brokers have it."""
+        value = record.value
+        kept = value if value is None else value[:MAX_DEAD_VALUE_BYTES]
+        headers = (*record.headers, *_reasons(record, self._service, code, text, attempts))
+        log.warning("dead letter: %s %s[%d]@%d: %s", code, record.topic, record.partition, record.offset, text)
+        try:
+            await self.send("dead-letters", record.key, kept, headers)
+        except MachineError as error:
+            if not isinstance(error.__cause__, MessageSizeTooLargeError):
+                raise
+            # Headers may be as large as the record: without them, and with less of the value, it always fits.
+            own = _reasons(record, self._service, code, text, attempts, kept_bytes=1024)
+            await self.send("dead-letters", None, None if value is None else value[:1024], own)
+
+
+def cloud_event(event: Event, service: str, trace: bytes | None) -> Headers:
+    """CloudEvents 1.0, Kafka binary mode: what an event is, for those who do not parse it."""
+    headers = {
+        "ce_specversion": "1.0",
+        "ce_id": event.event_id,
+        "ce_source": f"/streamproc/{service}",
+        "ce_type": f"streamproc.{event.topic}.v{event.schema_version}",
+        "ce_time": event.occurred_at,
+        "ce_subject": event.key,
+        "ce_dataschema": f"{event.topic}.v{event.schema_version}.json",
+        "content-type": "application/json",
+    }
+    own = tuple((name, value.encode()) for name, value in headers.items())
+    return own if trace is None else (*own, ("traceparent", trace))
+
+
+def trace_of(record: Record) -> bytes | None:
+    """The `traceparent` that a record came with, which goes on to all that follows from it."""
+    return next((value for name, value in record.headers or () if name == "traceparent"), None)
+
+
+def _reasons(
+    record: Record, service: str, code: str, text: str, attempts: int, kept_bytes: int = MAX_DEAD_VALUE_BYTES
+) -> Headers:
+    value = record.value or b""
+    reasons = {
+        "dlq_topic": record.topic,
+        "dlq_partition": record.partition,
+        "dlq_offset": record.offset,
+        "dlq_timestamp_ms": record.timestamp,
+        "dlq_error_code": code,
+        "dlq_error_text": text[:2000],
+        "dlq_attempts": attempts,
+        "dlq_service": service,
+        "dlq_version": __version__,
+        "dlq_value_size_bytes": len(value),
+        "dlq_value_sha256": hashlib.sha256(value).hexdigest(),
+        "dlq_value_truncated": str(len(value) > kept_bytes).lower(),
+    }
+    return tuple((name, str(value).encode()) for name, value in reasons.items())
+
+
+async def patiently(stop: asyncio.Event, what: str, attempt: Callable[[], Awaitable[T]]) -> T | None:
+    """Await `attempt()` until it works, waiting 1 to 30 s after each MachineError; None once `stop` is set."""
+    wait_seconds = 1.0
+    while not stop.is_set():
+        try:
+            return await attempt()
+        except MachineError as error:
+            log.warning("%s: %s; trying again in %.0f s", what, error, wait_seconds)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), wait_seconds)
+        wait_seconds = min(30.0, wait_seconds * 2)
+    return None
