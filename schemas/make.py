@@ -8,11 +8,11 @@ from typing import Any
 import orjson
 from pydantic import TypeAdapter
 
-from streamproc.events import DuplicateCandidate, PersonEmbedding, VideoClosed
+from streamproc.events import DuplicateCandidate, GalleryExpired, PersonEmbedding, VideoClosed
 
 TOPICS: dict[str, Any] = {
     "duplicate-candidates": DuplicateCandidate,
-    "person-embeddings": PersonEmbedding | VideoClosed,
+    "person-embeddings": PersonEmbedding | VideoClosed | GalleryExpired,
 }
 
 

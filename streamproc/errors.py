@@ -3,16 +3,19 @@
     StreamprocError            anything that streamproc raises on purpose
     ├── InputError             the user's input cannot be used (exit code 1); retrying cannot help
     │   ├── VideoError         a video that is missing, refused, broken, empty, or over a limit
+    │   │   └── TimeLimitError a video that took longer than it may
     │   ├── TracksError        a track file that cannot be read, or does not fit its video
     │   ├── WeightsError       weights that are missing, altered, or of another architecture
     │   └── EventError         an event that breaks the schema, or that its gallery refuses
     ├── UsageError             settings or flags that make no sense (exit code 2)
     └── MachineError           disk, memory or another service failed (exit code 1); retrying may help
 
-Only `cli` turns them into exit codes.
+Only `cli` turns them into exit codes. The `code` of an InputError is what dead letters and progress events carry.
 """
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 
 class StreamprocError(Exception):
@@ -22,13 +25,25 @@ class StreamprocError(Exception):
 class InputError(StreamprocError):
     """The user's input cannot be used; doing the same again gives the same."""
 
+    code: ClassVar[str] = "bad-input"
+
 
 class VideoError(InputError):
     """A video is missing, refused, broken, empty, or over a limit."""
 
+    code: ClassVar[str] = "bad-video"
+
+
+class TimeLimitError(VideoError):
+    """A video took longer than its time limit."""
+
+    code: ClassVar[str] = "time-limit"
+
 
 class TracksError(InputError):
     """A track file cannot be read, or does not fit its video."""
+
+    code: ClassVar[str] = "bad-tracks"
 
 
 class WeightsError(InputError):
@@ -37,6 +52,8 @@ class WeightsError(InputError):
 
 class EventError(InputError):
     """An event breaks its schema, or its gallery refuses it."""
+
+    code: ClassVar[str] = "bad-event"
 
 
 class UsageError(StreamprocError):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import math
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
@@ -20,6 +21,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    PrivateAttr,
     StringConstraints,
     TypeAdapter,
     ValidationError,
@@ -38,10 +40,11 @@ Id = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"^[
 Uri = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f]+$")]
 Label = Annotated[str, StringConstraints(max_length=1024)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+Finite = Annotated[float, Field(ge=-1e15, le=1e15, allow_inf_nan=False)]  # so that sums and differences are finite too
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Cosine = Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, le=2**53 - 1)]  # larger integers do not survive JSON everywhere
+PersonId = Annotated[int, Field(ge=-(2**53) + 1, le=2**53 - 1)]
 Box = tuple[Finite, Finite, Finite, Finite]
 
 
@@ -94,6 +97,7 @@ class Vector(_Model):
     data: str
     dtype: Literal["float32"] = "float32"
     dim: Annotated[int, Field(ge=1, le=65536)]
+    _bytes: bytes = PrivateAttr(b"")  # decoded once: base64 costs more than comparing with a thousand rows
 
     @classmethod
     def of(cls, values: np.ndarray[Any, Any]) -> Self:
@@ -101,18 +105,22 @@ class Vector(_Model):
         return cls(data=_base64(values), dim=len(values))
 
     def numpy(self) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
-        """Unpack to (dim,) float32."""
-        return np.frombuffer(base64.b64decode(self.data), "<f4").astype(np.float32)
+        """Unpack to (dim,) float32, read-only."""
+        return np.frombuffer(self._bytes, "<f4").astype(np.float32, copy=False)
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
         try:
-            values = np.frombuffer(base64.b64decode(self.data, validate=True), "<f4")
+            self._bytes = binascii.a2b_base64(self.data, strict_mode=True)
+            values = np.frombuffer(self._bytes, "<f4")
         except (binascii.Error, ValueError) as error:
             raise ValueError("expected base64 of whole float32 numbers") from error
         if len(values) != self.dim:
             raise ValueError(f"expected {self.dim} numbers, got {len(values)}")
-        if not np.isfinite(values).all():
+        # A sum of squares that is finite says that all are; one that is not may have overflowed.
+        with np.errstate(over="ignore", invalid="ignore"):
+            squares = float(np.dot(values, values))
+        if not math.isfinite(squares) and not np.isfinite(values).all():
             raise ValueError("expected finite numbers, got NaN or infinity")
         return self
 
@@ -134,8 +142,8 @@ class Segments(_Model):
 class ModelInfo(_Model):
     """What made a vector; vectors of different `weights_sha256` are never compared."""
 
-    name: str
-    architecture: str = "osnet"
+    name: Label
+    architecture: Label = "osnet"
     weights_sha256: Sha256
 
 
@@ -268,7 +276,7 @@ class PersonEmbedding(Event):
     video_id: Id
     run_id: Id
     submitted_at: Timestamp
-    person_id: int
+    person_id: PersonId
     person_key: Id
     vector: Vector
     model: ModelInfo
@@ -280,7 +288,7 @@ class PersonEmbedding(Event):
     first_seen_seconds: Finite
     last_seen_seconds: Finite
     frames_tracked: Count
-    seen_with: list[int] = []
+    seen_with: list[PersonId] = []
     similarity_threshold: Cosine | None = None
     recorded_at: Timestamp | None = None
     camera_id: str | None = None
@@ -297,7 +305,7 @@ class PersonEmbedding(Event):
 class SkippedPerson(_Model):
     """A person of the run that has no embedding, and why."""
 
-    person_id: int
+    person_id: PersonId
     reason: str
 
 
@@ -314,10 +322,26 @@ class VideoClosed(Event):
     run_id: Id
     submitted_at: Timestamp
     outcome: Literal["done", "cancelled", "failed"]
-    person_ids: list[int]
+    person_ids: list[PersonId]
     skipped: list[SkippedPerson] = []
     frame_count: Count
     truncated: bool = False
+
+
+class GalleryExpired(Event):
+    """A gallery was not heard of for its time: its rows go, without a word on its candidates.
+
+    Topic `person-embeddings`, kind `gallery-expired`, written by the matcher that owns the gallery. It does nothing
+    where events came after `last_event_at`, the gallery's last one as its sender knew it.
+    """
+
+    topic: ClassVar[str] = "person-embeddings"
+    key_field: ClassVar[str] = "gallery_id"
+    identity: ClassVar[tuple[str, ...]] = ("kind", "gallery_id", "last_event_at")
+
+    kind: Literal["gallery-expired"] = "gallery-expired"
+    gallery_id: Id
+    last_event_at: Timestamp
 
 
 class CandidatePerson(_Model):
@@ -325,7 +349,7 @@ class CandidatePerson(_Model):
 
     person_key: Id
     video_id: Id
-    person_id: int
+    person_id: PersonId
     run_id: Id
     first_frame_index: Count
     last_frame_index: Count
@@ -432,13 +456,13 @@ class AnimationReady(Event):
     error: Fault | None = None
 
 
-Embedded = Annotated[PersonEmbedding | VideoClosed, Field(discriminator="kind")]
+Embedded = Annotated[PersonEmbedding | VideoClosed | GalleryExpired, Field(discriminator="kind")]
 """What `person-embeddings` carries."""
 
-_EMBEDDED: TypeAdapter[PersonEmbedding | VideoClosed] = TypeAdapter(Embedded)
+_EMBEDDED: TypeAdapter[PersonEmbedding | VideoClosed | GalleryExpired] = TypeAdapter(Embedded)
 
 
-def parse_embedded(data: bytes) -> PersonEmbedding | VideoClosed:
+def parse_embedded(data: bytes) -> PersonEmbedding | VideoClosed | GalleryExpired:
     """Parse a value of `person-embeddings`; raises EventError as `from_json` does."""
     try:
         return _EMBEDDED.validate_json(data)

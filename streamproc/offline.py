@@ -12,7 +12,7 @@ from streamproc.errors import InputError, TracksError, UsageError, VideoError, W
 from streamproc.events import DuplicateCandidate, PersonEmbedding, VideoClosed, now, video_id_of
 from streamproc.gallery import apply
 from streamproc.people import find_track_file, load_tracks
-from streamproc.pipeline import Pipeline, VideoJob
+from streamproc.pipeline import Pipeline, Stop, VideoJob
 from streamproc.results import Findings, Member, Result, Source, report_of, result_of
 from streamproc.video import Limits
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from streamproc.outputs import OutputDirectory
     from streamproc.reid import Embedder
     from streamproc.settings import Settings
+    from streamproc.stages import RunIds
     from streamproc.types import Bucket
 
 
@@ -72,7 +73,7 @@ class Replay:
         tracks: TrackOptions = TrackOptions(),
     ) -> None:
         self.members = [Member(source, gallery or source.video_id) for source in sources]
-        self.stop = asyncio.Event()
+        self.stop = Stop()
         self._found = Findings(settings, gallery, out)
         self._track_options = tracks
         self._started = time.perf_counter()
@@ -178,11 +179,11 @@ class Replay:
         self._found.events.setdefault(event.gallery_id, []).extend(candidates)
         gallery.write(outcome.writes)
 
-    def _write_animation(self, video_id: str, bucket: Bucket) -> None:
+    def _write_animation(self, run: RunIds, bucket: Bucket) -> None:
         from streamproc.animation import encode_webp
 
-        directory = self._directories[video_id]
-        self._found.hrefs[video_id, bucket.person_id] = directory.write_webp(
+        directory = self._directories[run.video_id]
+        self._found.hrefs[run.video_id, bucket.person_id] = directory.write_webp(
             bucket.person_id, encode_webp(bucket.crops)
         )
 

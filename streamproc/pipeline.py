@@ -23,7 +23,7 @@ import numpy as np
 
 from streamproc.channel import Channel
 from streamproc.crops import Buckets, CropOptions, PixelStore, Plan, cut_frame, plan_crops
-from streamproc.errors import StreamprocError
+from streamproc.errors import InputError, StreamprocError
 from streamproc.events import (
     CropInfo,
     ModelInfo,
@@ -38,7 +38,7 @@ from streamproc.events import (
 )
 from streamproc.people import fit_to_video
 from streamproc.reid import person_vector
-from streamproc.stages import AnimateStage, EmbedStage, Threads, VideoStats, WriteAnimation, call
+from streamproc.stages import AnimateStage, EmbedStage, RunIds, Threads, VideoStats, WriteAnimation, call
 from streamproc.types import Skipped
 from streamproc.video import Frame, Limits, Video, open_video
 
@@ -71,6 +71,14 @@ class VideoJob:
     submitted_at: str
     options: CropOptions
     similarity_threshold: float
+    recorded_at: str | None = None
+    camera_id: str | None = None
+
+
+class Stop(asyncio.Event):
+    """Set, it ends videos early: what is complete or begun is finished, the outcome is `outcome`."""
+
+    outcome: Literal["cancelled", "failed"] = "cancelled"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,7 +86,7 @@ class VideoSummary:
     """What became of one video."""
 
     run_id: str
-    outcome: Literal["done", "cancelled"]
+    outcome: Literal["done", "cancelled", "failed"]
     plan: Plan
     skipped: tuple[Skipped, ...]
     frame_count: int
@@ -95,7 +103,7 @@ class Pipeline:
 
     Use as an async context manager. `load_network` runs in a thread beside the first video's opening and planning;
     where it returns None no person is published. `publish` gets each event as soon as it is complete, never two at a
-    time for one video.
+    time for one video. `weights_sha256` names the weights where another process embeds, so that runs have equal ids.
     """
 
     def __init__(
@@ -107,6 +115,7 @@ class Pipeline:
         crop_memory_bytes: int,
         limits: Limits,
         decode_threads: int = 0,
+        weights_sha256: str = "",
     ) -> None:
         self._stack = AsyncExitStack()
         self.threads = Threads()
@@ -118,6 +127,7 @@ class Pipeline:
         self.store = PixelStore(crop_memory_bytes)
         self._limits = limits
         self._decode_threads = decode_threads
+        self._weights_sha256 = weights_sha256
 
     async def __aenter__(self) -> Self:
         self._stack.enter_context(self.threads)
@@ -127,6 +137,7 @@ class Pipeline:
     async def _start_network(self) -> None:
         embedder = await asyncio.to_thread(self._load_network)
         if embedder is not None:
+            self._weights_sha256 = embedder.weights_sha256
             self.embed = await self._stack.enter_async_context(EmbedStage(embedder))
 
     async def __aexit__(
@@ -138,10 +149,16 @@ class Pipeline:
             await (self.animate.finish() if kind is None else self.animate.abandon())
         await self._stack.__aexit__(kind, e, t)
 
-    async def process(self, job: VideoJob, stats: VideoStats, stop: asyncio.Event) -> VideoSummary:
-        """Take one video through all stages. `stop` ends it early: what is complete or begun is finished.
+    async def ready(self) -> None:
+        """Wait until the network is loaded; raises what `load_network` raised."""
+        assert self._network is not None
+        await asyncio.shield(self._network)
 
-        Raises VideoError or TracksError for bad input, MachineError for a fault of the machine.
+    async def process(self, job: VideoJob, stats: VideoStats, stop: Stop) -> VideoSummary:
+        """Take one video through all stages.
+
+        Raises VideoError or TracksError for bad input (after a `video-closed` with the outcome `failed`, if persons
+        may have been published), MachineError for a fault of the machine.
         """
         video_sha256 = asyncio.ensure_future(
             call(self.threads.crop, stats.seconds, "hash", lambda: sha256_of(job.path))
@@ -162,7 +179,7 @@ class Pipeline:
             await asyncio.shield(asyncio.get_running_loop().run_in_executor(self.threads.decode, video.close))
 
     async def _process_open(
-        self, job: VideoJob, video: Video, video_sha256: str, stats: VideoStats, stop: asyncio.Event
+        self, job: VideoJob, video: Video, video_sha256: str, stats: VideoStats, stop: Stop
     ) -> VideoSummary:
         def prepare() -> tuple[TrackSet, Plan]:
             tracks = fit_to_video(job.tracks, frame_count=video.frame_count, width=video.width, height=video.height)
@@ -171,42 +188,36 @@ class Pipeline:
             )
 
         tracks, plan = await call(self.threads.crop, stats.seconds, "plan", prepare)
-        assert self._network is not None
-        await asyncio.shield(self._network)
+        await self.ready()
         stats.frames_planned, stats.persons_total = len(plan.frame_indices), len(plan.tracks)
         run = _Run(self, job, video, plan, stats, stop, self._run_id(job, video_sha256))
-        await run.stages()
-        summary = VideoSummary(
+        try:
+            await run.stages()
+        except InputError:
+            await run.publish(run.closed("failed"))
+            raise
+        cut_short = stop.is_set() and stats.frames_done < stats.frames_planned
+        outcome: Literal["done", "cancelled", "failed"] = stop.outcome if cut_short else "done"
+        await run.publish(run.closed(outcome))
+        return VideoSummary(
             run_id=run.run_id,
-            outcome="cancelled" if stop.is_set() and stats.frames_done < stats.frames_planned else "done",
+            outcome=outcome,
             plan=plan,
-            skipped=tuple(sorted([*plan.skipped, *run.skipped], key=lambda s: s.person_id)),
+            skipped=run.all_skipped(),
             frame_count=video.frame_count,
             pts_seconds=video.frame_table.pts_seconds,
             missing_frames=video.missing_frames,
             undecodable_frames=len(video.undecodable),
             problems=tracks.problems,
             hints=tracks.hints,
-            description={
-                "sha256": video_sha256,
-                "codec": video.codec_name,
-                "width_px": video.width,
-                "height_px": video.height,
-                "frame_count": video.frame_count,
-                "missing_frames": video.missing_frames,
-                "frames_decoded": video.frames_decoded,
-                "packets_sent": video.packets_sent,
-                "seeks": video.seeks,
-                "decoded_from_start": video.fell_back,
-            },
+            description=_described(video, video_sha256),
         )
-        await run.publish(run.closed(summary))
-        return summary
 
     def _run_id(self, job: VideoJob, video_sha256: str) -> str:
-        weights = "" if self.embed is None else self.embed.embedder.weights_sha256
         options = [getattr(job.options, name) for name in job.options.__slots__]
-        return hash_of(job.video_id, video_sha256, job.tracks.sha256, options, job.similarity_threshold, weights)
+        return hash_of(
+            job.video_id, video_sha256, job.tracks.sha256, options, job.similarity_threshold, self._weights_sha256
+        )
 
 
 class _Run:
@@ -219,11 +230,12 @@ class _Run:
         video: Video,
         plan: Plan,
         stats: VideoStats,
-        stop: asyncio.Event,
+        stop: Stop,
         run_id: str,
     ) -> None:
         self._pipeline, self._job, self._video, self._plan = pipeline, job, video, plan
         self._stats, self._stop, self.run_id = stats, stop, run_id
+        self._ids = RunIds(job.gallery_id, job.video_id, run_id)
         self._publishing = asyncio.Lock()
         self._published: list[int] = []
         self.skipped: list[Skipped] = []
@@ -273,7 +285,7 @@ class _Run:
             self.skipped.append(Skipped(bucket.person_id, reason))
             return
         if self._pipeline.animate is not None:
-            self._pipeline.animate.offer(self._job.video_id, bucket, self._stats)
+            self._pipeline.animate.offer(self._ids, bucket, self._stats)
         if self._pipeline.embed is not None:
             vectors = await self._pipeline.embed.submit(bucket)
             group.create_task(self._announce(bucket, vectors))
@@ -313,20 +325,40 @@ class _Run:
             frames_tracked=len(track),
             seen_with=list(self._plan.seen_with.get(bucket.person_id, ())),
             similarity_threshold=self._job.similarity_threshold,
+            recorded_at=self._job.recorded_at,
+            camera_id=self._job.camera_id,
         )
 
-    def closed(self, summary: VideoSummary) -> VideoClosed:
+    def all_skipped(self) -> tuple[Skipped, ...]:
+        return tuple(sorted([*self._plan.skipped, *self.skipped], key=lambda s: s.person_id))
+
+    def closed(self, outcome: Literal["done", "cancelled", "failed"]) -> VideoClosed:
         return VideoClosed.make(
             gallery_id=self._job.gallery_id,
             video_id=self._job.video_id,
             run_id=self.run_id,
             submitted_at=self._job.submitted_at,
-            outcome=summary.outcome,
+            outcome=outcome,
             person_ids=sorted(self._published),
-            skipped=[SkippedPerson(person_id=s.person_id, reason=s.reason) for s in summary.skipped],
-            frame_count=summary.frame_count,
-            truncated=summary.missing_frames > 0,
+            skipped=[SkippedPerson(person_id=s.person_id, reason=s.reason) for s in self.all_skipped()],
+            frame_count=self._video.frame_count,
+            truncated=self._video.missing_frames > 0,
         )
+
+
+def _described(video: Video, video_sha256: str) -> dict[str, object]:
+    return {
+        "sha256": video_sha256,
+        "codec": video.codec_name,
+        "width_px": video.width,
+        "height_px": video.height,
+        "frame_count": video.frame_count,
+        "missing_frames": video.missing_frames,
+        "frames_decoded": video.frames_decoded,
+        "packets_sent": video.packets_sent,
+        "seeks": video.seeks,
+        "decoded_from_start": video.fell_back,
+    }
 
 
 def _first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -84,9 +84,17 @@ class EmbedStage:
 
     def __init__(self, embedder: Embedder) -> None:
         self.embedder = embedder
-        self._channel: Channel[tuple[Bucket, asyncio.Future[Float32Array]]] = Channel(BUCKETS_IN_FLIGHT)
+        self._channel: Channel[tuple[Bucket, asyncio.Future[Float32Array], float]] = Channel(BUCKETS_IN_FLIGHT)
         self._loop_task: asyncio.Task[None] | None = None
         self.seconds: Counter[str] = Counter()
+        """`embed`: busy; `wait`: what buckets waited for their batch, together."""
+        self.batches = self.buckets = self.crops = 0
+        """What was embedded so far: buckets / batches / BUCKETS_A_BATCH is how full the batches are."""
+
+    @property
+    def waiting(self) -> int:
+        """How many buckets wait for their batch."""
+        return len(self._channel)
 
     async def __aenter__(self) -> Self:
         self._loop_task = asyncio.create_task(self._run(), name="embed")
@@ -104,7 +112,7 @@ class EmbedStage:
     async def submit(self, bucket: Bucket) -> asyncio.Future[Float32Array]:
         """Wait for room; the future gives one unit vector (n, dim) for each of the bucket's crops to embed."""
         future: asyncio.Future[Float32Array] = asyncio.get_running_loop().create_future()
-        await self._channel.put((bucket, future))
+        await self._channel.put((bucket, future, time.perf_counter()))
         return future
 
     async def _embed(self, pixels: list[Uint8Array]) -> Float32Array:
@@ -116,24 +124,40 @@ class EmbedStage:
 
     async def _run(self) -> None:
         async for batch in self._channel.batches(BUCKETS_A_BATCH, LINGER_SECONDS):
-            pixels = [bucket.crops[i].pixels for bucket, _ in batch for i in bucket.embedded]
+            start = time.perf_counter()
+            self.seconds["wait"] += sum(start - came for _, _, came in batch)  # type: ignore[assignment] # as below
+            pixels = [bucket.crops[i].pixels for bucket, _, _ in batch for i in bucket.embedded]
             try:
                 vectors = await self._embed(pixels)
             except Exception as error:  # noqa: BLE001 - whatever it was, those who wait must hear of it
-                for _, future in batch:
+                for _, future, _ in batch:
                     if not future.done():
                         future.set_exception(error)
                 continue
-            bounds = np.cumsum([len(bucket.embedded) for bucket, _ in batch])[:-1]
-            for (_, future), own in zip(batch, np.split(vectors, bounds), strict=True):
+            self.batches, self.buckets, self.crops = (
+                self.batches + 1,
+                self.buckets + len(batch),
+                self.crops + len(pixels),
+            )
+            bounds = np.cumsum([len(bucket.embedded) for bucket, _, _ in batch])[:-1]
+            for (_, future, _), own in zip(batch, np.split(vectors, bounds), strict=True):
                 if not future.done():
                     future.set_result(own)
+
+
+@dataclass(frozen=True, slots=True)
+class RunIds:
+    """Which run of which video something belongs to."""
+
+    gallery_id: str
+    video_id: str
+    run_id: str
 
 
 class WriteAnimation(Protocol):
     """Writes one person's animation, in an animation thread; whatever it raises is reported and stops nothing else."""
 
-    def __call__(self, video_id: str, bucket: Bucket, /) -> None:
+    def __call__(self, run: RunIds, bucket: Bucket, /) -> None:
         """Encode and write."""
         ...
 
@@ -144,33 +168,40 @@ class AnimateStage:
     def __init__(self, write: WriteAnimation, threads: Threads) -> None:
         self._write = write
         self._threads = threads
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], RunIds] = {}
         self._room = asyncio.Semaphore(ANIMATION_THREADS)
         self.errors: dict[tuple[str, int], str] = {}
         """Why there is no animation, by (video_id, person_id)."""
 
-    def offer(self, video_id: str, bucket: Bucket, stats: VideoStats) -> None:
+    @property
+    def waiting(self) -> int:
+        """How many animations are taken and not written."""
+        return len(self._tasks)
+
+    def offer(self, run: RunIds, bucket: Bucket, stats: VideoStats) -> None:
         """Take a bucket, or drop and count it where too many wait."""
         if len(self._tasks) >= ANIMATIONS_WAITING:
-            self.errors[video_id, bucket.person_id] = f"dropped: {ANIMATIONS_WAITING} animations were waiting already"
+            self.errors[run.video_id, bucket.person_id] = (
+                f"dropped: {ANIMATIONS_WAITING} animations were waiting already"
+            )
             return
-        task = asyncio.create_task(self._animate(video_id, bucket, stats))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task = asyncio.create_task(self._animate(run, bucket, stats))
+        self._tasks[task] = run
+        task.add_done_callback(self._tasks.pop)
 
-    async def _animate(self, video_id: str, bucket: Bucket, stats: VideoStats) -> None:
+    async def _animate(self, run: RunIds, bucket: Bucket, stats: VideoStats) -> None:
         async with self._room:
             try:
-                await call(self._threads.animation, stats.seconds, "animate", lambda: self._write(video_id, bucket))
+                await call(self._threads.animation, stats.seconds, "animate", lambda: self._write(run, bucket))
                 stats.animations_done += 1
             except Exception as error:
-                self.errors[video_id, bucket.person_id] = f"{type(error).__name__}: {error}"
-                log.debug("animation of %s/%s failed", video_id, bucket.person_id, exc_info=True)
+                self.errors[run.video_id, bucket.person_id] = f"{type(error).__name__}: {error}"
+                log.debug("animation of %s/%s failed", run.video_id, bucket.person_id, exc_info=True)
 
-    async def finish(self) -> None:
-        """Wait until all animations that were taken are written or have failed."""
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+    async def finish(self, video_id: str | None = None) -> None:
+        """Wait until all animations that were taken (of one video) are written or have failed."""
+        while tasks := [task for task, run in self._tasks.items() if video_id in {None, run.video_id}]:
+            await asyncio.wait(tasks)
 
     async def abandon(self) -> None:
         """Drop what has not begun."""

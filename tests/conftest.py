@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import kafka
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -13,6 +14,11 @@ ROOT = Path(__file__).resolve().parent.parent
 settings.register_profile("ci", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("dev", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+
+def pytest_report_header() -> str:
+    """Say whose Kafka the integration tests will run against."""
+    return f"broker: {kafka.broker_source()[0]}"
 
 
 @pytest.fixture(scope="session")

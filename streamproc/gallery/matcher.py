@@ -55,6 +55,11 @@ def apply(
     return step.person(event) if isinstance(event, PersonEmbedding) else step.closed(event)
 
 
+def expire(gallery: Gallery) -> Writes:
+    """Forget a gallery: all its rows and records go. Its candidates are not withdrawn, they are no longer kept."""
+    return Writes(dict.fromkeys(gallery.rows), dict.fromkeys(gallery.videos))
+
+
 def pair_similarity(a: PersonEmbedding, b: PersonEmbedding) -> float:
     """Cosine of two persons, the same whichever comes first."""
     cosine = float(np.dot(a.vector.numpy().astype(np.float64), b.vector.numpy().astype(np.float64)))

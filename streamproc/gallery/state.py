@@ -15,6 +15,8 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
+    import numpy.typing as npt
+
     from streamproc.events import PersonEmbedding, VideoClosed
     from streamproc.types import Float32Array
 
@@ -63,7 +65,7 @@ class Writes:
     """What an event changes: rows by person key and videos by id; None removes."""
 
     rows: Mapping[str, Row | None] = field(default_factory=dict)
-    videos: Mapping[str, VideoRecord] = field(default_factory=dict)
+    videos: Mapping[str, VideoRecord | None] = field(default_factory=dict)
 
 
 class _Block:
@@ -89,6 +91,35 @@ class _Block:
         self.keys.pop()
 
 
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Snapshot:
+    """The vectors of some persons, copied: their similarities may be computed in any thread, while the gallery goes on.
+
+    `groups`: for each weights, the positions (k,) of its persons and their vectors (k, dim) float32.
+    """
+
+    count: int
+    groups: tuple[tuple[npt.NDArray[np.int64], Float32Array], ...]
+
+    def __repr__(self) -> str:
+        return f"Snapshot({self.count} persons of {len(self.groups)} weights)"
+
+    def matrix(self) -> Float32Array:
+        """Cosines (count, count) float32: symmetric, ones on the diagonal, NaN across different weights."""
+        matrix = self.matrix_rows(0, self.count)
+        return (matrix + matrix.T) * np.float32(0.5)
+
+    def matrix_rows(self, start: int, stop: int) -> Float32Array:
+        """Rows `start` to `stop` of the matrix, (stop - start, count) float32; symmetric to rounding only."""
+        rows = np.full((stop - start, self.count), np.nan, np.float32)
+        for members, vectors in self.groups:
+            first, last = np.searchsorted(members, (start, stop))  # positions within a group ascend
+            inside = slice(first, last)
+            rows[np.ix_(members[inside] - start, members)] = (vectors[inside] @ vectors.T).clip(-1, 1)
+        rows[np.arange(stop - start), np.arange(start, stop)] = 1.0
+        return rows
+
+
 class Gallery:
     """All rows of one gallery, with the arrays to compare against. Not safe for several threads at once."""
 
@@ -110,7 +141,11 @@ class Gallery:
             self._forget(key)
             if row is not None:
                 self._remember(key, row)
-        self.videos.update(writes.videos)
+        for video_id, record in writes.videos.items():
+            if record is None:
+                self.videos.pop(video_id, None)
+            else:
+                self.videos[video_id] = record
 
     def named_by(self, key: str) -> Iterable[str]:
         """Keys of the rows that have `key` among their neighbours."""
@@ -156,17 +191,21 @@ class Gallery:
 
     def matrix(self, keys: Iterable[str]) -> Float32Array:
         """Cosines (n, n) float32 of persons: symmetric, ones on the diagonal, NaN across different weights."""
+        return self.snapshot(keys).matrix()
+
+    def snapshot(self, keys: Iterable[str]) -> Snapshot:
+        """Copy the vectors of persons, in their order."""
         persons = [self.rows[key].person for key in keys]
         groups: dict[str, list[int]] = {}
         for i, person in enumerate(persons):
             groups.setdefault(person.model.weights_sha256, []).append(i)
-        matrix = np.full((len(persons), len(persons)), np.nan, np.float32)
-        for members in groups.values():
-            vectors = np.stack([persons[i].vector.numpy() for i in members])
-            cosines = (vectors @ vectors.T).clip(-1, 1)
-            matrix[np.ix_(members, members)] = (cosines + cosines.T) / 2
-        np.fill_diagonal(matrix, 1.0)
-        return matrix
+        return Snapshot(
+            len(persons),
+            tuple(
+                (np.array(members), np.stack([persons[i].vector.numpy() for i in members]))
+                for members in groups.values()
+            ),
+        )
 
     def _remember(self, key: str, row: Row) -> None:
         self.rows[key] = row

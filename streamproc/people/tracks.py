@@ -56,16 +56,17 @@ def load_tracks(
     first_frame_number: int | None = None,
     frame_stride: int | None = None,
     object_class: int | None = None,
+    is_npz: bool | None = None,
 ) -> TrackSet:
     """Read a track file; numbers become `(number - first_frame_number) * frame_stride`. Raises TracksError.
 
     None takes what the format says (MOT starts at 1, canonical_persons at 0, ours says itself). `object_class` keeps
-    only that class of a MOT text's eighth column.
+    only that class of a MOT text's eighth column. `is_npz`: None goes by the name.
     """
     if not path.is_file():
         raise TracksError(f"{path}: expected a track file, found {'a directory' if path.is_dir() else 'nothing'} there")
     problems: Counter[str] = Counter()
-    if path.suffix.lower() == ".npz":
+    if path.suffix.lower() == ".npz" if is_npz is None else is_npz:
         if object_class is not None:
             raise TracksError(f"{path}: a class can be chosen in MOT text only, this is an npz: leave --class out")
         table = _read_npz_table(path, problems)

@@ -92,7 +92,8 @@ def _fetch_jars(libs: Path) -> None:
     try:
         (part / "pom.xml").write_text(_POM)
         goal = ["dependency:copy-dependencies", "-DincludeScope=runtime", f"-DoutputDirectory={part / 'jars'}"]
-        done = subprocess.run([maven, "-q", "-B", "-f", str(part / "pom.xml"), *goal], capture_output=True, text=True)  # noqa: S603 - our own arguments
+        command = [maven, "-q", "-B", "-f", str(part / "pom.xml"), *goal]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own arguments
         if done.returncode:
             raise MachineError(f"Maven could not get Kafka {KAFKA_VERSION}: {' '.join(done.stdout.split())[-300:]}")
         with contextlib.suppress(FileExistsError):
@@ -107,7 +108,7 @@ class LocalBroker:
     def __init__(self, jars: Path, folder: Path, *, port: int = 0) -> None:
         self._jars = jars
         self._folder = folder.absolute()
-        self.port = port or _free_port()
+        self.port = port or free_port()
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -131,11 +132,11 @@ class LocalBroker:
         self._wait_until_started(where)
 
     def _format(self, properties: Path) -> None:
-        text = _PROPERTIES.format(port=self.port, controller_port=_free_port(), folder=self._folder)
+        text = _PROPERTIES.format(port=self.port, controller_port=free_port(), folder=self._folder)
         properties.write_text(text)
         cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         with (self._folder / "format.log").open("wb") as log_file:
-            arguments = ["kafka.tools.StorageTool", "format", "--cluster-id", cluster, "--config", str(properties)]
+            arguments = ["kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", "--config", str(properties)]
             if self._java(arguments, log_file).wait():
                 properties.unlink()
                 raise MachineError(f"Kafka could not prepare {self._folder}: see format.log there")
@@ -183,8 +184,12 @@ class LocalBroker:
             self._process = None
 
 
-def _free_port() -> int:
+def free_port(preferred: int = 0) -> int:
+    """A free port on the loopback: `preferred` where it is one."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        try:
+            probe.bind(("127.0.0.1", preferred))
+        except OSError:
+            probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port

@@ -36,7 +36,7 @@ def set_up_logs(settings: ServiceSettings, service: str) -> None:
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger("streamproc").setLevel(settings.log_level)
     # Reports each reconnect of each client, dozens a second while a broker is away; ours say it once.
-    logging.getLogger("aiokafka").setLevel(logging.ERROR)
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 
 
 def _utc(record: logging.LogRecord) -> str:

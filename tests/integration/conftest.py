@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
+import uuid
 from typing import TYPE_CHECKING
 
 import kafka
 import pytest
+import services
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
-def pytest_report_header() -> str:
-    return f"broker: {kafka.broker_source()[0]}"
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +29,24 @@ def bootstrap(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield broker.bootstrap
     finally:
         broker.stop()
+
+
+@pytest.fixture
+def stream(bootstrap: str, tmp_path: Path, sample) -> Iterator[Callable[..., services.Stream]]:
+    """Makes installations with the sample clip, four times over, in their media root."""
+    made = []
+
+    def make(**settings: object) -> services.Stream:
+        folder = tmp_path / f"stream{len(made)}"
+        folder.mkdir()
+        installation = services.Stream(bootstrap, folder, f"t{uuid.uuid4().hex[:8]}.", **settings)
+        made.append(installation)
+        for name in ("a", "b", "c", "d"):
+            shutil.copy(sample / "sample.mp4", installation.media / f"{name}.mp4")
+            shutil.copy(sample / "sample.persons.npz", installation.media / f"{name}.persons.npz")
+        assert installation.cli("topics", "create").returncode == 0
+        return installation
+
+    yield make
+    for installation in made:
+        installation.close()

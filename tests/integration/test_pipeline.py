@@ -13,7 +13,7 @@ from streamproc.crops import CropOptions, cut_frame
 from streamproc.errors import MachineError
 from streamproc.events import PersonEmbedding, VideoClosed
 from streamproc.people import load_tracks
-from streamproc.pipeline import Pipeline, VideoJob
+from streamproc.pipeline import Pipeline, Stop, VideoJob
 from streamproc.reid import Embedder, find_weights
 from streamproc.stages import VideoStats
 from streamproc.video import Limits
@@ -63,7 +63,7 @@ async def process(embedder, a_job, **more):
     stats = VideoStats()
     published = Published()
     async with pipeline(embedder, published, **more) as running:
-        summary = await running.process(a_job, stats, asyncio.Event())
+        summary = await running.process(a_job, stats, Stop())
     return published, stats, summary
 
 
@@ -92,7 +92,7 @@ async def test_a_person_is_published_at_their_last_planned_frame_while_the_video
         gate.set()
 
     async with pipeline(embedder, publish) as running:
-        summary = await running.process(job(sample), stats, asyncio.Event())
+        summary = await running.process(job(sample), stats, Stop())
     assert events[0].person_id == 1
     assert isinstance(events[-1], VideoClosed)
     assert events[-1].person_ids == [1, 2, 3, 4, 5, 6]
@@ -123,7 +123,7 @@ async def test_videos_at_the_same_time_share_batches_and_do_not_mix(embedder, sa
         events.append(event)
 
     async with pipeline(embedder, publish) as running:
-        await asyncio.gather(*(running.process(job(sample, f"v{i}"), stats[i], asyncio.Event()) for i in range(2)))
+        await asyncio.gather(*(running.process(job(sample, f"v{i}"), stats[i], Stop()) for i in range(2)))
     for i in range(2):
         own = {
             e.person_id: e.vector.numpy() for e in events if e.video_id == f"v{i}" and isinstance(e, PersonEmbedding)
@@ -138,7 +138,7 @@ async def test_animations_that_hang_hold_up_no_embedding(embedder, sample) -> No
     stats = VideoStats()
     published = Published()
     async with pipeline(embedder, published, write_animation=lambda *_: gate.wait(60) or None) as running:
-        await running.process(job(sample), stats, asyncio.Event())
+        await running.process(job(sample), stats, Stop())
         assert len(published.events) == 7
         assert stats.animations_done == 0
         gate.set()
@@ -153,7 +153,7 @@ async def test_animations_that_fail_are_named_each_and_stop_nothing(embedder, sa
     stats = VideoStats()
     published = Published()
     async with pipeline(embedder, published, write_animation=fail) as running:
-        await running.process(job(sample), stats, asyncio.Event())
+        await running.process(job(sample), stats, Stop())
     assert len(published.vectors()) == 6
     assert {person for _, person in running.animate.errors} == {1, 3, 5}
     assert stats.animations_done == 3
@@ -164,7 +164,7 @@ async def test_without_a_network_animations_come_and_the_video_closes_with_nobod
     stats = VideoStats()
     published = Published()
     async with pipeline(None, published, write_animation=lambda _, bucket: drawn.append(bucket.person_id)) as running:
-        await running.process(job(sample), stats, asyncio.Event())
+        await running.process(job(sample), stats, Stop())
     assert sorted(drawn) == [1, 2, 3, 4, 5, 6]
     assert [e.person_ids for e in published.events] == [[]]
 
@@ -192,12 +192,12 @@ async def test_a_publisher_that_fails_ends_the_video_and_leaves_no_task(embedder
     before = asyncio.all_tasks()
     with pytest.raises(MachineError, match="the broker is away"):
         async with pipeline(embedder, publish) as running:
-            await running.process(job(sample), VideoStats(), asyncio.Event())
+            await running.process(job(sample), VideoStats(), Stop())
     assert asyncio.all_tasks() == before
 
 
 async def test_stopping_finishes_what_is_begun(embedder, sample, gate) -> None:
-    stop, stats = asyncio.Event(), VideoStats()
+    stop, stats = Stop(), VideoStats()
     events = []
 
     async def publish(event):
@@ -225,4 +225,4 @@ async def test_a_network_that_cannot_be_loaded_ends_the_video_with_its_own_error
     )
     with pytest.raises(MachineError, match="no memory for the network"):
         async with running:
-            await running.process(job(sample), VideoStats(), asyncio.Event())
+            await running.process(job(sample), VideoStats(), Stop())

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from persons import closed, person, unit_vector
 
 from streamproc.errors import EventError
-from streamproc.events import DuplicateCandidate, PersonEmbedding, Vector, VideoClosed, video_id_of
+from streamproc.events import DuplicateCandidate, GalleryExpired, PersonEmbedding, Vector, VideoClosed, video_id_of
 
 SCHEMAS = Path(__file__).resolve().parents[2] / "schemas"
-CLASSES = {"person": PersonEmbedding, "video-closed": VideoClosed}
+CLASSES = {"person": PersonEmbedding, "video-closed": VideoClosed, "gallery-expired": GalleryExpired}
 
 
 def test_the_schema_files_are_what_the_classes_say() -> None:

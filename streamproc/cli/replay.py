@@ -1,20 +1,14 @@
-"""The command line: one function a command; parse, one call, exit code.
-
-Data go to stdout, progress and faults to stderr.
-Exit codes: 0 done, 1 failure, 2 usage, 4 done in part, 130 interrupted.
-"""
+"""The command `streamproc replay`."""
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from streamproc.errors import StreamprocError, UsageError
-from streamproc.version import __version__
+from streamproc.cli.common import EXIT_CODES, EXIT_INTERRUPTED, EXIT_PARTIAL, faults_in_one_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,18 +16,8 @@ if TYPE_CHECKING:
     from streamproc.offline import Replay
     from streamproc.results import Result
 
-EXIT_FAILURE, EXIT_USAGE, EXIT_PARTIAL, EXIT_INTERRUPTED = 1, 2, 4, 130
 
-_EXIT_CODES = "Exit codes: 0 done, 1 failure, 2 usage, 4 done in part, 130 interrupted."
-
-
-@click.group(epilog=_EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(__version__, prog_name="streamproc")
-def cli() -> None:
-    """Find the people that a tracker counted twice. A person decides about merging; streamproc never merges."""
-
-
-@cli.command(epilog=_EXIT_CODES)
+@click.command(epilog=EXIT_CODES)
 @click.argument("videos", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--persons",
@@ -60,10 +44,8 @@ def cli() -> None:
 @click.option("--quiet", "-q", is_flag=True, help="No progress.")
 def replay(videos: tuple[Path, ...], **options: Any) -> None:  # noqa: ANN401 - click hands over what is declared above
     """Find duplicate persons in VIDEOS with their tracks, offline; writes candidates, animations and a page."""
-    try:
+    with faults_in_one_line():
         results = _run_replay(videos, options)
-    except StreamprocError as error:
-        _fail(error)
     for notice in dict.fromkeys(notice for result in results for notice in result.notices):
         click.echo(f"note: {notice}", err=True)
     if options["as_json"]:
@@ -167,17 +149,3 @@ def _print_json(results: Sequence[Result]) -> None:
     ]
     content = summaries[0] if len(summaries) == 1 else {"galleries": summaries}
     sys.stdout.buffer.write(orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
-
-
-def _fail(error: StreamprocError) -> NoReturn:
-    click.echo(f"streamproc: {' '.join(str(error).split())}", err=True)
-    sys.exit(EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILURE)
-
-
-def main() -> None:
-    """Entry point; a reader that closes our output early (`| head`) is no fault."""
-    try:
-        cli()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(EXIT_FAILURE)

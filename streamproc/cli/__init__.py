@@ -1,0 +1,36 @@
+"""The command line: one function a command; parse, one call, exit code.
+
+Data go to stdout, progress and faults to stderr.
+Exit codes: 0 done, 1 failure, 2 usage, 4 done in part, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from streamproc.cli import replay, stream
+from streamproc.cli.common import EXIT_CODES, EXIT_FAILURE
+from streamproc.version import __version__
+
+
+@click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="streamproc")
+def cli() -> None:
+    """Find the people that a tracker counted twice. A person decides about merging; streamproc never merges."""
+
+
+cli.add_command(replay.replay)
+for _command in stream.COMMANDS:
+    cli.add_command(_command)
+
+
+def main() -> None:
+    """Entry point; a reader that closes our output early (`| head`) is no fault."""
+    try:
+        cli()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_FAILURE)

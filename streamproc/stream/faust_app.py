@@ -1,0 +1,292 @@
+"""Faust, and all that is known of it: the consumer group, the table's recovery, and where its parts must be held.
+
+The only module that imports Faust. Used by `matcher` alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import itertools
+import logging
+import shutil
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import faust
+import rocksdict
+from faust.transport.drivers.aiokafka import Consumer
+from mode.threads import WorkerThread
+from yarl import URL
+
+from streamproc.errors import MachineError
+from streamproc.stream.kafka import client_options, group_of, unreachable
+from streamproc.stream.topics import TABLE, changelog_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
+    from pathlib import Path
+
+    from streamproc.settings import Settings
+    from streamproc.stream.rows import Entries
+
+_MIB = 1024 * 1024
+_COMMIT_SECONDS = 1.0
+_STALE_HOURS = 12
+"""A local copy that was not written for longer is read anew from Kafka, which forgets removals after 24 hours."""
+_STORE_OPTIONS = {"write_buffer_size": 16 * _MIB, "max_write_buffer_number": 2, "block_cache_size": 16 * _MIB}
+
+
+class FaustEvent(Protocol):
+    """What is used of Faust's events: `message` as consumed, and `ack`, after which its offset may be committed."""
+
+    message: Any
+
+    def ack(self) -> bool:
+        """Mark it as done; only in the order of its partition."""
+
+
+@dataclass(slots=True, eq=False)
+class ConsumedRecord:
+    """A record as `kafka.Record` has it."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes]]
+
+
+def record_of(message: Any) -> ConsumedRecord:  # noqa: ANN401 - Faust is untyped
+    """Faust's message, whose timestamp is in seconds and which may have no headers, as the others read it."""
+    place = (message.topic, message.partition, message.offset)
+    timestamp_ms = round((message.timestamp or 0) * 1000)
+    return ConsumedRecord(*place, timestamp_ms, message.key, message.value, tuple(message.headers or ()))
+
+
+@contextlib.contextmanager
+def instance_folder(settings: Settings) -> Iterator[Path]:
+    """A folder for this process's local copy of the table, its own while the context lasts.
+
+    Matchers on one machine take numbered folders, the first that is free: one that restarts finds its copy again.
+    Raises MachineError where the folder cannot be written.
+    """
+    parent = settings.matcher.state_folder.expanduser() / group_of(settings, "matcher")
+    try:
+        for number in itertools.count():
+            folder = parent / str(number)
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / "lock").open("w") as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue  # another process's
+                _remove_stale(folder)
+                yield folder
+                return
+    except OSError as error:
+        raise MachineError(f"{parent}: expected a folder to write to ({error}); see matcher.state_folder") from error
+
+
+def _remove_stale(folder: Path) -> None:
+    for store in folder.rglob("*.db"):
+        newest = max((path.stat().st_mtime for path in store.iterdir()), default=0.0)
+        if newest < time.time() - _STALE_HOURS * 3600:
+            shutil.rmtree(store)
+
+
+def credentials_of(settings: Settings) -> Any:  # noqa: ANN401 - Faust is untyped
+    """TLS and SASL as Faust takes them."""
+    options = client_options(settings, "matcher")
+    context = options.get("ssl_context")
+    if options["security_protocol"].startswith("SASL"):
+        return faust.SASLCredentials(
+            username=options["sasl_plain_username"],
+            password=options["sasl_plain_password"],
+            mechanism=options["sasl_mechanism"],
+            ssl_context=context,
+        )
+    return None if context is None else faust.SSLCredentials(context)
+
+
+def make_app(settings: Settings, folder: Path, url: str) -> Any:  # noqa: ANN401 - Faust is untyped
+    """The Faust app: at least once, nothing declared, no web server of its own; `url` is told to the other members."""
+    kafka = settings.kafka
+    return faust.App(
+        group_of(settings, "matcher"),
+        broker=[URL(f"kafka://{address}") for address in settings.bootstrap],
+        broker_client_id="streamproc-matcher",
+        broker_credentials=credentials_of(settings),
+        broker_session_timeout=kafka.session_timeout_seconds,
+        broker_heartbeat_interval=min(3.0, kafka.session_timeout_seconds / 3),
+        broker_request_timeout=max(90.0, kafka.session_timeout_seconds + 10),
+        broker_max_poll_interval=kafka.max_poll_interval_seconds,
+        broker_commit_interval=_COMMIT_SECONDS,
+        processing_guarantee="at_least_once",
+        store="memory://" if settings.matcher.store == "memory" else "rocksdb://",
+        datadir=str(folder),
+        canonical_url=url,
+        web_enabled=False,
+        topic_allow_declare=False,
+        topic_disable_leader=True,
+        topic_partitions=settings.topics.person_embeddings.partitions,
+        table_standby_replicas=0,
+    )
+
+
+class _DaemonThread(WorkerThread):  # type: ignore[misc] # Faust and mode count as untyped
+    """The consumer's thread: one that hangs must not keep the process alive."""
+
+    def __init__(self, *arguments: Any) -> None:  # noqa: ANN401 - mode's own
+        super().__init__(*arguments)
+        self.daemon = True
+
+
+class _Consumer(Consumer):  # type: ignore[misc] # as above
+    """Faust's consumer, which must not skip what came before a group's first commit.
+
+    While Faust recovers a table it may take events off the fetcher and drop them, relying on the seek to the committed
+    offset that follows. Where nothing is committed yet it does not seek, and those events would be passed over.
+    """
+
+    def _new_consumer_thread(self) -> Any:  # noqa: ANN401 - mode's own
+        thread = super()._new_consumer_thread()
+        thread.Worker = _DaemonThread
+        return thread
+
+    async def seek_to_committed(self) -> Any:  # noqa: ANN401 - offsets by partition
+        committed = await super().seek_to_committed()
+        tables = self.app.tables.changelog_topics
+        never = [tp for tp, offset in committed.items() if not offset and tp.topic not in tables]
+        if never:
+            await self._thread.seek_to_beginning(*never)
+        return committed
+
+
+class FaustTable:
+    """The consumer group and the table of entries. `start`, `stop` and all callbacks belong to one loop.
+
+    Entries reach the changelog by the caller; `keep` writes them here afterwards. On recovery Faust reads from the
+    changelog what is missing here.
+    """
+
+    def __init__(self, settings: Settings, folder: Path, url: str) -> None:
+        logging.getLogger("faust.transport.drivers.aiokafka").setLevel(
+            logging.ERROR
+        )  # warns of what it may not declare
+        logging.getLogger(__name__).setLevel(logging.WARNING)  # Faust's consumer, subclassed here, logs as one of ours
+        self._settings = settings
+        self._changelog = changelog_of(settings)
+        self._app = make_app(settings, folder, url)
+        self._app.transport.Consumer = _Consumer
+        self._url = str(self._app.conf.canonical_url)
+        options = {} if settings.matcher.store == "memory" else dict(_STORE_OPTIONS)
+        self._table = self._app.Table(TABLE, key_type=bytes, value_type=bytes, options=options)
+
+    def on_event(self, take: Callable[[AsyncIterator[FaustEvent]], Awaitable[None]]) -> None:
+        """Have all events, one after the other, taken by `take`, which acknowledges each itself."""
+        name = self._settings.kafka.topic_prefix + "person-embeddings"
+        topic = self._app.topic(name, key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw")
+
+        async def agent(stream: Any) -> None:  # noqa: ANN401 - Faust is untyped
+            await take(stream.noack().events())
+
+        self._app.agent(topic, name="matcher", concurrency=1)(agent)
+
+    def on_moved(
+        self, let_go: Callable[[], Awaitable[None]], load: Callable[[Collection[int]], Awaitable[None]]
+    ) -> None:
+        """Call `let_go` when partitions are taken away, and `load` with all that are ours once they are recovered.
+
+        Between the two no event is taken. Events taken before must be acknowledged before `let_go` is called.
+        """
+
+        async def revoked(*_: object, **__: object) -> None:
+            await let_go()
+
+        async def recovered() -> None:
+            mine = {tp.partition for tp in self._app.assignor.assigned_actives() if tp.topic == self._changelog}
+            self._remove_others(mine)
+            await load(mine)
+
+        self._app.on_partitions_revoked.connect(revoked, weak=False)
+        self._table.on_recover(recovered)
+
+    def _remove_others(self, mine: Collection[int]) -> None:
+        """Remove copies of partitions that others own: they would miss removals if those came back in some days."""
+        if self._settings.matcher.store == "rocksdict":
+            for partition in range(self._settings.topics.person_embeddings.partitions):
+                if partition not in mine:
+                    shutil.rmtree(self._table.data.partition_path(partition), ignore_errors=True)
+
+    async def start(self) -> None:
+        """Join the group. Raises MachineError where Kafka cannot be reached."""
+        try:
+            await self._app.start()
+        except OSError as error:
+            raise unreachable(self._settings, error) from error
+
+    async def ended(self) -> None:
+        """Return once Faust has stopped or crashed."""
+        await self._app.wait_until_stopped()
+
+    @property
+    def crash_reason(self) -> object:
+        """What Faust died of."""
+        return self._app.crash_reason
+
+    async def stop(self, *, unfinished: bool) -> None:
+        """Leave the group; `unfinished`: some event will never be acknowledged, so do not wait for it."""
+        if unfinished:
+            self._app.conf.stream_wait_empty = False
+        await self._app.stop()
+
+    def owner_of(self, partition: int) -> str | None:
+        """The URL of another member that owns a partition, None where that is not known."""
+        for url, topics in self._app.router.table_metadata(TABLE).items():
+            if partition in topics.get(self._changelog, ()) and url != self._url:
+                return str(url)
+        return None
+
+    def end_offset(self, partition: int) -> int | None:
+        """The offset after the last event of a partition, as last heard."""
+        topic = self._settings.kafka.topic_prefix + "person-embeddings"
+        end: int | None = self._app.consumer.highwater(faust.types.TP(topic, partition))
+        return end
+
+    def entries(self, partition: int) -> Iterator[tuple[bytes, bytes]]:
+        """All entries of one partition."""
+        store = self._table.data
+        if self._settings.matcher.store == "memory":
+            own = [key for key, where in store._key_partition.items() if where == partition]  # noqa: SLF001 - see keep
+            yield from ((key, store.data[key]) for key in own)
+            return
+        for key, value in store._db_for_partition(partition).items():  # noqa: SLF001 - see keep
+            if key != store.offset_key:
+                yield bytes(key), bytes(value)
+
+    def keep(self, partition: int, entries: Entries, offset: int) -> None:
+        """Write entries that the changelog has, the last of them at `offset`.
+
+        Faust's stores write only what the event at hand writes, and before the changelog has it; hence the private
+        names.
+        """
+        store = self._table.data
+        if self._settings.matcher.store == "memory":
+            for key, value in entries:
+                store.data.pop(key, None)
+                store._key_partition.pop(key, None)  # noqa: SLF001
+                if value is not None:
+                    store.data[key], store._key_partition[key] = value, partition  # noqa: SLF001
+            return
+        batch = rocksdict.WriteBatch(raw_mode=True)
+        for key, value in entries:
+            if value is None:
+                batch.delete(key)
+            else:
+                batch.put(key, value)
+        batch.put(store.offset_key, str(offset).encode())
+        store._db_for_partition(partition).write(batch)  # noqa: SLF001

@@ -1,0 +1,353 @@
+"""The matcher beside a bare Faust agent, on a broker of its own: `matcher_speed.py [--quick]`.
+
+The bare agent takes the same events as raw bytes, writes each as a row of the same size (`table[key] = value`,
+rocksdict) and does nothing else: no parsing, no comparing, no waiting for acknowledgements. Each side is a process of
+its own; numpy has one thread on both.
+
+Load: persons with vectors of 512 numbers in a cone, as OSNet's are (cosines .45 on average, none of them above .7 by
+chance); one in 50 is a noisy copy of another, so that it has a candidate. Galleries are filled through the changelog,
+so that what is timed is the event into a gallery of that size, and the time to read it is the recovery time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from common import print_machine
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import kafka
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from persons import closed, person
+from services import Stream
+
+from streamproc.stream.rows import EntryKey, now_ms, partition_of
+from streamproc.stream.topics import changelog_of
+
+DIM = 512
+SIZES = {100: (20, 3000), 1000: (4, 3000), 10_000: (1, 1500), 100_000: (1, 300)}
+"""Rows in each gallery: how many galleries there are, so that they do not grow much, and how many events are timed."""
+LATENCY_EVENTS, LATENCY_HZ, COPY_EVERY = 300, 33, 50
+
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # for the processes begun here; BLAS threads spin where cores are shared
+
+
+class Load:
+    """Makes person events as bytes, quickly: one template, other vectors and ids."""
+
+    def __init__(self, galleries: int = 1) -> None:
+        self.galleries = galleries
+        self._rng = np.random.default_rng(7)
+        self._centre = self._rng.normal(size=DIM)
+        self._last = self._vector()
+        crops = [
+            {"frame_index": 25 * k, "pts_seconds": k, "box_xyxy": [10.5, 20.5, 110.25, 310.75], "quality": 0.75}
+            for k in range(8)
+        ]
+        event = json.loads(person(0, np.ones(DIM), gallery_id="GALLERY").to_json()) | {"crops": crops}
+        event["vector"]["data"], event["person_id"], event["person_key"] = "VECTOR", 0, "v/ID"
+        self._template = json.dumps(event, separators=(",", ":")).replace('"person_id":0', '"person_id":ID')
+        self._next, self._gallery = 1, "bench0"
+
+    def _vector(self) -> np.ndarray:
+        vector = self._rng.normal(size=DIM) + 0.9 * self._centre
+        return vector / np.linalg.norm(vector)
+
+    def event(self, *, copy: bool = False) -> bytes:
+        """The next person; `copy`: it looks like the one before it that was none."""
+        gallery = self._gallery if copy else f"bench{self._next % self.galleries}"
+        self._gallery = gallery
+        if copy:
+            vector = self._last + self._rng.normal(0, 0.3 / np.sqrt(DIM), DIM)
+            vector /= np.linalg.norm(vector)
+        else:
+            vector = self._last = self._vector()
+        data = base64.b64encode(vector.astype("<f4").tobytes()).decode()
+        named = self._template.replace("ID", str(self._next)).replace("GALLERY", gallery)
+        made = named.replace("VECTOR", data).encode()
+        self._next += 1
+        return made
+
+    def events(self, count: int) -> list[bytes]:
+        return [self.event(copy=i % COPY_EVERY == COPY_EVERY - 1) for i in range(count)]
+
+
+def closing(video_id: str, gallery: int) -> bytes:
+    event = closed([1], video_id=video_id)
+    return type(event).make(**{**dict(event), "gallery_id": f"bench{gallery}"}).to_json()
+
+
+class Speed(NamedTuple):
+    per_second: float
+    cpu_microseconds: float
+    """Processor time of the process an event: what is left where others use the machine too."""
+
+    def __str__(self) -> str:
+        return f"{self.per_second:,.0f}/s ({self.cpu_microseconds:.0f} us of processor time each)"
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+class Client:
+    """Sends events and reads what comes out, all in one loop."""
+
+    def __init__(self, producer: AIOKafkaProducer, consumer: AIOKafkaConsumer, prefix: str) -> None:
+        self._producer, self._consumer, self._prefix = producer, consumer, prefix
+
+    async def send(self, *values: bytes) -> None:
+        sent = [
+            await self._producer.send(
+                f"{self._prefix}person-embeddings", value, key=re.search(rb'"gallery_id":"(\w+)"', value)[1]
+            )
+            for value in values
+        ]
+        for each in sent:
+            await each
+
+    async def read_until(self, text: bytes) -> None:
+        while text not in (await self._consumer.getone()).value:
+            pass
+
+    async def rate(self, load: Load, count: int, pid: int) -> Speed:
+        """Of events from the first being sent to the answers to all galleries' closings being read."""
+        events = load.events(count)
+        closings = {f"end{count}-{gallery}": gallery for gallery in range(load.galleries)}
+        start, cpu = time.perf_counter(), cpu_seconds(pid)
+        ends = [closing(video_id, gallery) for video_id, gallery in closings.items()]
+        sending = asyncio.ensure_future(self.send(*events, *ends))
+        while closings:
+            value = json.loads((await self._consumer.getone()).value)
+            closings.pop(value.get("video_id"), None)
+        seconds = time.perf_counter() - start
+        await sending
+        return Speed(len(events) / seconds, 1e6 * (cpu_seconds(pid) - cpu) / len(events))
+
+    async def latencies_ms(self, load: Load, *, background_hz: float = 0) -> np.ndarray:
+        """From an event being sent to its answer being read, at a steady rate; with other events between."""
+        found = []
+        await self.send(load.event())
+        others = asyncio.ensure_future(self._others(load, background_hz)) if background_hz else None
+        for _ in range(LATENCY_EVENTS):
+            value = load.event(copy=True)
+            key = json.loads(value)["person_key"].encode()
+            start = time.perf_counter()
+            await self.send(value)
+            await self.read_until(b'"' + key + b'"')
+            found.append(time.perf_counter() - start)
+            await asyncio.sleep(max(0.0, 1 / LATENCY_HZ - found[-1]))
+        if others is not None:
+            others.cancel()
+        return np.array(found) * 1000
+
+    async def _others(self, load: Load, hz: float) -> None:
+        while True:
+            vector_load = [load.event() for _ in range(5)]
+            await self.send(*vector_load)
+            await asyncio.sleep(5 / hz)
+
+
+@asynccontextmanager
+async def client(bootstrap: str, prefix: str):
+    async with AsyncExitStack() as stack:
+        producer = AIOKafkaProducer(bootstrap_servers=bootstrap, linger_ms=0, max_batch_size=256 * 1024)
+        outputs = [f"{prefix}{topic}" for topic in ("duplicate-candidates", "video-progress")]
+        consumer = AIOKafkaConsumer(*outputs, bootstrap_servers=bootstrap, auto_offset_reset="latest")
+        for each in (producer, consumer):
+            await each.start()
+            stack.push_async_callback(each.stop)
+        for partition in consumer.assignment():
+            await consumer.position(partition)
+        yield Client(producer, consumer, prefix)
+
+
+async def fill(stream: Stream, load: Load, count: int) -> None:
+    """Put rows into the changelog, as a matcher would have."""
+    settings = stream.settings
+    producer = AIOKafkaProducer(bootstrap_servers=list(settings.bootstrap), linger_ms=5, max_batch_size=512 * 1024)
+    await producer.start()
+    for raw in load.events(count):
+        gallery, name = (re.search(rb'"%s":"([^"]+)"' % field, raw)[1] for field in (b"gallery_id", b"person_key"))
+        key = EntryKey(gallery.decode(), "person", name.decode()).to_bytes()
+        value = b'{"at":%d,"neighbours":{},"person":%b}' % (now_ms(), raw)
+        partition = partition_of(gallery.decode(), settings.topics.person_embeddings.partitions)
+        await producer.send(changelog_of(settings), value, key=key, partition=partition)
+    await producer.flush()
+    await producer.stop()
+
+
+def bare(bootstrap: str, prefix: str, folder: str) -> None:
+    """The other side, as a process: see the module's docstring."""
+    import faust
+
+    app = faust.App(
+        f"{prefix}bare",
+        broker=f"kafka://{bootstrap}",
+        store="rocksdb://",
+        datadir=folder,
+        web_enabled=False,
+        topic_disable_leader=True,
+        topic_partitions=4,
+        table_standby_replicas=0,
+        broker_session_timeout=6,
+        broker_heartbeat_interval=2,
+    )
+    table = app.Table("rows", key_type=bytes, value_type=bytes)
+    topic = app.topic(f"{prefix}person-embeddings", key_type=bytes, value_type=bytes, value_serializer="raw")
+    out = app.topic(f"{prefix}video-progress", value_type=bytes, value_serializer="raw", acks=True)
+    answers = os.environ.get("ANSWERS") == "all"
+
+    @app.agent(topic)
+    async def write(stream):
+        number = 0
+        async for event in stream.events():
+            number += 1
+            table[b"%d" % number] = event.value
+            if answers or b"video-closed" in event.value[:400]:
+                await out.send(value=event.value)
+
+    async def run() -> None:
+        await app.start()
+        await app.wait_until_stopped()
+
+    asyncio.run(run())
+
+
+@contextmanager
+def bare_process(stream: Stream, *, answers: str):
+    folder = stream.folder / f"bare-{uuid.uuid4().hex[:6]}"
+    folder.mkdir()
+    command = [sys.executable, __file__, "--bare", *stream.settings.bootstrap, stream.settings.kafka.topic_prefix]
+    process = subprocess.Popen([*command, str(folder)], env={**os.environ, "ANSWERS": answers})
+    try:
+        yield process.pid
+    finally:
+        process.kill()
+        process.wait()
+
+
+def installation(bootstrap: str) -> Stream:
+    stream = Stream(bootstrap, Path(tempfile.mkdtemp()), f"b{uuid.uuid4().hex[:6]}.")
+    done = stream.cli("topics", "create")
+    assert done.returncode == 0, done.stderr
+    return stream
+
+
+async def bare_rate(bootstrap: str, count: int) -> Speed:
+    stream, load = installation(bootstrap), Load(4)
+    with bare_process(stream, answers="closing") as pid:
+        async with client(bootstrap, stream.settings.kafka.topic_prefix) as here:
+            await here.rate(load, 200, pid)
+            speed = await here.rate(load, count, pid)
+    print(f"bare agent: {speed}")
+    return speed
+
+
+async def bare_latency(bootstrap: str) -> np.ndarray:
+    stream, load = installation(bootstrap), Load()
+    with bare_process(stream, answers="all") as pid:
+        async with client(bootstrap, stream.settings.kafka.topic_prefix) as here:
+            await here.rate(load, 100, pid)
+            return await here.latencies_ms(load)
+
+
+async def matcher_side(bootstrap: str, rows: int, galleries: int, count: int) -> Speed:
+    stream, load = installation(bootstrap), Load(galleries)
+    await fill(stream, load, rows * galleries)
+    start = time.perf_counter()
+    matcher = await asyncio.to_thread(stream.start, "matcher")
+    from_kafka = time.perf_counter() - start
+    try:
+        async with client(bootstrap, stream.settings.kafka.topic_prefix) as here:
+            pid = matcher.process.pid
+            await here.rate(load, 100, pid)
+            before = matcher.metrics()
+            speed = await here.rate(load, count, pid)
+            print(
+                f"matcher, {galleries} galleries of {rows:,} to {rows + count // galleries:,}: {speed}; "
+                + _stages(before, matcher.metrics(), count)
+            )
+            if rows == 1000:
+                report("  latency, unloaded", await here.latencies_ms(load))
+                report("  latency beside 300 events/s", await here.latencies_ms(load, background_hz=300))
+        matcher.stop()
+        if rows == 100_000:
+            start = time.perf_counter()
+            again = await asyncio.to_thread(stream.start, "matcher")
+            here_seconds = time.perf_counter() - start
+            read = [line.partition("read")[2].strip() for line in again.log.splitlines() if " read " in line]
+            print(
+                f"  start until it serves, {rows:,} rows: {from_kafka:.1f} s with all rows from Kafka, "
+                f"{here_seconds:.1f} s with the local copy ({read[-1]})"
+            )
+    finally:
+        stream.close()
+    return speed
+
+
+def _stages(before: dict[str, float], after: dict[str, float], count: int) -> str:
+    parts = []
+    for stage in ("parse", "apply", "publish", "write"):
+        name = f'streamproc_stage_seconds_total{{stage="{stage}"}}'
+        parts.append(f"{stage} {1e6 * (after[name] - before.get(name, 0)) / count:.0f}")
+    return f"microseconds an event: {', '.join(parts)}"
+
+
+def report(what: str, latencies_ms: np.ndarray) -> None:
+    p50, p99 = np.percentile(latencies_ms, (50, 99))
+    print(f"{what}: p50 {p50:.1f} ms, p99 {p99:.1f} ms ({len(latencies_ms)} events, {LATENCY_HZ}/s at most)")
+
+
+async def compare(bootstrap: str, *, quick: bool) -> None:
+    """Print both sides: the bare agent before, between and after the sizes, as the machine may change meanwhile."""
+    speeds: dict[int, Speed] = {}
+    bares = [await bare_rate(bootstrap, 4000)]
+    for rows, (galleries, count) in SIZES.items():
+        if rows < 100_000 or not quick:
+            speeds[rows] = await matcher_side(bootstrap, rows, galleries, count)
+            bares.append(await bare_rate(bootstrap, 4000))
+    report("bare agent, latency unloaded", await bare_latency(bootstrap))
+    per_second, cpu = np.median(np.array(bares), axis=0)
+    print(f"bare agent: {Speed(per_second, cpu)}, median of {len(bares)}")
+    for rows, speed in speeds.items():
+        print(
+            f"ratio={speed.per_second / per_second:.2f} matcher to bare agent, gallery of {rows:,} "
+            f"(by processor time {cpu / speed.cpu_microseconds:.2f})"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="without the gallery of 100,000")
+    parser.add_argument("--bare", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.bare:
+        bare(*options.bare)
+        return
+    print_machine()
+    print(__doc__.split("\n\n")[2])
+    broker = kafka.start_broker(Path(tempfile.mkdtemp()))
+    try:
+        asyncio.run(compare(broker.bootstrap, quick=options.quick))
+    finally:
+        broker.stop()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,289 @@
+"""Runs the services as processes beside a test, and reads what they said on Kafka."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+
+from streamproc.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+PATIENCE_SECONDS = 30.0
+
+
+def eventually(check: Callable[[], object], what: str, *, seconds: float = PATIENCE_SECONDS) -> object:
+    """Poll until `check` gives something true; fail with `what` after a while."""
+    end = time.monotonic() + seconds
+    while not (result := check()):
+        assert time.monotonic() < end, f"waited {seconds} s in vain: {what}"
+        time.sleep(0.1)
+    return result
+
+
+class Running:
+    """One service as a process: `python -m streamproc NAME`, or `code` in its place."""
+
+    def __init__(self, name: str, environment: dict[str, str], log_path: Path, *, code: str | None = None) -> None:
+        self.name, self.log_path = name, log_path
+        arguments = ["-m", "streamproc", name] if code is None else ["-c", code, name]
+        with log_path.open("ab") as log:
+            self.process = subprocess.Popen([sys.executable, *arguments], env=environment, stdout=log, stderr=log)
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text(errors="replace")
+
+    @property
+    def url(self) -> str | None:
+        found = re.findall(r"health and metrics at (http://\S+)", self.log)
+        return found[-1] if found else None
+
+    @property
+    def is_ready(self) -> bool:
+        assert self.process.poll() is None, f"{self.name} ended with {self.process.returncode}:\n{self.log[-3000:]}"
+        if self.url is None:
+            return False
+        try:
+            with urllib.request.urlopen(f"{self.url}/readyz", timeout=5) as response:
+                return response.status == 200
+        except OSError:
+            return False
+
+    def ready(self) -> Running:
+        eventually(lambda: self.is_ready, f"{self.name} ready:\n{self.log[-2000:]}")
+        return self
+
+    def metrics(self) -> dict[str, float]:
+        """All samples by their name with labels."""
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=5) as response:
+            lines = response.read().decode().splitlines()
+        return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self, *, seconds: float = 60) -> int:
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(seconds)
+
+
+class Stream:
+    """One installation of a test's own: its topics, its media root, its services; all are stopped at the end."""
+
+    def __init__(self, bootstrap: str, folder: Path, prefix: str, **settings: object) -> None:
+        self.folder = folder
+        self.media = folder / "media"
+        self.media.mkdir()
+        own = {
+            "bootstrap": bootstrap,
+            "media_root": str(self.media),
+            "kafka.topic_prefix": prefix,
+            "kafka.session_timeout_seconds": 6,
+            "service.http_port": 0,
+            "jobs.retry_seconds": 0.2,
+            "topics.video_ready.partitions": 4,
+            "topics.person_embeddings.partitions": 4,
+            "topics.duplicate_candidates.partitions": 2,
+            "topics.animation_ready.partitions": 2,
+            "topics.video_progress.partitions": 2,
+            "matcher.state_folder": str(folder / "state"),
+            **{key.replace("__", "."): value for key, value in settings.items()},
+        }
+        self.flags = own
+        self.settings: Settings = load_settings(own, config_file=None)
+        self.services: list[Running] = []
+
+    def environment(self, **more: object) -> dict[str, str]:
+        flags = self.flags | {key.replace("__", "."): value for key, value in more.items()}
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("STREAMPROC_")}
+        return inherited | {f"STREAMPROC_{key.replace('.', '__').upper()}": str(value) for key, value in flags.items()}
+
+    def start(self, name: str, *, code: str | None = None, ready: bool = True, **settings: object) -> Running:
+        log_path = self.folder / f"{name}-{len(self.services)}.log"
+        service = Running(name, self.environment(**settings), log_path, code=code)
+        self.services.append(service)
+        return service.ready() if ready else service
+
+    def close(self) -> None:
+        for service in self.services:
+            if service.process.poll() is None:
+                service.process.send_signal(signal.SIGCONT)
+                service.kill()
+
+    def cli(self, *arguments: str, **settings: object) -> subprocess.CompletedProcess[str]:
+        """Run a command of the product to its end."""
+        return subprocess.run(
+            [sys.executable, "-m", "streamproc", *arguments],
+            env=self.environment(**settings),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    def send(self, topic: str, *records: tuple[bytes | None, bytes | None], headers=(), partition=None) -> None:
+        """Put records (key, value) on a topic as they are."""
+
+        async def work() -> None:
+            limit = 8 * 1024 * 1024
+            producer = AIOKafkaProducer(bootstrap_servers=list(self.settings.bootstrap), max_request_size=limit)
+            await producer.start()
+            try:
+                for key, value in records:
+                    name = self.settings.kafka.topic_prefix + topic
+                    await producer.send_and_wait(name, value, key=key, headers=list(headers), partition=partition)
+            finally:
+                await producer.stop()
+
+        asyncio.run(work())
+
+    def announce(self, uri: str, **fields: object) -> None:
+        """The smallest event, with whatever is added."""
+        self.send("video-ready", (None, json.dumps({"video_uri": uri, **fields}).encode()))
+
+    def records(self, topic: str) -> list[object]:
+        """All that a topic holds, in order of partition and offset."""
+
+        async def work() -> list[object]:
+            name = self.settings.kafka.topic_prefix + topic
+            consumer = AIOKafkaConsumer(
+                bootstrap_servers=list(self.settings.bootstrap),
+                auto_offset_reset="earliest",
+                max_partition_fetch_bytes=16 * 1024 * 1024,
+                fetch_max_bytes=64 * 1024 * 1024,
+            )
+            await consumer.start()
+            try:
+                count = getattr(self.settings.topics, topic.replace("-", "_")).partitions
+                partitions = [TopicPartition(name, number) for number in range(count)]
+                consumer.assign(partitions)
+                ends = await consumer.end_offsets(partitions)
+                await consumer.seek_to_beginning(*partitions)
+                found = []
+                while not all([await consumer.position(partition) >= end for partition, end in ends.items()]):
+                    for batch in (await consumer.getmany(timeout_ms=100)).values():
+                        found += batch
+                return sorted(found, key=lambda record: (record.partition, record.offset))
+            finally:
+                await consumer.stop()
+
+        return asyncio.run(work())
+
+    def events(self, topic: str) -> list[dict[str, object]]:
+        return [json.loads(record.value) for record in self.records(topic)]
+
+    def states(self, video_id: str | None = None) -> list[str]:
+        """What `video-progress` said, in order."""
+        return [e["state"] for e in self.events("video-progress") if video_id in {None, e["video_id"]}]
+
+    def dead(self) -> list[dict[str, str]]:
+        """The reasons of all dead letters, without their prefix."""
+        found = []
+        for record in self.records("dead-letters"):
+            headers = [(name, value.decode()) for name, value in record.headers]
+            found.append({name.removeprefix("dlq_"): value for name, value in headers if name.startswith("dlq_")})
+        return found
+
+    def committed(self, service: str, topic: str = "video-ready") -> dict[int, tuple[int, str]]:
+        """Offset and metadata of a group, by partition."""
+
+        async def work() -> dict[int, tuple[int, str]]:
+            admin = AIOKafkaAdminClient(bootstrap_servers=list(self.settings.bootstrap))
+            await admin.start()
+            try:
+                group = f"{self.settings.kafka.topic_prefix}streamproc-{service}"
+                offsets = await admin.list_consumer_group_offsets(group)
+            finally:
+                await admin.close()
+            name = self.settings.kafka.topic_prefix + topic
+            return {tp.partition: (o.offset, o.metadata) for tp, o in offsets.items() if tp.topic == name}
+
+        return asyncio.run(work())
+
+    def lag(self, service: str, topic: str = "video-ready") -> int:
+        """Records of a topic that a group has not committed."""
+        ends: dict[int, int] = {}
+        for record in self.records(topic):
+            ends[record.partition] = record.offset + 1
+        done = self.committed(service, topic)
+        return sum(end - max(0, done.get(partition, (0, ""))[0]) for partition, end in ends.items())
+
+
+@dataclass(eq=False)
+class MediaServer:
+    """Serves a folder over HTTP on the loopback; while `gate` is closed, only the first half of a file goes out."""
+
+    folder: Path
+
+    def __post_init__(self) -> None:
+        self.gate = threading.Event()
+        self.failing = 0
+        """How many more requests are answered with 503."""
+        self.gets: list[str] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_HEAD(self) -> None:
+                self.answer(body=False)
+
+            def do_GET(self) -> None:
+                outer.gets.append(self.path.lstrip("/"))
+                self.answer(body=True)
+
+            def answer(self, *, body: bool) -> None:
+                if outer.failing > 0:
+                    outer.failing -= 1
+                    self.send_error(503)
+                    return
+                content = (outer.folder / self.path.lstrip("/")).read_bytes()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                if body:
+                    with contextlib.suppress(OSError):  # the other side may give up
+                        self.wfile.write(content[: len(content) // 2])
+                        self.wfile.flush()
+                        outer.gate.wait(PATIENCE_SECONDS)
+                        self.wfile.write(content[len(content) // 2 :])
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.host = f"127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self.gate.set()
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@contextlib.contextmanager
+def media_server(folder: Path) -> Iterator[MediaServer]:
+    server = MediaServer(folder)
+    try:
+        yield server
+    finally:
+        server.close()

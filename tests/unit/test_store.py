@@ -1,0 +1,203 @@
+"""Where animations go: whole files, names that cannot collide or climb out, one error for each kind of fault."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import fsspec
+import pytest
+from fsspec.registry import _registry
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from streamproc.errors import MachineError, UsageError
+from streamproc.outputs.store import AnimationStore, _safe_name
+
+CONTENT = b"RIFF webp"
+RUN = "0123456789abcdef"
+
+
+def files(folder):
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def path_of(stored):
+    return Path(unquote(urlsplit(stored.uri).path))
+
+
+def test_a_folder_gets_whole_files_and_says_what_they_are(tmp_path):
+    store = AnimationStore(str(tmp_path / "my out"))
+    store.check()
+    stored = store.write("clip", RUN, 7, CONTENT)
+    assert stored.uri == (tmp_path / "my out" / "clip" / RUN / "person_7.webp").as_uri()
+    assert path_of(stored).read_bytes() == CONTENT
+    assert stored.sha256 == hashlib.sha256(CONTENT).hexdigest()
+    assert stored.size_bytes == len(CONTENT)
+    assert files(tmp_path) == {f"my out/clip/{RUN}/person_7.webp"}
+
+
+def test_writing_again_replaces_and_leaves_nothing_else(tmp_path):
+    store = AnimationStore(tmp_path.as_uri())
+    first = store.write("clip", RUN, -1, CONTENT)
+    assert store.write("clip", RUN, -1, CONTENT) == first
+    assert store.write("clip", RUN, -1, b"longer than before").uri == first.uri
+    assert path_of(first).read_bytes() == b"longer than before"
+    assert files(tmp_path) == {f"clip/{RUN}/person_-1.webp"}
+
+
+def test_a_file_below_the_media_root_has_a_uri_relative_to_it(tmp_path):
+    (tmp_path / "media").mkdir()
+    (tmp_path / "link").symlink_to("media")
+    inside = AnimationStore(str(tmp_path / "link" / "my out"), media_root=tmp_path / "media")
+    assert inside.write("clip", RUN, 1, CONTENT).uri == f"my%20out/clip/{RUN}/person_1.webp"
+    outside = AnimationStore(str(tmp_path / "out"), media_root=tmp_path / "media")
+    assert outside.write("clip", RUN, 1, CONTENT).uri.startswith("file:///")
+
+
+def test_files_are_for_others_to_read(tmp_path):
+    (tmp_path / "plain").touch()
+    stored = AnimationStore(str(tmp_path)).write("clip", RUN, 1, CONTENT)
+    assert path_of(stored).stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@given(st.text())
+@example("")
+@example(".")
+@example("..")
+@example("../../etc")
+@example("/etc")
+@example(".hidden")
+@example("a\0b")
+@example("~")
+@example("ü/ü")
+@example("\ud800")
+@example("x" * 1000)
+def test_every_id_is_a_safe_name(text):
+    name = _safe_name(text)
+    assert 0 < len(name) <= 120
+    assert set(name) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-.~")
+    assert not name.startswith(".")
+
+
+@given(st.text("a.~/2E-\\", max_size=5) | st.text(), st.text("a.~/2E-\\", max_size=5) | st.text())
+@example("~2E", ".")
+@example("", "~")
+@example("x" * 200, "x" * 201)
+def test_two_ids_never_have_one_name(one, other):
+    assert (_safe_name(one) == _safe_name(other)) == (one == other)
+
+
+def test_plain_ids_stay_as_they_are():
+    assert _safe_name("lobby_2.cam-1") == "lobby_2.cam-1"
+
+
+def test_ids_cannot_climb_out(tmp_path):
+    AnimationStore(str(tmp_path / "out")).write("../../up", "..", 1, CONTENT)
+    assert files(tmp_path) == {"out/~2E.~2F..~2Fup/~2E./person_1.webp"}
+
+
+def test_a_full_disk_is_the_machines_fault_and_leaves_the_file_as_it_was(tmp_path, monkeypatch):
+    store = AnimationStore(str(tmp_path))
+    stored = store.write("clip", RUN, 1, CONTENT)
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(MachineError, match="No space left"):
+        store.write("clip", RUN, 1, b"new")
+    with pytest.raises(UsageError, match=r"animator\.output_uri.*No space left"):
+        store.check()
+    assert path_of(stored).read_bytes() == CONTENT
+    assert files(tmp_path) == {f"clip/{RUN}/person_1.webp"}
+
+
+def test_check_says_at_the_start_that_a_place_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError) as raised:
+        AnimationStore(str(tmp_path / "file" / "out")).check()
+    assert "\n" not in str(raised.value)
+    with pytest.raises(MachineError):
+        AnimationStore(str(tmp_path / "file" / "out")).write("clip", RUN, 1, CONTENT)
+
+
+@pytest.mark.parametrize("uri", ["", "file://host/folder", "nonsense://x", "file:relative"])
+def test_a_uri_that_means_nothing_is_a_usage_error(uri, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=r"animator\.output_uri"):
+        AnimationStore(uri)
+
+
+def test_any_fsspec_store_will_do():
+    store = AnimationStore("memory://animations/a/")
+    store.check()
+    stored = store.write("a/b", RUN, 1, CONTENT)
+    assert stored.uri == f"memory://animations/a/a~2Fb/{RUN}/person_1.webp"
+    assert fsspec.filesystem("memory").cat_file(stored.uri) == CONTENT
+    assert fsspec.filesystem("memory").find("/animations") == [f"/animations/a/a~2Fb/{RUN}/person_1.webp"]
+
+
+def test_a_store_that_is_not_there_is_the_machines_fault(monkeypatch):
+    """Whatever exceptions its client raises: botocore's are no OSError."""
+    pytest.importorskip("s3fs", reason="needs the extra s3")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "x")
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    store = AnimationStore("s3://animations/a", s3_endpoint_url=f"http://127.0.0.1:{port}")
+    with pytest.raises(MachineError) as raised:
+        store.write("clip", RUN, 1, CONTENT)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_folder_needs_no_fsspec_and_no_pillow():
+    code = "import sys, streamproc.outputs.store as s; s.AnimationStore('/tmp'); print('fsspec' in sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert ran.stdout == "False\n"
+
+
+def test_many_threads_may_write_at_once(tmp_path):
+    store = AnimationStore(str(tmp_path))
+    threads = [threading.Thread(target=store.write, args=("clip", RUN, i % 4, CONTENT)) for i in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert files(tmp_path) == {f"clip/{RUN}/person_{i}.webp" for i in range(4)}
+
+
+def test_missing_s3fs_names_the_extra(monkeypatch):
+    monkeypatch.delitem(_registry, "s3", raising=False)  # it may have been imported before
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(UsageError, match=r"streamproc\[s3\]"):
+        AnimationStore("s3://bucket/prefix")
+
+
+def test_s3(monkeypatch):
+    pytest.importorskip("s3fs", reason="needs the extra s3")
+    moto = pytest.importorskip("moto.server", reason="needs moto[server], which is among the development tools")
+    for name, value in {"ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "secret", "DEFAULT_REGION": "us-east-1"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        store = AnimationStore("s3://animations/a", s3_endpoint_url=f"http://{host}:{port}")
+        with pytest.raises(UsageError, match=r"animator\.output_uri"):
+            store.check()
+        store._fs.mkdir("animations")
+        store.check()
+        stored = store.write("clip", RUN, 1, CONTENT)
+        assert store.write("clip", RUN, 1, CONTENT) == stored
+        assert stored.uri == f"s3://animations/a/clip/{RUN}/person_1.webp"
+        assert store._fs.cat_file(stored.uri) == CONTENT
+        assert store._fs.find("animations") == [f"animations/a/clip/{RUN}/person_1.webp"]
+    finally:
+        server.stop()
