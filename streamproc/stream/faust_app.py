@@ -5,6 +5,7 @@ The only module that imports Faust. Used by `matcher` alone.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import itertools
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import faust
 import rocksdict
+from aiokafka.errors import KafkaError
 from faust.transport.drivers.aiokafka import Consumer
 from mode.threads import WorkerThread
 from yarl import URL
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 
 _MIB = 1024 * 1024
 _COMMIT_SECONDS = 1.0
+_WATCH_SECONDS = 5.0
+_WATCH_TIMES = 3
 _STALE_HOURS = 12
 """A local copy that was not written for longer is read anew from Kafka, which forgets removals after 24 hours."""
 _STORE_OPTIONS = {"write_buffer_size": 16 * _MIB, "max_write_buffer_number": 2, "block_cache_size": 16 * _MIB}
@@ -243,6 +247,36 @@ class FaustTable:
         if unfinished:
             self._app.conf.stream_wait_empty = False
         await self._app.stop()
+
+    async def watch(self, is_idle: Callable[[], bool]) -> None:
+        """Raise MachineError where events wait that Faust does not hand over, though nothing is in work.
+
+        It was seen to forget a partition after a broker had been away; a process that begins anew finds it.
+        """
+        before: dict[int, tuple[int, int]] = {}
+        seen: dict[int, int] = {}
+        while True:
+            await asyncio.sleep(_WATCH_SECONDS)
+            waiting = await self._waiting() if is_idle() else {}
+            seen = {p: seen.get(p, 0) + 1 for p, where in waiting.items() if where[0] == before.get(p, where)[0]}
+            before = waiting
+            for partition, times in seen.items():
+                if times > _WATCH_TIMES:
+                    raise MachineError(f"partition {partition}: events wait, and Faust does not take them")
+
+    async def _waiting(self) -> dict[int, tuple[int, int]]:
+        """The partitions with events that are not committed: from which offset, and the end."""
+        consumer = self._app.consumer
+        topic = self._settings.kafka.topic_prefix + "person-embeddings"
+        own = [tp for tp in consumer.assignment() if tp.topic == topic]
+        if not own:
+            return {}
+        try:
+            ends, starts = await consumer.highwaters(*own), await consumer.earliest_offsets(*own)
+        except (KafkaError, TimeoutError):
+            return {}  # the broker is away
+        done = {tp: max(starts[tp], consumer._committed_offset.get(tp) or 0) for tp in own}  # noqa: SLF001 - else a request
+        return {tp.partition: (done[tp], ends[tp]) for tp in own if done[tp] < ends[tp]}
 
     def owner_of(self, partition: int) -> str | None:
         """The URL of another member that owns a partition, None where that is not known."""

@@ -104,6 +104,7 @@ class Matcher:
         self._table: FaustTable | None = None
         self._loaded: frozenset[int] = frozenset()
         self._loads = 0
+        self._busy = False
         self._fault: BaseException | None = None
         self._faulted = asyncio.Event()
         self.galleries = self._no_galleries()
@@ -112,8 +113,6 @@ class Matcher:
 
     def _no_galleries(self) -> Galleries:
         return Galleries(max_persons=self._settings.limits.max_persons_per_gallery)
-
-    # What the HTTP routes ask.
 
     @property
     def loaded(self) -> Collection[int]:
@@ -128,13 +127,14 @@ class Matcher:
         """The URL of another matcher that owns a partition, None where that is not known."""
         return None if self._table is None else self._table.owner_of(partition)
 
+    def _is_idle(self) -> bool:
+        return self._service.ready and not self._busy and self._handled.empty()
+
     def _gauges(self) -> dict[str, int]:
         ends = {p: None if self._table is None else self._table.end_offset(p) for p in self._next_offsets}
         lag = sum(max(0, end - self._next_offsets[p]) for p, end in ends.items() if end is not None)
         sizes = {"galleries": len(self.galleries), "rows": self.galleries.rows, "partitions": len(self._loaded)}
         return {"lag": lag, **sizes}
-
-    # From start to end.
 
     async def run(self) -> None:
         """Work until `stop`, then finish what is begun. Raises what went wrong."""
@@ -149,7 +149,7 @@ class Matcher:
             self._table = table = FaustTable(self._settings, folder, await self._own_url())
             table.on_event(self._take)
             table.on_moved(self._let_go, self._load)
-            async with self._tasks(self._settle(), self._expire()):
+            async with self._tasks(self._settle(), self._expire(), table.watch(self._is_idle)):
                 await self._live(table)
 
     async def _own_url(self) -> str:
@@ -232,7 +232,9 @@ class Matcher:
     async def _take(self, events: AsyncIterator[FaustEvent]) -> None:
         try:
             async for event in events:
+                self._busy = True
                 await self._handle(event)
+                self._busy = False
         except Exception as error:  # noqa: BLE001 - whatever it was, it ends this process
             self._fail(error)
             await asyncio.Event().wait()  # for ever: if this returned, Faust would go on behind the event
@@ -318,8 +320,6 @@ class Matcher:
     async def _give_up(self, message: Any, code: str, text: str) -> None:  # noqa: ANN401 - Faust's
         await self._publisher.dead_letter(record_of(message), code=code, text=text, attempts=1)
         self._service.dead_letters.labels(code).inc()
-
-    # What follows an event, and what comes of time.
 
     async def _settle(self) -> None:
         """Write entries to the local store once the brokers have them, and acknowledge their event; in order."""

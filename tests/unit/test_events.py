@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import runpy
 from pathlib import Path
 
@@ -10,21 +11,51 @@ import jsonschema
 import numpy as np
 import orjson
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from persons import closed, person, unit_vector
 
 from streamproc.errors import EventError
-from streamproc.events import DuplicateCandidate, GalleryExpired, PersonEmbedding, Vector, VideoClosed, video_id_of
+from streamproc.events import (
+    AnimationReady,
+    DuplicateCandidate,
+    GalleryExpired,
+    PersonEmbedding,
+    Vector,
+    VideoCancel,
+    VideoClosed,
+    VideoProgress,
+    VideoReady,
+    video_id_of,
+)
+from streamproc.settings import TopicsSettings
 
 SCHEMAS = Path(__file__).resolve().parents[2] / "schemas"
-CLASSES = {"person": PersonEmbedding, "video-closed": VideoClosed, "gallery-expired": GalleryExpired}
+CLASSES = {kind.topic: kind for kind in (AnimationReady, DuplicateCandidate, VideoCancel, VideoProgress, VideoReady)}
+KINDS = {"person": PersonEmbedding, "video-closed": VideoClosed, "gallery-expired": GalleryExpired}
 
 
 def test_the_schema_files_are_what_the_classes_say() -> None:
     """`python schemas/make.py` writes them."""
-    made = runpy.run_path(str(SCHEMAS / "make.py"))["schemas"]()
-    assert {path.name: path.read_bytes() for path in SCHEMAS.glob("*.json")} == made
+    made = runpy.run_path(str(SCHEMAS / "make.py"))["files"]()
+    kept = [path for pattern in ("*.json", "*.yaml") for path in SCHEMAS.glob(pattern)]
+    assert {path.name: path.read_bytes() for path in kept} == made
+
+
+def test_the_asyncapi_document_names_every_topic_and_its_references_lead_somewhere() -> None:
+    document = yaml.safe_load((SCHEMAS / "asyncapi.yaml").read_text())
+    topics = {name.replace("_", "-") for name in TopicsSettings.model_fields}
+    assert set(document["channels"]) == topics
+    assert {operation["channel"]["$ref"].rpartition("/")[2] for operation in document["operations"].values()} == topics
+    text = orjson.dumps(document).decode()
+    for reference in re.findall(r'"\$ref":"([^"]+)"', text):
+        if reference.startswith("./"):
+            assert (SCHEMAS / reference).is_file()
+        else:
+            node = document
+            for part in reference.removeprefix("#/").split("/"):
+                node = node[part]
 
 
 @pytest.mark.parametrize("path", sorted(SCHEMAS.glob("examples/*/*.json")), ids=lambda p: f"{p.parent.name}/{p.stem}")
@@ -32,7 +63,7 @@ def test_every_example_validates_and_is_read_back_equal(path) -> None:
     content = orjson.loads(path.read_bytes())
     schema = orjson.loads((SCHEMAS / f"{path.parent.name}.v1.json").read_bytes())
     jsonschema.Draft202012Validator(schema).validate(content)
-    event = CLASSES.get(content.get("kind"), DuplicateCandidate).from_json(path.read_bytes())
+    event = (KINDS.get(content.get("kind")) or CLASSES[path.parent.name]).from_json(path.read_bytes())
     assert orjson.loads(event.to_json()) == content
     assert type(event).make(**dict(event)).event_id == event.event_id
 
