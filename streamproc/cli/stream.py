@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +44,9 @@ def _settings(options: dict[str, Any], **flags: object) -> Settings:
 
 def _run(work: Coroutine[Any, Any, Any]) -> Any:  # noqa: ANN401 - whatever the work gives
     """Run to the end; Ctrl-C ends it with its own exit code and no traceback."""
+    import asyncio
+    import logging
+
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # what it reports of a broker that is away, we say once
     try:
         with faults_in_one_line():
@@ -107,6 +109,8 @@ def worker(**options: Any) -> None:  # noqa: ANN401 - as above
 @click.option("--http-port", type=click.IntRange(0, 65535), help="Health, metrics, galleries; 0: any. [default: 8082]")
 def matcher(**options: Any) -> None:  # noqa: ANN401 - as above
     """Run a matcher: embeddings in, duplicate candidates out."""
+    # Before numpy is loaded: one gallery's product is too small to share, and waiting for a second core costs more.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from streamproc.stream.matcher import run_matcher
 
     _service(options, run_matcher, service__http_port=options.pop("http_port"))

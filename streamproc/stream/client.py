@@ -95,20 +95,28 @@ async def watch(
     kinds = {prefix + kind.topic: kind for kind in topics}
     async with _reader(settings, list(kinds), since_seconds) as (consumer, _):
         last_word: VideoProgress | None = None
-        while True:
-            polled = await consumer.getmany(timeout_ms=_POLL_MS)
-            for partition, records in polled.items():
+        before_it: dict[TopicPartition, int] = {}  # where the candidates ended when the last word came
+        while last_word is None or not await _reached(consumer, before_it):
+            for partition, records in (await consumer.getmany(timeout_ms=_POLL_MS)).items():
                 for record in records:
                     event = _parsed(kinds[partition.topic], record)
                     if isinstance(event, DuplicateCandidate) and gallery_id in {None, event.gallery_id}:
                         yield event
                     elif isinstance(event, VideoProgress) and event.video_id == until_done:
-                        last_word = event if event.state in {"done", "failed", "cancelled"} else None
+                        last_word = _last_word(last_word, event)
                         if last_word is None:
                             yield event
-            if last_word is not None and not polled:
-                yield last_word
-                return
+            if last_word is not None and not before_it:
+                mine = [p for p in consumer.assignment() if kinds[p.topic] is DuplicateCandidate]
+                before_it = await consumer.end_offsets(mine)
+        yield last_word
+
+
+def _last_word(before: VideoProgress | None, event: VideoProgress) -> VideoProgress | None:
+    """The word that ends a video, or None while it is in work; the matcher's `done` may overtake the worker's words."""
+    if event.state in {"done", "failed", "cancelled"}:
+        return event
+    return None if event.state == "accepted" else before  # submitted again
 
 
 def _parsed(

@@ -230,7 +230,7 @@ class LongJobs(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is u
         before = state.starts.get(offset, 0)
         state.starts[offset] = before + 1
         try:
-            while not await self._commit({partition: state}):
+            while not await self._commit({partition: state}):  # noqa: ASYNC110 - until Kafka has it, which sets no event
                 await asyncio.sleep(POLL_MS / 1000)
             await self._until_settled(job.record, before)
         except asyncio.CancelledError:

@@ -47,7 +47,7 @@ class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         about = "".join(f" {name}={value}" for name, value in (_about.get() or {}).items())
         line = f"{_utc(record)} {record.levelname.lower()} {record.getMessage()}{about}"
-        return line if record.exc_info is None else f"{line}\n{self.formatException(record.exc_info)}"
+        return line if not record.exc_info else f"{line}\n{self.formatException(record.exc_info)}"
 
 
 class _Json(logging.Formatter):
@@ -64,6 +64,6 @@ class _Json(logging.Formatter):
             "message": record.getMessage(),
             **(_about.get() or {}),
         }
-        if record.exc_info is not None:
+        if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return orjson.dumps(line).decode()

@@ -22,6 +22,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import socket
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -156,6 +157,8 @@ class Matcher:
         while not self._service.port:  # noqa: ASYNC110 - HTTP starts beside the work, in a moment
             await asyncio.sleep(0.01)
         host = self._settings.service.http_host
+        if host in {"0.0.0.0", "::"}:  # noqa: S104 - compared with, not bound to: in a container the name is what leads here
+            host = socket.gethostname()
         return self._settings.matcher.advertised_url or f"http://{host}:{self._service.port}"
 
     async def _live(self, table: FaustTable) -> None:
@@ -193,7 +196,9 @@ class Matcher:
 
     def _fail(self, error: BaseException) -> None:
         if self._fault is None:
-            log.error("ending without acknowledging: %s", error, exc_info=not isinstance(error, MachineError))
+            log.error(
+                "ending without acknowledging: %s", error, exc_info=None if isinstance(error, MachineError) else error
+            )
             self._fault = error
             self._faulted.set()
 

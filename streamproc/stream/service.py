@@ -53,7 +53,12 @@ class Service:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._interrupt, task)
-        runner = await self._serve()
+        try:
+            runner = await self._serve()
+        except MachineError:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            raise
         try:
             await task
         except asyncio.CancelledError:

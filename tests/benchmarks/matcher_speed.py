@@ -285,7 +285,7 @@ async def matcher_side(bootstrap: str, rows: int, galleries: int, count: int) ->
             )
             if rows == 1000:
                 report("  latency, unloaded", await here.latencies_ms(load))
-                report("  latency beside 300 events/s", await here.latencies_ms(load, background_hz=300))
+                report("  latency beside 100 events/s", await here.latencies_ms(load, background_hz=100))
         matcher.stop()
         if rows == 100_000:
             start = time.perf_counter()
