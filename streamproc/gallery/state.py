@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from streamproc.types import Float32Array
 
 _FIRST_CAPACITY = 16
+_FORESEEN_ROWS = 2000  # fewer lie in the processor's cache, where nothing is gained
 
 Order = tuple[float, str]
 """(`submitted_at` in seconds, `run_id`) of a run: of two runs of a video the greater one holds."""
@@ -75,6 +76,22 @@ class _Block:
         self.vectors: Float32Array = np.zeros((_FIRST_CAPACITY, dim), np.float32)
         self.keys: list[str] = []
         self._position: dict[str, int] = {}
+        self._foreseen: dict[bytes, Float32Array] = {}
+
+    def foresee(self, vectors: Float32Array) -> None:
+        """Compare vectors (q, dim) that will be asked for soon with all rows (n, dim) at once.
+
+        One product reads the rows from memory once, not q times: with 10,000 rows that is most of the time.
+        """
+        cosines = vectors @ self.vectors[: len(self.keys)].T  # (q, n)
+        self._foreseen = {vector.tobytes(): row for vector, row in zip(vectors, cosines, strict=True)}
+
+    def cosines(self, vector: Float32Array) -> Float32Array:
+        """Cosines (n,) with all rows; those that were foreseen are completed with the rows added since."""
+        rows = self.vectors[: len(self.keys)]
+        known = self._foreseen.pop(vector.tobytes(), None) if self._foreseen else None
+        result: Float32Array = rows @ vector if known is None else np.concatenate([known, rows[len(known) :] @ vector])
+        return result
 
     def add(self, key: str, vector: Float32Array) -> None:
         if len(self.keys) == len(self.vectors):
@@ -84,6 +101,7 @@ class _Block:
         self.keys.append(key)
 
     def remove(self, key: str) -> None:
+        self._foreseen = {}  # rows change their places
         gap, last = self._position.pop(key), len(self.keys) - 1
         if gap != last:  # the last row moves into the gap
             self.vectors[gap], self.keys[gap] = self.vectors[last], self.keys[last]
@@ -165,8 +183,14 @@ class Gallery:
         block = self._blocks.get(weights_sha256)
         if block is None:
             return [], len(self.rows)
-        cosines = block.vectors[: len(block.keys)] @ vector
+        cosines = block.cosines(vector)
         return [block.keys[i] for i in np.flatnonzero(cosines > least).tolist()], len(self.rows) - len(block.keys)
+
+    def foresee(self, vectors: Float32Array, weights_sha256: str) -> None:
+        """Prepare for `more_similar` of these vectors (q, dim), together; what it gives stays the same."""
+        block = self._blocks.get(weights_sha256)
+        if block is not None and len(block.keys) >= _FORESEEN_ROWS and vectors.shape[1] == block.vectors.shape[1]:
+            block.foresee(vectors)
 
     def holds(self, key: str, neighbour: Neighbour) -> bool:
         """Whether a neighbour entry for `key` still counts."""

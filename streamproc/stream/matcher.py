@@ -28,8 +28,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from streamproc.errors import EventError, MachineError
-from streamproc.events import DuplicateCandidate, GalleryExpired, PersonEmbedding, now, parse_embedded
+from streamproc.events import (
+    DuplicateCandidate,
+    GalleryExpired,
+    PersonEmbedding,
+    VideoClosed,
+    now,
+    parse_embedded,
+)
 from streamproc.stream.faust_app import FaustTable, instance_folder, record_of
 from streamproc.stream.gallery_api import GalleryApi
 from streamproc.stream.kafka import Publisher, patiently, trace_of
@@ -42,7 +51,6 @@ from streamproc.stream.topics import changelog_of, ensure_topics
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Collection, Coroutine
 
-    from streamproc.events import VideoClosed
     from streamproc.gallery import Outcome
     from streamproc.settings import Settings
     from streamproc.stream.faust_app import FaustEvent
@@ -50,7 +58,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+Parsed = PersonEmbedding | VideoClosed | GalleryExpired
+
 _UNSETTLED_EVENTS = 1000
+_AHEAD_EVENTS = 32
+_IDLE_TURNS = 3
+BS = []
 _LINGER_MS = 10
 _ROWS_A_TURN = 200
 _STOP_SECONDS = 10.0
@@ -101,6 +114,7 @@ class Matcher:
         self._changes = Publisher(
             settings, "matcher", max_record_bytes=2 * settings.kafka.max_event_bytes, linger_ms=_LINGER_MS
         )
+        self._ahead: asyncio.Queue[FaustEvent] = asyncio.Queue(_AHEAD_EVENTS)
         self._handled: asyncio.Queue[_Handled] = asyncio.Queue(_UNSETTLED_EVENTS)
         self._table: FaustTable | None = None
         self._loaded: frozenset[int] = frozenset()
@@ -129,7 +143,7 @@ class Matcher:
         return None if self._table is None else self._table.owner_of(partition)
 
     def _is_idle(self) -> bool:
-        return self._service.ready and not self._busy and self._handled.empty()
+        return self._service.ready and not self._busy and self._ahead.empty() and self._handled.empty()
 
     def _gauges(self) -> dict[str, int]:
         ends = {p: None if self._table is None else self._table.end_offset(p) for p in self._next_offsets}
@@ -235,21 +249,60 @@ class Matcher:
     # One event.
 
     async def _take(self, events: AsyncIterator[FaustEvent]) -> None:
+        reading = asyncio.ensure_future(self._read_ahead(events))
         try:
-            async for event in events:
+            while True:
+                first = await self._ahead.get()
                 self._busy = True
-                await self._handle(event)
+                batch = [first, *await self._more_at_hand()]
+                parsed = [self._parsed(event.message) for event in batch]
+                self._foresee(parsed)
+                for event, content in zip(batch, parsed, strict=True):
+                    await self._handle(event, content)
                 self._busy = False
         except Exception as error:  # noqa: BLE001 - whatever it was, it ends this process
             self._fail(error)
             await asyncio.Event().wait()  # for ever: if this returned, Faust would go on behind the event
+        finally:
+            reading.cancel()
 
-    async def _handle(self, event: FaustEvent) -> None:
+    async def _more_at_hand(self) -> list[FaustEvent]:
+        """What Faust can hand over without waiting for Kafka: the loop goes round until nothing more comes."""
+        idle_turns, size = 0, -1
+        while idle_turns < _IDLE_TURNS and not self._ahead.full():
+            await asyncio.sleep(0)
+            idle_turns = idle_turns + 1 if self._ahead.qsize() == size else 0
+            size = self._ahead.qsize()
+        return [self._ahead.get_nowait() for _ in range(self._ahead.qsize())]
+
+    async def _read_ahead(self, events: AsyncIterator[FaustEvent]) -> None:
+        """Take events as they come, so that some can be compared together; each is acknowledged when it is done."""
+        try:
+            async for event in events:
+                await self._ahead.put(event)
+        except Exception as error:  # noqa: BLE001 - whatever it was, it ends this process
+            self._fail(error)
+
+    def _foresee(self, parsed: list[Parsed | EventError]) -> None:
+        """Compare the persons that came together with their galleries at once."""
+        persons: dict[tuple[str, str, int], list[PersonEmbedding]] = {}
+        for event in parsed:
+            if isinstance(event, PersonEmbedding):
+                persons.setdefault((event.gallery_id, event.model.weights_sha256, event.vector.dim), []).append(event)
+        start = time.perf_counter()
+        for (gallery_id, weights_sha256, _), together in persons.items():
+            held = self.galleries.get(gallery_id)
+            if held is not None and len(together) > 1:
+                held.gallery.foresee(np.stack([person.vector.numpy() for person in together]), weights_sha256)
+        self._metrics.seconds["apply"] += time.perf_counter() - start
+
+    async def _handle(self, event: FaustEvent, parsed: Parsed | EventError) -> None:
         message = event.message
         entries: Entries = []
         begun: list[asyncio.Future[Any]] = []
         try:
-            parsed = self._parse(message)
+            if isinstance(parsed, EventError):
+                raise parsed
             with log_about(gallery_id=parsed.gallery_id):
                 if self.partition_of(parsed.gallery_id) == message.partition:
                     entries, begun = await self._apply(message, parsed)
@@ -259,7 +312,13 @@ class Matcher:
             await self._give_up(message, error.code, str(error))
         await self._handled.put(_Handled(event, entries, begun))
 
-    def _parse(self, message: Any) -> PersonEmbedding | VideoClosed | GalleryExpired:  # noqa: ANN401 - Faust's
+    def _parsed(self, message: Any) -> Parsed | EventError:  # noqa: ANN401 - Faust's
+        try:
+            return self._parse(message)
+        except EventError as error:
+            return error
+
+    def _parse(self, message: Any) -> Parsed:  # noqa: ANN401 - Faust's
         start = time.perf_counter()
         value: bytes = message.value or b""
         limit = self._settings.kafka.max_event_bytes
@@ -273,7 +332,7 @@ class Matcher:
     async def _apply(
         self,
         message: Any,  # noqa: ANN401 - Faust's
-        event: PersonEmbedding | VideoClosed | GalleryExpired,
+        event: Parsed,
     ) -> tuple[Entries, list[asyncio.Future[Any]]]:
         start = time.perf_counter()
         at_ms = now_ms()
@@ -301,7 +360,7 @@ class Matcher:
         self._count(outcome)
         return entries, begun
 
-    def _decide(self, held: Held, event: PersonEmbedding | VideoClosed | GalleryExpired) -> Outcome:
+    def _decide(self, held: Held, event: Parsed) -> Outcome:
         threshold = self._settings.clustering.similarity_threshold
         try:
             return decide(held, event, similarity_threshold=threshold, occurred_at=now())
@@ -315,7 +374,7 @@ class Matcher:
             if isinstance(event, DuplicateCandidate):
                 self._metrics.candidates[event.state] += 1
 
-    async def _send_on(self, message: Any, event: PersonEmbedding | VideoClosed | GalleryExpired) -> None:  # noqa: ANN401
+    async def _send_on(self, message: Any, event: Parsed) -> None:  # noqa: ANN401
         """Send a stray, whose producer hashes keys in another way, to its gallery's partition."""
         record = record_of(message)
         key, partition = event.gallery_id.encode(), self.partition_of(event.gallery_id)

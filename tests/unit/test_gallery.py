@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,7 +12,7 @@ from persons import closed, person, unit_vector
 
 from streamproc.errors import EventError
 from streamproc.events import DuplicateCandidate, PersonEmbedding, VideoClosed, VideoProgress
-from streamproc.gallery import Gallery, apply
+from streamproc.gallery import Gallery, apply, state
 from streamproc.gallery.matcher import MAX_NEIGHBOURS
 
 THRESHOLD = 0.7
@@ -262,3 +264,22 @@ def test_the_arrays_agree_with_the_rows_after_any_removal(data) -> None:
     for key in keys:
         near, _ = gallery.more_similar(gallery.rows[key].person.vector.numpy(), "a" * 64, 0.999)
         assert key in near
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_what_is_foreseen_is_what_is_found(seed) -> None:
+    """Comparing ahead changes nothing, whatever rows come and go in between."""
+    rng = np.random.default_rng(seed)
+    gallery = Gallery("g")
+    with mock.patch.object(state, "_FORESEEN_ROWS", 1):
+        vectors = [unit_vector(rng.normal(size=4)) for _ in range(12)]
+        for i in range(6):
+            feed(gallery, person(i, vectors[i]))
+        asked = np.stack(vectors).astype(np.float32)
+        gallery.foresee(asked, "a" * 64)
+        for i in range(6, 12):
+            before = gallery.more_similar(asked[i], "a" * 64, 0.2)
+            assert before == gallery.more_similar(asked[i], "a" * 64, 0.2)  # the second time it is not foreseen
+            feed(gallery, person(i, vectors[i]))
+            if rng.random() < 0.3:
+                feed(gallery, closed([i], minute=1))

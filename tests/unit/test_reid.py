@@ -11,7 +11,7 @@ from PIL import Image
 
 from streamproc.errors import WeightsError
 from streamproc.reid import Embedder, find_weights, person_vector, unit
-from streamproc.reid.embedder import BATCH_CROPS, normalise
+from streamproc.reid.onnx_backend import BATCH_CROPS, normalise
 
 
 @pytest.fixture(scope="module")
