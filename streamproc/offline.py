@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from streamproc.errors import InputError, TracksError, UsageError, VideoError, WeightsError
@@ -148,19 +149,19 @@ class Replay:
         from streamproc.crops import CropOptions
 
         source, options, settings = member.source, self._track_options, self._found.settings
-        tracks = load_tracks(
-            source.tracks_path,
-            first_frame_number=options.first_frame_number,
-            frame_stride=options.frame_stride,
-            object_class=options.object_class,
-        )
         if self._found.out is not None:
             self._directory_of(member)  # a place that cannot be written is known before the work
         return VideoJob(
             path=source.path,
             video_id=source.video_id,
             gallery_id=member.gallery_id,
-            tracks=tracks,
+            load_tracks=partial(
+                load_tracks,
+                source.tracks_path,
+                first_frame_number=options.first_frame_number,
+                frame_stride=options.frame_stride,
+                object_class=options.object_class,
+            ),
             submitted_at=now(),
             options=CropOptions(
                 crops_per_person=settings.crops_per_person,

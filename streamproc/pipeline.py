@@ -13,8 +13,9 @@ their final size at once, and all of them share one byte budget (`PixelStore`).
 from __future__ import annotations
 
 import asyncio
+import ctypes
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Literal, Self, TypeVar
@@ -62,12 +63,15 @@ MAX_SEGMENTS = 4
 
 @dataclass(frozen=True, slots=True, eq=False)
 class VideoJob:
-    """What is to be done with one video. Made by replay or the worker."""
+    """What is to be done with one video. Made by replay or the worker.
+
+    `load_tracks` is called once, in a thread, when the video is open; what it returns is let go after the planning.
+    """
 
     path: Path
     video_id: str
     gallery_id: str
-    tracks: TrackSet
+    load_tracks: Callable[[], TrackSet]
     submitted_at: str
     options: CropOptions
     similarity_threshold: float
@@ -182,15 +186,19 @@ class Pipeline:
         self, job: VideoJob, video: Video, video_sha256: str, stats: VideoStats, stop: Stop
     ) -> VideoSummary:
         def prepare() -> tuple[TrackSet, Plan]:
-            tracks = fit_to_video(job.tracks, frame_count=video.frame_count, width=video.width, height=video.height)
-            return tracks, plan_crops(
+            tracks = fit_to_video(
+                job.load_tracks(), frame_count=video.frame_count, width=video.width, height=video.height
+            )
+            plan = plan_crops(
                 tracks.tracks, video.frame_table, width=video.width, height=video.height, options=job.options
             )
+            return replace(tracks, tracks=()), plan
 
         tracks, plan = await call(self.threads.crop, stats.seconds, "plan", prepare)
+        _return_freed_memory()
         await self.ready()
         stats.frames_planned, stats.persons_total = len(plan.frame_indices), len(plan.tracks)
-        run = _Run(self, job, video, plan, stats, stop, self._run_id(job, video_sha256))
+        run = _Run(self, job, video, plan, stats, stop, self._run_id(job, video_sha256, tracks.sha256))
         try:
             await run.stages()
         except InputError:
@@ -213,10 +221,10 @@ class Pipeline:
             description=_described(video, video_sha256),
         )
 
-    def _run_id(self, job: VideoJob, video_sha256: str) -> str:
+    def _run_id(self, job: VideoJob, video_sha256: str, tracks_sha256: str) -> str:
         options = [getattr(job.options, name) for name in job.options.__slots__]
         return hash_of(
-            job.video_id, video_sha256, job.tracks.sha256, options, job.similarity_threshold, self._weights_sha256
+            job.video_id, video_sha256, tracks_sha256, options, job.similarity_threshold, self._weights_sha256
         )
 
 
@@ -303,7 +311,7 @@ class _Run:
 
     def _person(self, bucket: Bucket, vectors: Float32Array) -> PersonEmbedding:
         track = self._plan.tracks[bucket.person_id]
-        first, last = int(track.frame_indices[0]), int(track.frame_indices[-1])
+        first, last = track.first_frame_index, track.last_frame_index
         seconds = self._video.frame_table.pts_seconds
         embedder = self._pipeline.embed.embedder  # type: ignore[union-attr] # there are vectors, so there is a network
         return PersonEmbedding.make(
@@ -322,7 +330,7 @@ class _Run:
             last_frame_index=last,
             first_seen_seconds=round(float(seconds[first]), 6),
             last_seen_seconds=round(float(seconds[last]), 6),
-            frames_tracked=len(track),
+            frames_tracked=track.box_count,
             seen_with=list(self._plan.seen_with.get(bucket.person_id, ())),
             similarity_threshold=self._job.similarity_threshold,
             recorded_at=self._job.recorded_at,
@@ -344,6 +352,13 @@ class _Run:
             frame_count=self._video.frame_count,
             truncated=self._video.missing_frames > 0,
         )
+
+
+def _return_freed_memory() -> None:
+    """Planning a long video takes and frees tens of MiB in pieces, which glibc would keep for later."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's alone
+    if trim is not None:
+        trim(0)
 
 
 def _described(video: Video, video_sha256: str) -> dict[str, object]:

@@ -214,11 +214,11 @@ def _entries(found: Findings, member: Member, *, several: bool) -> Iterator[Pers
         href = found.hrefs.get((video_id, person_id))
         if href is not None and several:
             href = f"../{video_id}/webp_viewer/{href}"
-        ends = [int(track.frame_indices[0]), int(track.frame_indices[-1])]
+        ends = (track.first_frame_index, track.last_frame_index)
         yield PersonEntry(
             id=key if several else person_id,
             video_name=member.source.path.name,
-            frames_tracked=len(track),
+            frames_tracked=track.box_count,
             first_frame_index=ends[0],
             last_frame_index=ends[1],
             first_seen_seconds=float(summary.pts_seconds[ends[0]]),

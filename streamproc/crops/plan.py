@@ -34,6 +34,15 @@ class CropOptions:
     top_persons: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class TrackSpan:
+    """What is kept of a track once its crops are planned: the boxes of a long video are many."""
+
+    first_frame_index: int
+    last_frame_index: int
+    box_count: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:
     """Which crops are cut from which frame. Made by `plan_crops`, used by the decoder, the cutter and the buckets.
@@ -43,7 +52,7 @@ class Plan:
 
     frame_indices: Int64Array
     cuts: Mapping[int, tuple[Cut, ...]]
-    tracks: Mapping[int, Track]
+    tracks: Mapping[int, TrackSpan]
     last_frame: Mapping[int, int]
     crop_count: Mapping[int, int]
     seen_with: Mapping[int, tuple[int, ...]]
@@ -149,7 +158,7 @@ def _assemble(
     windows: Sequence[_Window], picks: Sequence[int], seen_with: Mapping[int, tuple[int, ...]], skipped: list[Skipped]
 ) -> Plan:
     cuts: dict[int, list[Cut]] = {}
-    tracks: dict[int, Track] = {}
+    tracks: dict[int, TrackSpan] = {}
     last_frame: dict[int, int] = {}
     crop_count: dict[int, int] = {}
     for window, row in zip(windows, picks, strict=True):
@@ -160,7 +169,7 @@ def _assemble(
         cuts.setdefault(frame, []).append(
             Cut(person, window.slot, (x0, y0, x1, y1), float(track.confidences[row]), quality)
         )
-        tracks[person] = track
+        tracks[person] = TrackSpan(int(track.frame_indices[0]), int(track.frame_indices[-1]), len(track))
         last_frame[person] = max(frame, last_frame.get(person, -1))
         crop_count[person] = crop_count.get(person, 0) + 1
     return Plan(

@@ -63,7 +63,6 @@ Parsed = PersonEmbedding | VideoClosed | GalleryExpired
 _UNSETTLED_EVENTS = 1000
 _AHEAD_EVENTS = 32
 _IDLE_TURNS = 3
-BS = []
 _LINGER_MS = 10
 _ROWS_A_TURN = 200
 _STOP_SECONDS = 10.0

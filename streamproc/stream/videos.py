@@ -7,6 +7,7 @@ import threading
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from streamproc.crops import CropOptions
@@ -120,18 +121,17 @@ async def open_job(request: Request, media: MediaAccess, stop: asyncio.Event) ->
         _fetched(media, tracks.uri, "tracks", tracks.sha256, tracks.size_bytes, stop) as tracks_path,
         _fetched(media, event.video_uri, "video", event.video_sha256, event.video_size_bytes, stop) as video_path,
     ):
-        loaded = await asyncio.to_thread(
-            load_tracks,
-            tracks_path,
-            first_frame_number=tracks.first_frame_number,
-            frame_stride=tracks.frame_stride,
-            is_npz=None if tracks.format is None else tracks.format != "mot",
-        )
         yield VideoJob(
             path=video_path,
             video_id=event.video_id,
             gallery_id=event.gallery_id,
-            tracks=loaded,
+            load_tracks=partial(
+                load_tracks,
+                tracks_path,
+                first_frame_number=tracks.first_frame_number,
+                frame_stride=tracks.frame_stride,
+                is_npz=None if tracks.format is None else tracks.format != "mot",
+            ),
             submitted_at=request.submitted_at,
             options=request.options,
             similarity_threshold=request.similarity_threshold,
