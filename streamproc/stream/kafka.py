@@ -12,7 +12,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaConnectionError, KafkaError, MessageSizeTooLargeError, UnknownTopicOrPartitionError
 from aiokafka.helpers import create_ssl_context
 
-from streamproc.errors import MachineError
+from streamproc.errors import MachineError, UsageError
 from streamproc.version import __version__
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Record(Protocol):
 
 
 def client_options(settings: Settings, service: str) -> dict[str, Any]:
-    """Keyword arguments that every aiokafka client takes: addresses, name, TLS and SASL."""
+    """Keyword arguments that every aiokafka client takes: addresses, name, TLS and SASL. Raises UsageError."""
     kafka = settings.kafka
     options: dict[str, Any] = {
         "bootstrap_servers": list(settings.bootstrap),
@@ -53,11 +53,16 @@ def client_options(settings: Settings, service: str) -> dict[str, Any]:
         "security_protocol": kafka.security_protocol,
     }
     if kafka.security_protocol.endswith("SSL"):
-        options["ssl_context"] = create_ssl_context(
-            cafile=None if kafka.ssl_cafile is None else str(kafka.ssl_cafile),
-            certfile=None if kafka.ssl_certfile is None else str(kafka.ssl_certfile),
-            keyfile=None if kafka.ssl_keyfile is None else str(kafka.ssl_keyfile),
-        )
+        try:
+            options["ssl_context"] = create_ssl_context(
+                cafile=None if kafka.ssl_cafile is None else str(kafka.ssl_cafile),
+                certfile=None if kafka.ssl_certfile is None else str(kafka.ssl_certfile),
+                keyfile=None if kafka.ssl_keyfile is None else str(kafka.ssl_keyfile),
+            )
+        except OSError as error:  # ssl's own errors derive from it
+            raise UsageError(
+                f"kafka.ssl_cafile, .ssl_certfile, .ssl_keyfile: expected PEM files that fit each other ({error})"
+            ) from error
     if kafka.security_protocol.startswith("SASL"):
         password = kafka.sasl_password
         options |= {

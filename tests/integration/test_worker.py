@@ -251,3 +251,12 @@ def test_a_worker_refuses_to_start_on_wrong_partition_counts(stream):
     assert worker.process.wait(PATIENCE_SECONDS) == 2
     assert "expected 5 partitions, found 4; set topics.video_ready.partitions to 4" in worker.log
     assert "Traceback" not in worker.log
+
+
+def test_where_nothing_may_be_declared_services_only_check(stream):
+    stream = stream(kafka__declare="false")
+    worker = stream.start("worker")  # all is there
+    assert worker.stop() == 0
+    worker = stream.start("worker", ready=False, kafka__topic_prefix="nobody.made.these.")
+    assert worker.process.wait(PATIENCE_SECONDS) == 2
+    assert "topic nobody.made.these.video-ready: missing; `streamproc topics create` makes it" in worker.log
