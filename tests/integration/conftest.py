@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import uuid
 from typing import TYPE_CHECKING
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING
 import kafka
 import pytest
 import services
+
+from streamproc.stream.topics import create_topics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -44,7 +47,7 @@ def stream(bootstrap: str, tmp_path: Path, sample) -> Iterator[Callable[..., ser
         for name in ("a", "b", "c", "d"):
             shutil.copy(sample / "sample.mp4", installation.media / f"{name}.mp4")
             shutil.copy(sample / "sample.persons.npz", installation.media / f"{name}.persons.npz")
-        assert installation.cli("topics", "create").returncode == 0
+        asyncio.run(create_topics(installation.settings))
         return installation
 
     yield make

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import signal
 import threading
 
 import pytest
@@ -12,7 +14,7 @@ from media_servers import Server, answer, status, whole
 
 from streamproc.cli import cli
 from streamproc.errors import MachineError, WeightsError
-from streamproc.reid import download, manifest
+from streamproc.reid import manifest
 from streamproc.reid.download import ATTEMPTS, Download
 from streamproc.reid.manifest import Manifest, ModelEntry
 from streamproc.reid.weights import DEFAULT_NAME
@@ -49,7 +51,6 @@ def run(entry, tmp_path, monkeypatch):
     """Run `streamproc models ...` with the package's manifest and `entry`, everything below tmp_path."""
     own = manifest.load_manifest()
     monkeypatch.setattr(manifest, "load_manifest", lambda: Manifest(format_version=1, models=(*own.models, entry)))
-    monkeypatch.setattr(download.time, "sleep", lambda _: None)
     monkeypatch.setenv("STREAMPROC_CACHE_FOLDER", str(tmp_path / "cache"))
 
     def call(*words):
@@ -289,11 +290,15 @@ def test_a_failed_pull_is_one_line_and_exit_code_1(run) -> None:
     assert "404" in failed.stderr
 
 
-def test_a_stopped_pull_says_that_it_can_go_on(server, run, monkeypatch) -> None:
-    def stop(_self):
-        raise KeyboardInterrupt
+def test_a_stopped_pull_says_that_it_can_go_on(server, run, tmp_path) -> None:
+    def interrupt(handler):
+        answer(handler, body=CONTENT[:HALF], Content_Length=len(CONTENT))
+        handler.wfile.flush()
+        os.kill(os.getpid(), signal.SIGINT)
+        server.closing.wait(5)
 
-    monkeypatch.setattr(Download, "_fetch", stop)
+    server.routes["/tiny.pth"] = interrupt
     stopped = run("pull", "tiny")
     assert stopped.exit_code == 130
     assert "the same command goes on from here" in stopped.stderr
+    assert files(tmp_path) == ["tiny.pth.part"]

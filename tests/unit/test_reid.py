@@ -11,6 +11,7 @@ from PIL import Image
 
 from streamproc.errors import WeightsError
 from streamproc.reid import Embedder, find_weights, person_vector, unit
+from streamproc.reid.manifest import package_file
 from streamproc.reid.onnx_backend import BATCH_CROPS, normalise
 
 
@@ -76,9 +77,7 @@ def test_the_export_equals_eager_torch(need_torch, shared, cache) -> None:
 
 
 def test_the_committed_files_are_the_same_weights(need_torch, cache, default) -> None:
-    from streamproc.reid.weights import _MODEL_FOLDERS
-
-    path = next(f / "osnet_x0_25_ours.safetensors" for f in _MODEL_FOLDERS if (f / "osnet_x0_25_ours.onnx").is_file())
+    path = package_file("osnet_x0_25_ours.safetensors")
     exported = Embedder(find_weights(str(path), cache_folder=cache))
     assert exported.weights_sha256 == default.weights_sha256, "an export carries the sha256 of what it was made from"
     np.testing.assert_allclose(exported.embed(noise(4)), default.embed(noise(4)), atol=1e-5)

@@ -1,0 +1,197 @@
+"""Where the network runs: what `auto` means, why `cuda` cannot be had, and a GPU that fails while it works.
+
+The GPU of these tests is the real torch backend on torch's CPU device, with faults put into its lowest call: the
+network's forward.
+"""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from streamproc.errors import MachineError, UsageError
+from streamproc.reid import Embedder, find_weights
+from streamproc.reid.device import DeviceLostError, why_no_gpu
+from streamproc.stages import EmbedStage
+from streamproc.types import Bucket, Crop
+
+COSINE = 0.9999
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return find_weights(None, cache_folder=tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def cpu(weights):
+    return Embedder(weights, device="cpu")
+
+
+def noise(count, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, 256, 128, 3), np.uint8)
+
+
+def cosines(one, other):
+    return (one * other).sum(axis=1)
+
+
+class Forward:
+    """The network's forward with a limit on its batch, and a number of calls after which the device is gone."""
+
+    def __init__(self, network, *, room=10**6, calls=10**6):
+        self.network, self.room, self.calls, self.batches = network, room, calls, []
+
+    def __call__(self, pixels):
+        import torch
+
+        self.batches.append(len(pixels))
+        if len(self.batches) > self.calls:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered\nCompile with TORCH_USE_CUDA_DSA")
+        if len(pixels) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return self.network(pixels)
+
+
+@pytest.fixture
+def gpu(weights):
+    """Make an Embedder whose GPU has these faults; gives it and its forward."""
+    torch = pytest.importorskip("torch", reason="torch is not installed: the extra gpu brings it")
+
+    def make(**faults):
+        from streamproc.reid.osnet import PixelNetwork, folded, from_state
+        from streamproc.reid.torch_backend import TorchBackend
+        from streamproc.reid.weights import read_checkpoint
+
+        network = PixelNetwork(folded(from_state(read_checkpoint(weights.checkpoint_path))), torch.float32)
+        forward = Forward(network, **faults)
+        embedder = Embedder(
+            weights,
+            device="cuda",
+            no_gpu=lambda: None,
+            open_gpu=lambda _: TorchBackend(forward, device="cpu", sizes=(2, 4, 8)),
+        )
+        return embedder, forward
+
+    return make
+
+
+def test_auto_is_the_cpu_where_there_is_no_gpu_and_nothing_is_said(weights, caplog) -> None:
+    assert Embedder(weights, no_gpu=lambda: "no NVIDIA GPU is visible here").device == "cpu"
+    assert not caplog.records
+
+
+def test_looking_for_a_gpu_imports_torch_only_where_there_may_be_one(tmp_path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from streamproc.reid.device import why_no_gpu;"
+        f"assert why_no_gpu([Path({str(tmp_path / 'nvidiactl')!r})]) == 'no NVIDIA GPU is visible here';"
+        "sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_driver_without_torch_names_the_extra(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("streamproc.reid.device.find_spec", lambda _: None)
+    assert "install streamproc[gpu]" in why_no_gpu([tmp_path])
+
+
+def test_a_driver_that_torch_cannot_use_is_said(tmp_path) -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed: the extra gpu brings it")
+    if torch.cuda.is_available():
+        pytest.skip("torch can use the GPU of this machine")
+    assert "torch finds no GPU" in why_no_gpu([tmp_path])
+
+
+def test_cuda_that_cannot_be_had_is_one_line(weights) -> None:
+    with pytest.raises(UsageError, match=r"--device cuda: no GPU; or use --device cpu") as caught:
+        Embedder(weights, device="cuda", no_gpu=lambda: "no GPU")
+    assert "\n" not in str(caught.value)
+
+
+def test_onnx_alone_runs_on_the_cpu_and_cuda_says_what_it_needs(weights, tmp_path) -> None:
+    path = tmp_path / "network.onnx"
+    path.write_bytes(weights.onnx_path.read_bytes())
+    alone = find_weights(str(path), cache_folder=tmp_path)
+    assert Embedder(alone, no_gpu=lambda: None).device == "cpu"
+    with pytest.raises(UsageError, match=r"is ONNX: a GPU needs the weights as \.pth"):
+        Embedder(alone, device="cuda", no_gpu=lambda: None)
+
+
+def test_a_gpu_that_refuses_at_the_start_is_said_and_left(weights, caplog) -> None:
+    def refuse(_):
+        raise DeviceLostError("out of memory")
+
+    assert Embedder(weights, no_gpu=lambda: None, open_gpu=refuse).device == "cpu"
+    assert [record.getMessage() for record in caplog.records] == [
+        "the GPU cannot be used (out of memory): the network runs on the CPU"
+    ]
+    with pytest.raises(MachineError, match="the GPU cannot be used"):
+        Embedder(weights, device="cuda", no_gpu=lambda: None, open_gpu=refuse)
+
+
+def test_both_backends_say_the_same_of_the_weights_and_give_the_same_vectors(gpu, cpu) -> None:
+    embedder, _ = gpu()
+    assert (embedder.name, embedder.weights_sha256, embedder.dim) == (cpu.name, cpu.weights_sha256, cpu.dim)
+    crops = noise(11)
+    assert cosines(embedder.embed(crops), cpu.embed(crops)).min() >= COSINE
+    assert embedder.embed(crops[:0]).shape == (0, 512)
+
+
+def test_crops_of_any_size_give_the_same_vectors_on_both(gpu, cpu, shared) -> None:
+    from PIL import Image
+
+    files = sorted((shared / "data" / "reid" / "market1501_test100").glob("*.jpg"))[:6]
+    crops = [np.asarray(Image.open(f).convert("RGB"))[i : 128 - i] for i, f in enumerate(files)]  # (128 - 2i, 64, 3)
+    crops += [noise(1)[0], np.asarray(Image.open(files[0]).convert("RGB").resize((300, 700)))]
+    embedder, _ = gpu()
+    assert cosines(embedder.embed(crops), cpu.embed(crops)).min() >= COSINE
+
+
+def test_out_of_memory_takes_smaller_batches_and_says_so_once(gpu, cpu, caplog) -> None:
+    embedder, forward = gpu(room=4)
+    crops = noise(9)
+    for _ in range(2):
+        assert cosines(embedder.embed(crops), cpu.embed(crops)).min() >= COSINE
+    assert forward.batches == [2, 8, 4, 4, 2, 4, 4, 2], "the probe; eight at once fail; then never again"
+    assert [record.getMessage() for record in caplog.records] == [
+        "cpu has no memory for 8 crops at once; from now 4"  # the device's name
+    ]
+
+
+def test_no_memory_at_all_goes_on_with_the_cpu(gpu, cpu, caplog) -> None:
+    embedder, forward = gpu()
+    forward.room = 1
+    crops = noise(9)
+    assert cosines(embedder.embed(crops), cpu.embed(crops)).min() >= COSINE
+    assert forward.batches == [2, 8, 4, 2]
+    assert "OutOfMemoryError" in caplog.records[-1].getMessage()
+    embedder.embed(crops)
+    assert len(forward.batches) == 4, "the GPU is not asked again"
+
+
+def test_a_lost_gpu_is_said_once_and_no_crop_is_lost(gpu, cpu, caplog) -> None:
+    embedder, _ = gpu(calls=2)
+    crops = noise(20)
+    assert cosines(embedder.embed(crops), cpu.embed(crops)).min() >= COSINE
+    np.testing.assert_array_equal(embedder.embed(crops), cpu.embed(crops))
+    assert embedder.weights_sha256 == cpu.weights_sha256
+    lines = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert lines == [
+        "the GPU is lost (RuntimeError: CUDA error: an illegal memory access was encountered): the CPU goes on"
+    ]
+
+
+async def test_metrics_go_on_when_the_gpu_is_lost(gpu) -> None:
+    embedder, _ = gpu(calls=2)
+    crops = tuple(Crop(1, i, i, 0.0, (0, 0, 1, 1), 1.0, 0.5, noise(1, i)[0]) for i in range(2))
+    async with EmbedStage(embedder) as stage:
+        for person in range(6):
+            vectors = await (await stage.submit(Bucket(person, crops, (0, 1))))
+            assert vectors.shape == (2, 512)
+    assert embedder.device == "cpu"
+    assert (stage.batches, stage.buckets, stage.crops) == (6, 6, 12)
+    assert stage.seconds["embed"] > 0
