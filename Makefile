@@ -45,6 +45,7 @@ bench: $(DEV_STAMP)
 	$(BIN)/python tests/benchmarks/startup.py
 	$(BIN)/python tests/benchmarks/pets_accuracy.py
 	$(BIN)/python tests/benchmarks/matcher_speed.py
+	$(BIN)/python tests/benchmarks/embed_speed.py
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \

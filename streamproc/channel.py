@@ -29,7 +29,7 @@ class Channel(Generic[T]):
         if capacity < 1:
             raise ValueError(f"a channel needs room for one item or more, got {capacity}")
         self._capacity = capacity
-        self._items: deque[T] = deque()
+        self._items: deque[tuple[T, float]] = deque()  # with the loop's time when each came
         self._closed = False
         self._changed = asyncio.Condition()
 
@@ -45,7 +45,7 @@ class Channel(Generic[T]):
             await self._changed.wait_for(lambda: self._closed or len(self._items) < self._capacity)
             if self._closed:
                 raise ChannelClosed
-            self._items.append(item)
+            self._items.append((item, asyncio.get_running_loop().time()))
             self._changed.notify_all()
 
     async def close(self) -> None:
@@ -67,10 +67,10 @@ class Channel(Generic[T]):
                 if not self._items:
                     return
                 try:
-                    async with asyncio.timeout(max_wait_seconds):
+                    async with asyncio.timeout_at(self._items[0][1] + max_wait_seconds):  # busy time counts as waited
                         await self._changed.wait_for(lambda: self._closed or len(self._items) >= full_at)
                 except TimeoutError:
                     pass
-                batch = [self._items.popleft() for _ in range(min(max_items, len(self._items)))]
+                batch = [self._items.popleft()[0] for _ in range(min(max_items, len(self._items)))]
                 self._changed.notify_all()
             yield batch

@@ -138,6 +138,21 @@ class Segments(_Model):
         """Pack (k, dim) numbers."""
         return cls(data=_base64(values), shape=values.shape, crop_counts=crop_counts)
 
+    def numpy(self) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+        """Unpack to (k, dim) float32, read-only."""
+        # Decoded whenever it is asked for: a large gallery would keep much that is seldom looked at.
+        return np.frombuffer(binascii.a2b_base64(self.data, strict_mode=True), "<f4").reshape(self.shape)
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        try:
+            values = self.numpy()
+        except (binascii.Error, ValueError) as error:
+            raise ValueError(f"expected base64 of {self.shape[0]} x {self.shape[1]} float32 numbers") from error
+        if not np.isfinite(values).all():
+            raise ValueError("expected finite numbers, got NaN or infinity")
+        return self
+
 
 class ModelInfo(_Model):
     """What made a vector; vectors of different `weights_sha256` are never compared."""
@@ -360,19 +375,36 @@ class CandidatePerson(_Model):
 
 
 class DuplicateCandidate(Event):
-    """A pair that may be one person, or that no longer is thought to be. Topic `duplicate-candidates`."""
+    """A pair that may be one person, or that no longer is thought to be. Topic `duplicate-candidates`.
+
+    `probability` and `band` are there where the weights have a calibration curve; `calibration_id` names it and the
+    method. They are first estimates until the video is `done`: then all pairs of the gallery are judged again.
+    """
 
     topic: ClassVar[str] = "duplicate-candidates"
     key_field: ClassVar[str] = "gallery_id"
-    identity: ClassVar[tuple[str, ...]] = ("candidate_id", "state", "reason", "similarity", "persons", "model")
+    identity: ClassVar[tuple[str, ...]] = (
+        "candidate_id",
+        "state",
+        "reason",
+        "similarity",
+        "probability",
+        "band",
+        "calibration_id",
+        "persons",
+        "model",
+    )
 
     candidate_id: Id
     gallery_id: Id
     state: Literal["proposed", "updated", "withdrawn"]
-    reason: Literal["below-threshold", "veto", "person-removed", "decided"] | None = None
+    reason: Literal["below-threshold", "below-probability", "veto", "person-removed", "decided"] | None = None
     persons: tuple[CandidatePerson, CandidatePerson]
     similarity: Cosine
     similarity_threshold: Cosine
+    probability: Share | None = None
+    band: Literal["likely", "uncertain"] | None = None
+    calibration_id: Id | None = None
     time_gap_seconds: Finite | None = None
     vetoes_checked: list[str] = ["seen-apart"]
     model: ModelInfo

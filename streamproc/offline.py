@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 from streamproc.errors import InputError, TracksError, UsageError, VideoError, WeightsError
 from streamproc.events import DuplicateCandidate, PersonEmbedding, VideoClosed, now, video_id_of
-from streamproc.gallery import apply
+from streamproc.gallery import UNCALIBRATED, apply
 from streamproc.people import find_track_file, load_tracks
 from streamproc.pipeline import Pipeline, Stop, VideoJob
 from streamproc.results import Findings, Member, Result, Source, report_of, result_of
+from streamproc.stages import calibration_of
 from streamproc.video import Limits
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ class Replay:
         self.stop = Stop()
         self._found = Findings(settings, gallery, out)
         self._track_options = tracks
+        self._calibration = UNCALIBRATED  # until there is a network
         self._started = time.perf_counter()
         self._directories: dict[str, OutputDirectory] = {}
 
@@ -110,8 +112,11 @@ class Replay:
             self._note("similarity was skipped: clustering.enabled is false")
             return None
         try:
-            weights = find_weights(clustering.osnet_model, cache_folder=settings.expanded_cache_folder())
-            self._found.embedder = Embedder(weights, threads=settings.threads)
+            self._calibration = calibration_of(clustering)
+            weights = find_weights(
+                clustering.osnet_model, cache_folder=settings.expanded_cache_folder(), models_folder=settings.models
+            )
+            self._found.embedder = Embedder(weights, threads=settings.threads, device=clustering.device)
         except WeightsError as error:
             self._note(f"similarity was skipped: {error}")
         return self._found.embedder
@@ -175,7 +180,9 @@ class Replay:
     async def _match(self, event: PersonEmbedding | VideoClosed) -> None:
         gallery = self._found.gallery_of(event.gallery_id)
         threshold = self._found.settings.clustering.similarity_threshold
-        outcome = apply(gallery, event, similarity_threshold=threshold, occurred_at=now())
+        outcome = apply(
+            gallery, event, similarity_threshold=threshold, occurred_at=now(), calibration=self._calibration
+        )
         candidates = [out for out in outcome.events if isinstance(out, DuplicateCandidate)]
         self._found.events.setdefault(event.gallery_id, []).extend(candidates)
         gallery.write(outcome.writes)

@@ -118,9 +118,12 @@ def result_of(found: Findings, members: Sequence[Member], *, several: bool, wall
     persons = [gallery.rows[key].person for key in keys]
     labels = tuple(key if several else person.person_id for key, person in zip(keys, persons, strict=True))
     standing = set(keys)
-    events = [e for e in found.events.get(gallery_id, ()) if {p.person_key for p in e.persons} <= standing]
-    current = {tuple(sorted((a, b))) for a, b, _ in gallery.pairs()}
-    candidates = [e for e in events if (e.persons[0].person_key, e.persons[1].person_key) in current]
+    last_words = {e.candidate_id: e for e in found.events.get(gallery_id, ())}
+    candidates = [
+        event
+        for event in last_words.values()
+        if event.state != "withdrawn" and {person.person_key for person in event.persons} <= standing
+    ]
     embeddings = np.stack([p.vector.numpy() for p in persons]) if persons else None
     if embedder is not None and embeddings is None:
         embeddings = np.zeros((0, embedder.dim), np.float32)
@@ -129,7 +132,7 @@ def result_of(found: Findings, members: Sequence[Member], *, several: bool, wall
         person_ids=labels,
         similarity=None if embedder is None else gallery.matrix(keys),
         embeddings=embeddings if embedder is not None else None,
-        candidates=tuple(sorted(candidates, key=lambda e: (-e.similarity, e.candidate_id))),
+        candidates=tuple(sorted(candidates, key=lambda e: (-(e.probability or 0), -e.similarity, e.candidate_id))),
         pairs=_pairs(gallery, keys, labels, threshold),
         skipped=tuple(skip for member in members for skip in _summary(member).skipped),
         notices=tuple(found.notices),
@@ -237,7 +240,15 @@ def _pairs(gallery: Gallery, keys: Sequence[str], labels: Sequence[int | str], t
     label_of = dict(zip(keys, labels, strict=True))
     above = np.triu(gallery.matrix(keys) > threshold - FLOAT32_SLACK, 1) if keys else np.zeros((0, 0), bool)
     candidates = [
-        Pair(label_of[a], label_of[b], n.similarity) for a, b, n in gallery.pairs() if {a, b} <= label_of.keys()
+        Pair(
+            label_of[a],
+            label_of[b],
+            n.similarity,
+            probability=None if n.judgement is None else n.judgement.probability,
+            band=None if n.judgement is None else n.judgement.band,
+        )
+        for a, b, n in gallery.pairs()
+        if {a, b} <= label_of.keys()
     ]
     vetoed = []
     for i, j in np.argwhere(above).tolist():

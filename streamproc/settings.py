@@ -42,10 +42,14 @@ class Clustering(_Section):
     enabled: bool = True
     """False: no network is loaded; animations and the page only."""
     osnet_model: str | None = None
-    """Weights: a path to .onnx, .pth, .pt or .safetensors; absent: the package's own."""
-    device: Literal["auto", "cpu"] = "auto"
+    """Weights: a name of the manifest, or a path to .onnx, .pth, .pt or .safetensors; absent: the package's own."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     num_best_crops: Annotated[int, Field(ge=1, le=64)] = 8
     similarity_threshold: Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)] = 0.70
+    min_probability: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.2
+    """A candidate of weights that have a calibration curve is at least so likely one person; 0: all are shown."""
+    likely_probability: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.9
+    """From here on a candidate is in the band `likely`, below in `uncertain`."""
 
 
 class LimitSettings(_Section):
@@ -190,6 +194,8 @@ class Settings(BaseSettings):
     threads: Annotated[int, Field(ge=0, le=256)] = 0
     crop_memory_mib: Annotated[int, Field(ge=1)] = 128
     cache_folder: Path = Path("~/.cache/streamproc")
+    models: Path | None = None
+    """Offline folder in which weights of a name are looked for first."""
 
     bootstrap: Names = ("127.0.0.1:9092",)
     media_root: Path = Path("media")

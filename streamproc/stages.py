@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Protocol, Self, TypeVar
 import numpy as np
 
 from streamproc.channel import Channel
-from streamproc.crops import resized
+from streamproc.gallery import Calibration, load_curves
+from streamproc.reid.manifest import package_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
     from streamproc.reid import Embedder
+    from streamproc.settings import Clustering
     from streamproc.types import Bucket, Float32Array, Uint8Array
 
 T = TypeVar("T")
@@ -30,6 +32,12 @@ BUCKETS_A_BATCH = 4  # with 8 crops each: 32 crops, where the network is at its 
 LINGER_SECONDS = 0.01
 ANIMATIONS_WAITING = 4096  # waiting crops lie in the PixelStore, so this bounds a count, not memory
 ANIMATION_THREADS = 2
+
+
+def calibration_of(clustering: Clustering) -> Calibration:
+    """The package's curves, and what is asked of a probability. Raises WeightsError."""
+    curves = load_curves(package_file("calibration.json"))
+    return Calibration(curves, clustering.min_probability, clustering.likely_probability)
 
 
 @dataclass(slots=True)
@@ -117,8 +125,7 @@ class EmbedStage:
 
     async def _embed(self, pixels: list[Uint8Array]) -> Float32Array:
         start = time.perf_counter()
-        crops = self.embedder.submit(lambda: np.stack([resized(crop) for crop in pixels]))
-        vectors = await asyncio.wrap_future(crops)
+        vectors = await asyncio.wrap_future(self.embedder.submit(lambda: pixels))
         self.seconds["embed"] += time.perf_counter() - start  # type: ignore[assignment] # one batch at a time
         return vectors
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from streamproc.events import ModelInfo, PersonEmbedding, Vector, VideoClosed, person_key_of
+from streamproc.events import ModelInfo, PersonEmbedding, Segments, Vector, VideoClosed, person_key_of
 
 
 def unit_vector(values) -> np.ndarray:
@@ -25,6 +25,7 @@ def person(
     normalise=True,
     seconds=(0.0, 1.0),
     similarity_threshold=None,
+    segments=None,
 ) -> PersonEmbedding:
     values = unit_vector(vector) if normalise else np.asarray(vector, np.float64)
     return PersonEmbedding.make(
@@ -38,6 +39,7 @@ def person(
         model=ModelInfo(name="test", weights_sha256=weights),
         crops=[],
         crop_count=8,
+        segments=None if segments is None else Segments.of(np.asarray(segments), [1] * len(segments)),
         first_frame_index=0,
         last_frame_index=10,
         first_seen_seconds=seconds[0],

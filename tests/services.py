@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 60.0
 
 
 def eventually(check: Callable[[], object], what: str, *, seconds: float = PATIENCE_SECONDS) -> object:
@@ -67,8 +67,8 @@ class Running:
         except OSError:
             return False
 
-    def ready(self) -> Running:
-        eventually(lambda: self.is_ready, f"{self.name} ready:\n{self.log[-2000:]}")
+    def ready(self, *, seconds: float = PATIENCE_SECONDS) -> Running:
+        eventually(lambda: self.is_ready, f"{self.name} ready:\n{self.log[-2000:]}", seconds=seconds)
         return self
 
     def metrics(self) -> dict[str, float]:

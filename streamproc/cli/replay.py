@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     "--top", type=click.IntRange(min=0), help="Only the N persons with the most frames; 0 is everybody. [default: 0]"
 )
 @click.option("--weights", help="OSNet weights: .onnx, .pth, .pt or .safetensors. [default: the package's own]")
-@click.option("--device", type=click.Choice(["auto", "cpu"]), help="Where the network runs. [default: auto]")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where the network runs. [default: auto]")
 @click.option("--no-animations", is_flag=True, help="Write no WebP animations.")
 @click.option("--first-frame-number", type=int, help="The track file's number of the video's first frame.")
 @click.option(

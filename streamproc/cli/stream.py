@@ -94,7 +94,7 @@ def topics_check(**options: Any) -> None:  # noqa: ANN401 - as above
 @click.command(epilog=EXIT_CODES)
 @_common
 @click.option("--weights", help="OSNet weights: .onnx, .pth, .pt or .safetensors. [default: the package's own]")
-@click.option("--device", type=click.Choice(["auto", "cpu"]), help="Where the network runs. [default: auto]")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where the network runs. [default: auto]")
 @click.option("--http-port", type=click.IntRange(0, 65535), help="Health and metrics; 0: any. [default: 8081]")
 def worker(**options: Any) -> None:  # noqa: ANN401 - as above
     """Run a worker: videos in, one embedding a person out."""

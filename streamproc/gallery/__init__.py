@@ -1,11 +1,26 @@
 """The matcher's pure core: rows, similarities, vetoes, candidates. numpy only, no I/O."""
 
-from streamproc.gallery.matcher import FLOAT32_SLACK, Outcome, apply, candidate_id_of, expire, has_veto, pair_similarity
+from streamproc.gallery.calibration import Calibration, Curve, GalleryScorer, Judgement, load_curves
+from streamproc.gallery.matcher import (
+    FLOAT32_SLACK,
+    UNCALIBRATED,
+    Outcome,
+    apply,
+    candidate_id_of,
+    expire,
+    has_veto,
+    pair_similarity,
+)
 from streamproc.gallery.state import Gallery, Neighbour, Row, Snapshot, VideoRecord, Writes
 
 __all__ = [
     "FLOAT32_SLACK",
+    "UNCALIBRATED",
+    "Calibration",
+    "Curve",
     "Gallery",
+    "GalleryScorer",
+    "Judgement",
     "Neighbour",
     "Outcome",
     "Row",
@@ -16,5 +31,6 @@ __all__ = [
     "candidate_id_of",
     "expire",
     "has_veto",
+    "load_curves",
     "pair_similarity",
 ]

@@ -4,12 +4,14 @@ Whoever calls it publishes the events first and writes the rows then: after a cr
 same events again. Vetoes, candidates and withdrawal live here once, for replay and for the stream.
 
 The outcome does not depend on the order in which persons come (up to the cap on neighbours): similarities near the
-threshold are computed again in double precision from the two vectors alone, and rounded.
+threshold are computed again in double precision from the two vectors alone, and rounded. Weights that have a curve give
+each pair a probability: a first one from the similarity when a person comes, and a better one when a video closes, from
+all persons that the gallery then has (`calibration`); pairs that are not likely enough are kept, but held back.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Literal
 
@@ -17,19 +19,24 @@ import numpy as np
 
 from streamproc.errors import EventError
 from streamproc.events import CandidatePerson, DuplicateCandidate, PersonEmbedding, VideoClosed, VideoProgress, hash_of
+from streamproc.gallery.calibration import Calibration
 from streamproc.gallery.state import Neighbour, Row, VideoRecord, Writes, order_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from streamproc.gallery.calibration import Judgement
     from streamproc.gallery.state import Gallery
 
+UNCALIBRATED = Calibration()
+"""No weights have a curve: a similarity above the threshold makes a candidate."""
 MAX_NEIGHBOURS = 20
 _UNIT_TOLERANCE = 1e-3
 FLOAT32_SLACK = 1e-4
 _SIMILARITY_DIGITS = 6
 
-Reason = Literal["below-threshold", "veto", "person-removed"]
+State = Literal["proposed", "updated", "withdrawn"]
+Reason = Literal["below-threshold", "below-probability", "veto", "person-removed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +49,22 @@ class Outcome:
 
 
 def apply(
-    gallery: Gallery, event: PersonEmbedding | VideoClosed, *, similarity_threshold: float, occurred_at: str
+    gallery: Gallery,
+    event: PersonEmbedding | VideoClosed,
+    *,
+    similarity_threshold: float,
+    occurred_at: str,
+    calibration: Calibration = UNCALIBRATED,
 ) -> Outcome:
     """Say what one event does to a gallery. Raises EventError for one that the gallery refuses.
 
-    `similarity_threshold` holds for persons whose event names none; of two persons the stricter one decides.
+    `similarity_threshold` holds for persons whose event names none; of two persons the stricter one decides. Once all
+    its videos are closed, a gallery's candidates and their probabilities follow from its rows alone.
     """
     known = gallery.videos.get(event.video_id)
     if known is not None and known.order > order_of(event):
         return Outcome()  # a newer run has spoken: an older one never overwrites it
-    step = _Step(gallery, similarity_threshold, occurred_at)
+    step = _Step(gallery, similarity_threshold, occurred_at, calibration)
     return step.person(event) if isinstance(event, PersonEmbedding) else step.closed(event)
 
 
@@ -97,6 +110,7 @@ class _Step:
     gallery: Gallery
     threshold: float
     occurred_at: str
+    calibration: Calibration
 
     def person(self, event: PersonEmbedding) -> Outcome:
         self._check(event)
@@ -107,18 +121,19 @@ class _Step:
             old is not None and old.person.run_id == event.run_id
         ):  # a repeat: nothing changes, what was said is said again
             again = [
-                self._candidate(old.person, self.gallery.rows[other].person, entry.similarity, entry.state)
+                self._said(old.person, self.gallery.rows[other].person, entry)
                 for other, entry in sorted(old.neighbours.items())
-                if self.gallery.holds(other, entry)
+                if entry.state != "held" and self.gallery.holds(other, entry)
             ]
             return Outcome(Writes(videos=videos), tuple(again))
-        standing = self.gallery.pairs_of(key)
+        similar = self.gallery.similar_to(key)
+        standing = {k: n for k, n in similar.items() if n.state != "held"}
         found, not_compared = self._neighbours(event, standing)
         # A pair with a person of this video whose new run has not spoken yet stands until it has, or the video closes.
-        carried = {k: n for k, n in standing.items() if k not in found and self._awaits_new_run(event, k)}
+        carried = {k: n for k, n in similar.items() if k not in found and self._awaits_new_run(event, k)}
         gone = {k: n for k, n in standing.items() if k not in found and k not in carried}
         events = [
-            *(self._candidate(event, self._person(k), n.similarity, n.state) for k, n in found.items()),
+            *(self._said(event, self._person(k), n) for k, n in found.items() if n.state != "held" or k in standing),
             *(self._withdrawn(event, self._person(k)) for k in sorted(gone)),
         ]
         row = Row(event, {**carried, **found})
@@ -140,15 +155,54 @@ class _Step:
                 if other not in removed or key < other:
                     pair = (self._person(key), self._person(other))
                     withdrawn.append(self._candidate(*pair, entry.similarity, "withdrawn", "person-removed"))
+        changed, said = self._judged_again(removed)
         standing = {
             candidate_id_of(self.gallery.gallery_id, key, other)
             for key in kept
-            for other in self.gallery.pairs_of(key)
-            if other not in removed
+            for other, entry in self.gallery.similar_to(key).items()
+            if other not in removed and changed.get(_pair(key, other), entry).state != "held"
         }
         record = VideoRecord(order_of(event), closed=True, candidate_count=len(standing))
-        writes = Writes(dict.fromkeys(sorted(removed)), {event.video_id: record})
-        return Outcome(writes, (*withdrawn, self._done(event, len(standing))))
+        writes = Writes(dict.fromkeys(sorted(removed)) | self._rows_with(changed, removed), {event.video_id: record})
+        return Outcome(writes, (*withdrawn, *said, self._done(event, len(standing))))
+
+    def _judged_again(self, removed: set[str]) -> tuple[dict[tuple[str, str], Neighbour], list[DuplicateCandidate]]:
+        """Judge all similar pairs by what the gallery is without those removed: entries that change, what to say."""
+        rows = self.gallery.rows
+        entries = {
+            _pair(key, other): entry
+            for key, row in rows.items()
+            if key not in removed
+            for other, entry in row.neighbours.items()
+            if other not in removed and self.gallery.holds(other, entry)
+        }
+        persons = {key: row.person for key, row in rows.items() if key not in removed}
+        changed, said = dict[tuple[str, str], Neighbour](), list[DuplicateCandidate]()
+        for pair, judgement in sorted(self.calibration.at_close(persons, sorted(entries)).items()):
+            old, (a, b) = entries[pair], (persons[pair[0]], persons[pair[1]])
+            held = self.calibration.holds_back(judgement)
+            state: Literal["proposed", "updated", "held"]
+            state = "held" if held else "proposed" if old.state == "held" else "updated"
+            if judgement == old.judgement and held == (old.state == "held"):
+                continue
+            changed[pair] = replace(old, state=state, judgement=judgement)
+            if not held or old.state != "held":
+                said.append(self._said(a, b, changed[pair]))
+        return changed, said
+
+    def _rows_with(self, changed: Mapping[tuple[str, str], Neighbour], removed: set[str]) -> dict[str, Row | None]:
+        """Rows that own changed entries, as they become."""
+        new: dict[str, Row | None] = {}
+        for key in sorted({key for pair in changed for key in pair} - removed):
+            row = self.gallery.rows[key]
+            own = {
+                other: changed[_pair(key, other)]
+                for other, entry in row.neighbours.items()
+                if _pair(key, other) in changed and self.gallery.holds(other, entry)
+            }
+            if own:
+                new[key] = Row(row.person, {**row.neighbours, **own})
+        return new
 
     def _check(self, event: PersonEmbedding) -> None:
         gallery, key = self.gallery, event.person_key
@@ -200,17 +254,30 @@ class _Step:
                 found.append((-similarity, key))
         best = sorted(found)[:MAX_NEIGHBOURS]
         return {
-            key: Neighbour(-negative, self._person(key).run_id, "updated" if key in standing else "proposed")
+            key: self._first_judged(event, -negative, self._person(key).run_id, announced=key in standing)
             for negative, key in best
         }, not_compared
+
+    def _first_judged(self, event: PersonEmbedding, similarity: float, run_id: str, *, announced: bool) -> Neighbour:
+        judgement = self.calibration.at_arrival(event.model.weights_sha256, similarity)
+        if self.calibration.holds_back(judgement):
+            return Neighbour(similarity, run_id, "held", judgement)
+        return Neighbour(similarity, run_id, "updated" if announced else "proposed", judgement)
+
+    def _said(self, a: PersonEmbedding, b: PersonEmbedding, entry: Neighbour) -> DuplicateCandidate:
+        """A pair as its entry has it; one that is held now was announced before."""
+        if entry.state == "held":
+            return self._candidate(a, b, entry.similarity, "withdrawn", "below-probability", entry.judgement)
+        return self._candidate(a, b, entry.similarity, entry.state, judgement=entry.judgement)
 
     def _candidate(
         self,
         a: PersonEmbedding,
         b: PersonEmbedding,
         similarity: float,
-        state: Literal["proposed", "updated", "withdrawn"],
+        state: State,
         reason: Reason | None = None,
+        judgement: Judgement | None = None,
     ) -> DuplicateCandidate:
         first, second = sorted((a, b), key=lambda person: person.person_key)
         return DuplicateCandidate.make(
@@ -222,6 +289,9 @@ class _Step:
             persons=(_described(first), _described(second)),
             similarity=similarity,
             similarity_threshold=self._pair_threshold(a, b),
+            probability=None if judgement is None else judgement.probability,
+            band=None if judgement is None else judgement.band,
+            calibration_id=None if judgement is None else judgement.calibration_id,
             time_gap_seconds=time_gap_seconds(a, b),
             model=a.model,
             gallery_person_count=len(self.gallery.rows.keys() | {a.person_key}),
@@ -243,6 +313,10 @@ class _Step:
             state=event.outcome,
             candidate_count=candidate_count,
         )
+
+
+def _pair(a: str, b: str) -> tuple[str, str]:
+    return (a, b) if a < b else (b, a)
 
 
 def _described(person: PersonEmbedding) -> CandidatePerson:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from streamproc.events import PersonEmbedding, VideoClosed
+    from streamproc.gallery.calibration import Judgement
     from streamproc.types import Float32Array
 
 _FIRST_CAPACITY = 16
@@ -34,11 +35,15 @@ def order_of(event: PersonEmbedding | VideoClosed) -> Order:
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """A person similar enough to be a candidate, as of the run that it then belonged to, and how that was announced."""
+    """A person similar enough to be a candidate, as of the run that it then belonged to, and how that was announced.
+
+    One that is `held` is not announced, or was withdrawn: its `judgement` is not likely enough, so far.
+    """
 
     similarity: float
     run_id: str
-    state: Literal["proposed", "updated"]
+    state: Literal["proposed", "updated", "held"]
+    judgement: Judgement | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +204,10 @@ class Gallery:
 
     def pairs_of(self, key: str) -> dict[str, Neighbour]:
         """All standing candidates of one person, by the other's key, whichever row owns them."""
+        return {other: entry for other, entry in self.similar_to(key).items() if entry.state != "held"}
+
+    def similar_to(self, key: str) -> dict[str, Neighbour]:
+        """All standing candidates of one person and the pairs that are held, by the other's key."""
         row = self.rows.get(key)
         if row is None:
             return {}

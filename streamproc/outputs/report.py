@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import UTC
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -44,13 +44,16 @@ class PersonEntry:
 class Pair:
     """Two persons and their cosine similarity in [-1, 1].
 
-    `frames_apart` is in how many frames both were seen with boxes apart (what vetoes a pair); None where not known.
+    `probability` in [0, 1] and `band` are there where the weights have a calibration curve. `frames_apart` is in how
+    many frames both were seen with boxes apart (what vetoes a pair); None where not known.
     """
 
     id_a: PersonId
     id_b: PersonId
     similarity: float
     frames_apart: int | None = None
+    probability: float | None = None
+    band: Literal["likely", "uncertain"] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)

@@ -1,88 +1,139 @@
-"""Crops in, unit vectors out: OSNet's ONNX export in onnxruntime on the CPU.
+"""Crops in, unit vectors out: one network, on a GPU where there is one, else on the CPU.
 
 All networks of a process are made and run in one thread of their own. onnxruntime treats denormal numbers as zero (five
 times faster on some processors) in the thread that makes the process's first session, and there alone; and that switch
-must not leak into a thread of the user's, whose arithmetic it would change.
+must not leak into a thread of the user's, whose arithmetic it would change. torch's CUDA graphs, too, belong to the
+thread that recorded them.
 """
 
 from __future__ import annotations
 
+import logging
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from streamproc.errors import MachineError, WeightsError
-from streamproc.reid.weights import SOURCE_SHA256_KEY, Weights
-from streamproc.types import CROP_HEIGHT_PX, CROP_WIDTH_PX
+from streamproc.errors import MachineError, UsageError
+from streamproc.events import sha256_of
+from streamproc.reid.device import Device, DeviceLostError, why_no_gpu
+from streamproc.reid.onnx_backend import IMAGENET_MEAN, IMAGENET_STD, OnnxBackend
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from concurrent.futures import Future
 
-    import onnxruntime
-
+    from streamproc.reid.weights import Weights
     from streamproc.types import Float32Array, Uint8Array
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-BATCH_CROPS = 16
-"""Crops a run of the network: 8 to 32 are within 5 % of each other on every processor measured; fewer wait less."""
+    Crops = Uint8Array | Sequence[Uint8Array]  # (n, 256, 128, 3), or n of (h, w, 3)
+
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Backend", "Embedder", "person_vector", "unit"]
+
+log = logging.getLogger(__name__)
 
 _thread = ThreadPoolExecutor(1, "network")
+
+
+class Backend(Protocol):
+    """One network on one device; all of them give the same vectors, within the tolerance that the tests ask for."""
+
+    device: str
+    dim: int
+
+    def run(self, crops: Crops, /) -> Float32Array:
+        """Features (n, dim), not unit length. Raises DeviceLostError where another backend should go on."""
+        ...
 
 
 class Embedder:
     """One network in memory. Made by the pipeline's owner, used from any thread: the work is done in its own.
 
-    `name`, `weights_sha256`, `dim` say what made a vector; vectors of different weights are never compared.
+    `name`, `weights_sha256`, `dim` say what made a vector; vectors of different weights are never compared. A GPU that
+    fails while it works is replaced by the CPU: said once in the log, and the crops at hand are embedded there.
     """
 
-    def __init__(self, weights: Weights, *, threads: int = 0) -> None:
-        """Load; `threads` = 0 takes one a core. Raises WeightsError for a file that is no re-id network."""
-        self._session = _thread.submit(_open_session, weights, threads).result()
+    def __init__(
+        self,
+        weights: Weights,
+        *,
+        threads: int = 0,
+        device: Device = "auto",
+        no_gpu: Callable[[], str | None] = why_no_gpu,
+        open_gpu: Callable[[Weights], Backend] | None = None,
+    ) -> None:
+        """Load; `threads` = 0 takes one a core, `device` = "auto" a GPU where torch can use one.
+
+        Raises WeightsError for a file that is no re-id network, UsageError where `device` = "cuda" cannot be had.
+        `no_gpu` and `open_gpu` look for and open the GPU; tests pass their own.
+        """
+        self._weights, self._threads = weights, threads
+        self._open_gpu = open_gpu or _open_gpu
         self.name = weights.name
-        metadata = self._session.get_modelmeta().custom_metadata_map
-        self.weights_sha256: str = metadata.get(SOURCE_SHA256_KEY, weights.sha256)
-        self._input, self._fixed_batch = _check_input(self._session, weights)
-        batch = self._fixed_batch or BATCH_CROPS
-        self._images = np.empty((batch, 3, CROP_HEIGHT_PX, CROP_WIDTH_PX), np.float32)  # used in the network's thread
-        self.dim = _thread.submit(self._probe, weights).result()
+        self.weights_sha256 = weights.sha256
+        self._backend: Backend = _thread.submit(lambda: self._open(device, no_gpu)).result()
+        self.dim = self._backend.dim
 
     def __repr__(self) -> str:
-        return f"Embedder({self.name}, dim {self.dim}, sha256 {self.weights_sha256[:8]})"
+        return f"Embedder({self.name}, dim {self.dim}, {self.device}, sha256 {self.weights_sha256[:8]})"
 
-    def embed(self, pixels: Uint8Array) -> Float32Array:
-        """Embed crops (n, 256, 128, 3) uint8 RGB: unit vectors (n, dim) float32, one a crop."""
-        return self.submit(lambda: pixels).result()
+    @property
+    def device(self) -> str:
+        """Where the network runs now."""
+        return self._backend.device
 
-    def submit(self, make_pixels: Callable[[], Uint8Array]) -> Future[Float32Array]:
+    def embed(self, crops: Crops) -> Float32Array:
+        """Embed RGB crops, (n, 256, 128, 3) uint8 or n of any size: unit vectors (n, dim) float32, one a crop."""
+        return self.submit(lambda: crops).result()
+
+    def submit(self, make_crops: Callable[[], Crops]) -> Future[Float32Array]:
         """Do the same without waiting, and make the crops in the network's thread as well."""
-        return _thread.submit(lambda: self._embed(make_pixels()))
+        return _thread.submit(lambda: self._embed(make_crops()))
 
-    def _embed(self, pixels: Uint8Array) -> Float32Array:
-        size = self._fixed_batch or BATCH_CROPS
-        features = [self._run(normalise(pixels[i : i + size], self._images)) for i in range(0, len(pixels), size)]
-        return unit(np.concatenate(features) if features else np.zeros((0, self.dim), np.float32))
-
-    def _run(self, images: Float32Array) -> Float32Array:
-        count = len(images)
-        if self._fixed_batch and count < self._fixed_batch:
-            images = np.concatenate([images, np.zeros((self._fixed_batch - count, *images.shape[1:]), np.float32)])
+    def _embed(self, crops: Crops) -> Float32Array:
         try:
-            output: Float32Array = self._session.run(None, {self._input: images})[0]
-        except RuntimeError as error:  # onnxruntime's own errors derive from it
-            raise MachineError(f"the network {self.name} failed on a batch of {count} crops: {error}") from error
-        kept: Float32Array = output[:count]
-        return kept
+            features = self._backend.run(crops)
+        except DeviceLostError as error:
+            log.warning("the GPU is lost (%s): the CPU goes on", error)
+            self._backend = self._open_cpu(must_be=self.weights_sha256)
+            features = self._backend.run(crops)
+        return unit(features)
 
-    def _probe(self, weights: Weights) -> int:
-        output = self._run(np.zeros((1, 3, CROP_HEIGHT_PX, CROP_WIDTH_PX), np.float32))
-        if output.ndim != 2 or not np.isfinite(output).all():  # noqa: PLR2004 - (batch, dim)
-            raise WeightsError(
-                f"{weights.onnx_path}: expected an output (batch, dim) of finite numbers, got {output.shape}"
-            )
-        return int(output.shape[1])
+    def _open(self, device: Device, no_gpu: Callable[[], str | None]) -> Backend:
+        reason = None if device == "cpu" else self._reason_against_gpu(no_gpu)
+        if device == "cuda" and reason is not None:
+            raise UsageError(f"--device cuda: {reason}; or use --device cpu")
+        if device == "cpu" or reason is not None:
+            log.info("the network runs on the CPU: %s", reason or "as asked")
+            return self._open_cpu()
+        try:
+            backend = self._open_gpu(self._weights)
+        except DeviceLostError as error:
+            if device == "cuda":
+                raise MachineError(f"--device cuda: the GPU cannot be used ({error})") from error
+            log.warning("the GPU cannot be used (%s): the network runs on the CPU", error)
+            return self._open_cpu()
+        assert self._weights.checkpoint_path is not None
+        self.weights_sha256 = sha256_of(self._weights.checkpoint_path)
+        return backend
+
+    def _reason_against_gpu(self, no_gpu: Callable[[], str | None]) -> str | None:
+        if self._weights.checkpoint_path is None:
+            return f"{self._weights.onnx_path} is ONNX: a GPU needs the weights as .pth, .pt or .safetensors"
+        return no_gpu()
+
+    def _open_cpu(self, *, must_be: str | None = None) -> OnnxBackend:
+        backend = OnnxBackend(self._weights, threads=self._threads)
+        if must_be not in {None, backend.source_sha256}:  # else one video's vectors would be of two networks
+            raise MachineError(f"{self._weights.onnx_path} is of other weights than the GPU ran: start again")
+        self.weights_sha256 = backend.source_sha256
+        return backend
+
+
+def _open_gpu(weights: Weights) -> Backend:
+    from streamproc.reid.torch_backend import open_gpu
+
+    return open_gpu(weights)
 
 
 def person_vector(vectors: Float32Array) -> Float32Array:
@@ -96,52 +147,3 @@ def unit(vectors: Float32Array) -> Float32Array:
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     scaled: Float32Array = (vectors / np.maximum(lengths, 1e-12)).astype(np.float32)
     return scaled
-
-
-_SCALE = np.array([1 / (255 * std) for std in IMAGENET_STD], np.float32)[:, None, None]
-_SHIFT = np.array([mean / std for mean, std in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)], np.float32)[
-    :, None, None
-]
-
-
-def normalise(pixels: Uint8Array, out: Float32Array | None = None) -> Float32Array:
-    """Turn (n, h, w, 3) uint8 RGB into (n, 3, h, w) float32 by ImageNet's mean and std, into `out` where given.
-
-    Memory that is there already makes it five times faster than memory that must be mapped first.
-    """
-    images = np.empty((len(pixels), 3, *pixels.shape[1:3]), np.float32) if out is None else out[: len(pixels)]
-    np.multiply(pixels.transpose(0, 3, 1, 2), _SCALE, out=images)
-    np.subtract(images, _SHIFT, out=images)
-    return images
-
-
-def _open_session(weights: Weights, threads: int) -> onnxruntime.InferenceSession:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 4  # its lines are for its developers; what fails raises
-    options.add_session_config_entry("session.set_denormal_as_zero", "1")
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the cores also decode and write WebP
-    try:
-        return onnxruntime.InferenceSession(str(weights.onnx_path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime raises many kinds for a bad file
-        first_line = str(error).strip().split("\n", 1)[0]
-        raise WeightsError(f"{weights.onnx_path}: onnxruntime cannot load it ({first_line})") from error
-
-
-def _check_input(session: onnxruntime.InferenceSession, weights: Weights) -> tuple[str, int]:
-    inputs = session.get_inputs()
-    shape: Sequence[object] = inputs[0].shape
-    expected = [3, CROP_HEIGHT_PX, CROP_WIDTH_PX]
-    fits = (
-        len(inputs) == 1
-        and len(shape) == 1 + len(expected)
-        and all(not isinstance(got, int) or got == want for got, want in zip(shape[1:], expected, strict=True))
-    )
-    if not fits or inputs[0].type != "tensor(float)":
-        raise WeightsError(
-            f"{weights.onnx_path}: expected one input [batch, 3, {CROP_HEIGHT_PX}, {CROP_WIDTH_PX}] of float32, "
-            f"got {[(i.shape, i.type) for i in inputs]}"
-        )
-    return inputs[0].name, shape[0] if isinstance(shape[0], int) else 0

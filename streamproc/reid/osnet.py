@@ -1,8 +1,8 @@
 """OSNet, the re-identification network, in one file for all widths.
 
 Zhou, Yang, Cavallaro, Xiang: "Omni-Scale Feature Learning for Person Re-Identification", ICCV 2019. Parameter names are
-those of the published checkpoints, so they load strictly. Only training, export and the tests' reference use this file;
-service runs its ONNX export.
+those of the published checkpoints, so they load strictly. Training, export, the GPU's backend and the tests' reference
+use this file; the CPU runs its ONNX export.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from streamproc.errors import WeightsError
+from streamproc.reid.onnx_backend import IMAGENET_MEAN, IMAGENET_STD
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -137,6 +139,35 @@ class OSNet(nn.Module):
         x = self.conv5(self.conv4(x))  # (B, c3, 16, 8)
         features: torch.Tensor = self.fc(x.mean(dim=(2, 3)))  # (B, c3) to (B, feature_dim)
         return features
+
+
+class PixelNetwork(nn.Module):
+    """Pixels to features: normalisation and the network in one module, so that they compile into one graph."""
+
+    def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.network = network.to(dtype=dtype, memory_format=torch.channels_last)
+        self.dtype = dtype
+        std = torch.tensor(IMAGENET_STD).view(1, 3, 1, 1)
+        self.register_buffer("scale", 1 / (255 * std))
+        self.register_buffer("shift", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1) / std)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(b, 256, 128, 3) uint8 to (b, dim) float32."""
+        images = pixels.permute(0, 3, 1, 2)  # (b, 3, 256, 128): channels last in memory, with nothing moved
+        images = images.float() * self.scale - self.shift  # not in half: its steps would be added to the pixels'
+        return self.network(images.to(self.dtype)).float()
+
+
+def folded(network: OSNet) -> OSNet:
+    """Fold every batch norm into the layer before it, in place; the outcome computes the same."""
+    for module in network.modules():
+        if isinstance(module, ConvBN):
+            module.conv, module.bn = fuse_conv_bn_eval(module.conv, module.bn), nn.Identity()
+        elif isinstance(module, LightConv3x3):
+            module.conv2, module.bn = fuse_conv_bn_eval(module.conv2, module.bn), nn.Identity()
+    network.fc[0], network.fc[1] = fuse_linear_bn_eval(network.fc[0], network.fc[1]), nn.Identity()
+    return network
 
 
 def from_state(state: Mapping[str, torch.Tensor]) -> OSNet:

@@ -1,6 +1,6 @@
 """Where weights come from: the ones in the package, an ONNX file as it is, or a checkpoint exported once by torch.
 
-The outcome is always an ONNX file, which onnxruntime runs; torch is imported only to export. There is no fall-back to
+The outcome always has an ONNX file, which onnxruntime runs; torch is imported only to export. There is no fall-back to
 random weights: what is missing or does not fit is a WeightsError.
 """
 
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from streamproc.errors import WeightsError
 from streamproc.events import sha256_of
+from streamproc.reid.manifest import WEIGHTS_SUFFIXES, load_manifest, need, package_file, search_folders
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,53 +26,62 @@ DEFAULT_NAME = "osnet_x0_25_ours"
 SOURCE_SHA256_KEY = "streamproc.weights_sha256"
 """Metadata of an exported ONNX file: sha256 of the file it was made from, so both count as the same weights."""
 
-_PACKAGE = Path(__file__).resolve().parent.parent
-_MODEL_FOLDERS = (_PACKAGE / "_models", _PACKAGE.parent / "models")  # in the wheel; in a checkout
 _EXPORT_VERSION = 1  # part of the cache's file name: raise it when the export changes
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """An ONNX file ready to run. Made by `find_weights`, used by `Embedder`.
+    """An ONNX file ready to run on the CPU, and the checkpoint that a GPU runs. Made by `find_weights`.
 
-    `sha256` is of the file that the user named (an exported ONNX carries it in its metadata).
+    `sha256` is of the file that the user named (an exported ONNX carries it in its metadata). `checkpoint_path` is
+    None where there is only an ONNX file.
     """
 
     name: str
     onnx_path: Path
     sha256: str
+    checkpoint_path: Path | None = None
 
 
-def find_weights(spec: str | None, *, cache_folder: Path) -> Weights:
-    """Resolve `--weights`: None for the package's own, else a path to .onnx, .pth, .pt or .safetensors.
+def find_weights(spec: str | None, *, cache_folder: Path, models_folder: Path | None = None) -> Weights:
+    """Resolve `--weights`: None for the package's own, a name of the manifest, or a path to a file.
 
-    A checkpoint is exported once and kept in `cache_folder` under its sha256. Raises WeightsError.
+    A name is looked for in `models_folder` and in what was pulled into `cache_folder`, and taken only where its sha256
+    is the manifest's; nothing is ever downloaded. A checkpoint is exported once and kept in `cache_folder` under its
+    sha256. Raises WeightsError.
     """
-    path = _default_path() if spec is None else Path(spec).expanduser()
+    entry = None if spec is None else load_manifest().find(spec)
+    if spec is None or spec == DEFAULT_NAME:
+        return _own()
+    named = None if entry is None else need(entry, search_folders(cache_folder, models_folder))
+    path = named or Path(spec).expanduser()
     if not path.is_file():
-        raise WeightsError(f"expected a weights file, found none at {path}: give --weights a file that exists")
+        raise WeightsError(
+            f"expected a weights file, found none at {path}: give --weights a file that exists, "
+            "or a name that `streamproc models list` prints"
+        )
+    name = path.stem if entry is None else entry.name
     sha256 = sha256_of(path)
     suffix = path.suffix.lower()
     if suffix == ".onnx":
-        return Weights(path.stem, path, sha256)
-    if suffix not in {".pth", ".pt", ".safetensors"}:
+        return Weights(name, path, sha256)
+    if suffix not in WEIGHTS_SUFFIXES:
         raise WeightsError(f"{path}: expected weights as .onnx, .pth, .pt or .safetensors, got {suffix or 'no'!r} name")
     cached = cache_folder / f"{sha256}.v{_EXPORT_VERSION}.onnx"
     if not cached.is_file():
         _need_torch(path)
         export_onnx(read_checkpoint(path), cached, source_sha256=sha256)
-    return Weights(path.stem, cached, sha256)
+    return Weights(name, cached, sha256, path)
 
 
-def _default_path() -> Path:
-    for folder in _MODEL_FOLDERS:
-        path = folder / f"{DEFAULT_NAME}.onnx"
-        if path.is_file():
-            return path
-    raise WeightsError(
-        f"expected the package's own weights {DEFAULT_NAME}.onnx in {_MODEL_FOLDERS[0]}, found none: "
-        "install streamproc again, or give --weights"
-    )
+def _own() -> Weights:
+    network = package_file(f"{DEFAULT_NAME}.onnx")
+    if not network.is_file():
+        raise WeightsError(
+            f"expected the package's own weights at {network}, found none: install streamproc again, or give --weights"
+        )
+    checkpoint = package_file(f"{DEFAULT_NAME}.safetensors")
+    return Weights(DEFAULT_NAME, network, sha256_of(network), checkpoint if checkpoint.is_file() else None)
 
 
 def _need_torch(path: Path) -> None:

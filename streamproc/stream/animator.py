@@ -66,7 +66,7 @@ class _Animator:
     async def run(self) -> None:
         await asyncio.to_thread(self._store.check)
         # Only to know its sha256: a run's id names the weights, and must be the worker's.
-        network = await asyncio.to_thread(load_network, self._settings)
+        network = await asyncio.to_thread(load_network, self._settings, "cpu")
         self._pipeline = Pipeline(
             load_network=lambda: None,
             publish=self._ignore,

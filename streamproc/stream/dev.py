@@ -21,7 +21,7 @@ SERVICES = ("worker", "matcher", "animator")
 _USUAL_PORT = 9092
 _RESTART_SECONDS = (1.0, 2.0, 4.0, 8.0)
 _STEADY_SECONDS = 30.0
-_STARTUP_FAULTS = {1, 2}  # a line says why; starting again says it again
+_USAGE = 2  # a line says why; starting again says it again
 
 
 async def run_dev(settings: Settings, *, folder: Path, config_file: Path | None) -> None:
@@ -73,7 +73,7 @@ async def _keep_running(name: str, environment: dict[str, str], stop: asyncio.Ev
         code = await _run_service(name, environment, stop)
         if stop.is_set():
             return
-        if code in _STARTUP_FAULTS:
+        if code == _USAGE:
             _say(f"{name} ended with code {code}: see its last line; stopping")
             stop.set()
             return

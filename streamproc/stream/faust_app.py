@@ -13,7 +13,7 @@ import logging
 import shutil
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import faust
 import rocksdict
@@ -33,13 +33,18 @@ if TYPE_CHECKING:
     from streamproc.settings import Settings
     from streamproc.stream.rows import Entries
 
+log = logging.getLogger(__name__)
+
 _MIB = 1024 * 1024
 _COMMIT_SECONDS = 1.0
-_WATCH_SECONDS = 5.0
-_WATCH_TIMES = 3
+_WATCH_SECONDS = 2.0
+_SEEK_TIMES, _LAST_TIMES = 2, 10
 _STALE_HOURS = 12
 """A local copy that was not written for longer is read anew from Kafka, which forgets removals after 24 hours."""
 _STORE_OPTIONS = {"write_buffer_size": 16 * _MIB, "max_write_buffer_number": 2, "block_cache_size": 16 * _MIB}
+
+
+Waiting: TypeAlias = "Callable[[int], list[Any]]"
 
 
 class FaustEvent(Protocol):
@@ -190,13 +195,19 @@ class FaustTable:
         options = {} if settings.matcher.store == "memory" else dict(_STORE_OPTIONS)
         self._table = self._app.Table(TABLE, key_type=bytes, value_type=bytes, options=options)
 
-    def on_event(self, take: Callable[[AsyncIterator[FaustEvent]], Awaitable[None]]) -> None:
-        """Have all events, one after the other, taken by `take`, which acknowledges each itself."""
+    def on_event(self, take: Callable[[AsyncIterator[FaustEvent], Waiting], Awaitable[None]]) -> None:
+        """Have all events, one after the other, taken by `take`, which acknowledges each itself.
+
+        It also gets a function that shows the messages of up to so many events that come next, without taking them.
+        """
         name = self._settings.kafka.topic_prefix + "person-embeddings"
         topic = self._app.topic(name, key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw")
 
         async def agent(stream: Any) -> None:  # noqa: ANN401 - Faust is untyped
-            await take(stream.noack().events())
+            def waiting(count: int) -> list[Any]:
+                return [event.message for event in itertools.islice(stream.channel.queue._queue, count)]  # noqa: SLF001
+
+            await take(stream.noack().events(), waiting)
 
         self._app.agent(topic, name="matcher", concurrency=1)(agent)
 
@@ -249,9 +260,11 @@ class FaustTable:
         await self._app.stop()
 
     async def watch(self, is_idle: Callable[[], bool]) -> None:
-        """Raise MachineError where events wait that Faust does not hand over, though nothing is in work.
+        """Look after events that wait and that Faust does not hand over, though nothing is in work.
 
-        It was seen to forget a partition after a broker had been away; a process that begins anew finds it.
+        While it recovers a table it may drop events that it has fetched, and was seen not to fetch them again (one
+        restart in ten on a busy machine). Going back to the first event that is not done makes it; where that does not
+        help, a process that begins anew does: raises MachineError.
         """
         before: dict[int, tuple[int, int]] = {}
         seen: dict[int, int] = {}
@@ -261,8 +274,14 @@ class FaustTable:
             seen = {p: seen.get(p, 0) + 1 for p, where in waiting.items() if where[0] == before.get(p, where)[0]}
             before = waiting
             for partition, times in seen.items():
-                if times > _WATCH_TIMES:
+                if times == _SEEK_TIMES:
+                    log.warning("partition %d: fetching again from offset %d", partition, waiting[partition][0])
+                    await self._app.consumer.seek(self._events_of(partition), waiting[partition][0])
+                elif times > _LAST_TIMES:
                     raise MachineError(f"partition {partition}: events wait, and Faust does not take them")
+
+    def _events_of(self, partition: int) -> Any:  # noqa: ANN401 - Faust is untyped
+        return faust.types.TP(self._settings.kafka.topic_prefix + "person-embeddings", partition)
 
     async def _waiting(self) -> dict[int, tuple[int, int]]:
         """The partitions with events that are not committed: from which offset, and the end."""
@@ -287,8 +306,7 @@ class FaustTable:
 
     def end_offset(self, partition: int) -> int | None:
         """The offset after the last event of a partition, as last heard."""
-        topic = self._settings.kafka.topic_prefix + "person-embeddings"
-        end: int | None = self._app.consumer.highwater(faust.types.TP(topic, partition))
+        end: int | None = self._app.consumer.highwater(self._events_of(partition))
         return end
 
     def entries(self, partition: int) -> Iterator[tuple[bytes, bytes]]:

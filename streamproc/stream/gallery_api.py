@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -136,6 +137,7 @@ def _described(gallery: Gallery, keys: list[str]) -> dict[str, Any]:
                 "person_keys": [key, other],
                 "similarity": entry.similarity,
             }
+            | ({} if entry.judgement is None else asdict(entry.judgement))
             for key, other, entry in gallery.pairs()
         ],
     }

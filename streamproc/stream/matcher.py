@@ -39,6 +39,7 @@ from streamproc.events import (
     now,
     parse_embedded,
 )
+from streamproc.stages import calibration_of
 from streamproc.stream.faust_app import FaustTable, instance_folder, record_of
 from streamproc.stream.gallery_api import GalleryApi
 from streamproc.stream.kafka import Publisher, patiently, trace_of
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
 
     from streamproc.gallery import Outcome
     from streamproc.settings import Settings
-    from streamproc.stream.faust_app import FaustEvent
+    from streamproc.stream.faust_app import FaustEvent, Waiting
     from streamproc.stream.rows import Entries, Held
 
 log = logging.getLogger(__name__)
@@ -113,7 +114,8 @@ class Matcher:
         self._changes = Publisher(
             settings, "matcher", max_record_bytes=2 * settings.kafka.max_event_bytes, linger_ms=_LINGER_MS
         )
-        self._ahead: asyncio.Queue[FaustEvent] = asyncio.Queue(_AHEAD_EVENTS)
+        # By partition and offset, not by message: Faust waits until the messages that it took back are garbage.
+        self._looked_at: dict[tuple[int, int], Parsed | EventError] = {}
         self._handled: asyncio.Queue[_Handled] = asyncio.Queue(_UNSETTLED_EVENTS)
         self._table: FaustTable | None = None
         self._loaded: frozenset[int] = frozenset()
@@ -124,6 +126,7 @@ class Matcher:
         self.galleries = self._no_galleries()
         self._next_offsets: dict[int, int] = {}  # by partition: everything before is done
         self._metrics = MatcherMetrics(service.registry, self._gauges)
+        self._calibration = calibration_of(settings.clustering)
 
     def _no_galleries(self) -> Galleries:
         return Galleries(max_persons=self._settings.limits.max_persons_per_gallery)
@@ -142,7 +145,7 @@ class Matcher:
         return None if self._table is None else self._table.owner_of(partition)
 
     def _is_idle(self) -> bool:
-        return self._service.ready and not self._busy and self._ahead.empty() and self._handled.empty()
+        return self._service.ready and not self._busy and self._handled.empty()
 
     def _gauges(self) -> dict[str, int]:
         ends = {p: None if self._table is None else self._table.end_offset(p) for p in self._next_offsets}
@@ -247,47 +250,37 @@ class Matcher:
 
     # One event.
 
-    async def _take(self, events: AsyncIterator[FaustEvent]) -> None:
-        reading = asyncio.ensure_future(self._read_ahead(events))
+    async def _take(self, events: AsyncIterator[FaustEvent], waiting: Waiting) -> None:
         try:
-            while True:
-                first = await self._ahead.get()
+            async for event in events:
                 self._busy = True
-                batch = [first, *await self._more_at_hand()]
-                parsed = [self._parsed(event.message) for event in batch]
-                self._foresee(parsed)
-                for event, content in zip(batch, parsed, strict=True):
-                    await self._handle(event, content)
+                place = (event.message.partition, event.message.offset)
+                if place not in self._looked_at:
+                    await self._let_others_come(waiting)
+                    self._look_ahead([event.message, *waiting(_AHEAD_EVENTS)])
+                await self._handle(event, self._looked_at.pop(place))
                 self._busy = False
         except Exception as error:  # noqa: BLE001 - whatever it was, it ends this process
             self._fail(error)
             await asyncio.Event().wait()  # for ever: if this returned, Faust would go on behind the event
-        finally:
-            reading.cancel()
 
-    async def _more_at_hand(self) -> list[FaustEvent]:
-        """What Faust can hand over without waiting for Kafka: the loop goes round until nothing more comes."""
+    async def _let_others_come(self, waiting: Waiting) -> None:
+        """Let Faust hand over what it has fetched: the loop goes round until nothing more comes."""
         idle_turns, size = 0, -1
-        while idle_turns < _IDLE_TURNS and not self._ahead.full():
+        while idle_turns < _IDLE_TURNS and size < _AHEAD_EVENTS:
             await asyncio.sleep(0)
-            idle_turns = idle_turns + 1 if self._ahead.qsize() == size else 0
-            size = self._ahead.qsize()
-        return [self._ahead.get_nowait() for _ in range(self._ahead.qsize())]
+            idle_turns = idle_turns + 1 if len(waiting(_AHEAD_EVENTS)) == size else 0
+            size = len(waiting(_AHEAD_EVENTS))
 
-    async def _read_ahead(self, events: AsyncIterator[FaustEvent]) -> None:
-        """Take events as they come, so that some can be compared together; each is acknowledged when it is done."""
-        try:
-            async for event in events:
-                await self._ahead.put(event)
-        except Exception as error:  # noqa: BLE001 - whatever it was, it ends this process
-            self._fail(error)
-
-    def _foresee(self, parsed: list[Parsed | EventError]) -> None:
-        """Compare the persons that came together with their galleries at once."""
+    def _look_ahead(self, messages: list[Any]) -> None:
+        """Parse the events at hand, and compare their persons with each gallery at once."""
+        self._looked_at.clear()  # what is left was taken away by a rebalance
         persons: dict[tuple[str, str, int], list[PersonEmbedding]] = {}
-        for event in parsed:
-            if isinstance(event, PersonEmbedding):
-                persons.setdefault((event.gallery_id, event.model.weights_sha256, event.vector.dim), []).append(event)
+        for message in messages:
+            parsed = self._looked_at[message.partition, message.offset] = self._parsed(message)
+            if isinstance(parsed, PersonEmbedding):
+                key = (parsed.gallery_id, parsed.model.weights_sha256, parsed.vector.dim)
+                persons.setdefault(key, []).append(parsed)
         start = time.perf_counter()
         for (gallery_id, weights_sha256, _), together in persons.items():
             held = self.galleries.get(gallery_id)
@@ -302,6 +295,7 @@ class Matcher:
         try:
             if isinstance(parsed, EventError):
                 raise parsed
+            self._metrics.events[parsed.kind] += 1
             with log_about(gallery_id=parsed.gallery_id):
                 if self.partition_of(parsed.gallery_id) == message.partition:
                     entries, begun = await self._apply(message, parsed)
@@ -325,7 +319,6 @@ class Matcher:
             raise EventError(f"expected at most {limit} bytes, got {len(value)}: see kafka.max_event_bytes")
         parsed = parse_embedded(value)
         self._metrics.seconds["parse"] += time.perf_counter() - start
-        self._metrics.events[parsed.kind] += 1
         return parsed
 
     async def _apply(
@@ -362,7 +355,7 @@ class Matcher:
     def _decide(self, held: Held, event: Parsed) -> Outcome:
         threshold = self._settings.clustering.similarity_threshold
         try:
-            return decide(held, event, similarity_threshold=threshold, occurred_at=now())
+            return decide(held, event, similarity_threshold=threshold, occurred_at=now(), calibration=self._calibration)
         except EventError:
             self.galleries.drop_if_empty(held)
             raise

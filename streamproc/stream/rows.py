@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import orjson
 from aiokafka.partitioner import murmur2
@@ -17,7 +17,19 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from streamproc.errors import MachineError
 from streamproc.events import GalleryExpired, PersonEmbedding, VideoClosed
-from streamproc.gallery import Gallery, Neighbour, Outcome, Row, VideoRecord, Writes, apply, expire
+from streamproc.gallery import (
+    UNCALIBRATED,
+    Calibration,
+    Gallery,
+    Judgement,
+    Neighbour,
+    Outcome,
+    Row,
+    VideoRecord,
+    Writes,
+    apply,
+    expire,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -67,7 +79,11 @@ class _Stored(BaseModel):
 
 class _StoredRow(_Stored):
     person: PersonEmbedding
-    neighbours: dict[str, tuple[float, str, Literal["proposed", "updated"]]]
+    neighbours: dict[
+        str,
+        tuple[float, str, Literal["proposed", "updated", "held"]]
+        | tuple[float, str, Literal["proposed", "updated", "held"], tuple[float, Literal["likely", "uncertain"], str]],
+    ]
 
 
 class _StoredRecord(_Stored):
@@ -97,8 +113,19 @@ Entries = list[tuple[bytes, bytes | None]]
 
 
 def _row_bytes(row: Row, raw: bytes, at_ms: int) -> bytes:
-    neighbours = {key: (n.similarity, n.run_id, n.state) for key, n in row.neighbours.items()}
+    neighbours = {key: _entry(neighbour) for key, neighbour in row.neighbours.items()}
     return b'{"at":%d,"neighbours":%b,"person":%b}' % (at_ms, orjson.dumps(neighbours), raw)
+
+
+def _entry(neighbour: Neighbour) -> tuple[object, ...]:
+    judged = neighbour.judgement
+    said = () if judged is None else ((judged.probability, judged.band, judged.calibration_id),)
+    return (neighbour.similarity, neighbour.run_id, neighbour.state, *said)
+
+
+def _neighbour(entry: tuple[Any, ...]) -> Neighbour:
+    similarity, run_id, state, *judged = entry
+    return Neighbour(similarity, run_id, state, Judgement(*judged[0]) if judged else None)
 
 
 def _record_bytes(record: VideoRecord, at_ms: int) -> bytes:
@@ -120,7 +147,7 @@ class Held:
         stored: _Stored
         if key.kind == "person":
             stored = row = _StoredRow.model_validate_json(value)
-            near = {other: Neighbour(*entry) for other, entry in row.neighbours.items()}
+            near = {other: _neighbour(entry) for other, entry in row.neighbours.items()}
             self.gallery.write(Writes(rows={key.id: Row(row.person, near)}))
         else:
             stored = record = _StoredRecord.model_validate_json(value)
@@ -135,12 +162,19 @@ def decide(
     *,
     similarity_threshold: float,
     occurred_at: str,
+    calibration: Calibration = UNCALIBRATED,
 ) -> Outcome:
     """Say what an event does to a gallery: the core's `apply`, and the gallery's end. Changes nothing itself."""
     if isinstance(event, GalleryExpired):
         last_known_ms = round(datetime.fromisoformat(event.last_event_at).timestamp() * 1000)
         return Outcome() if held.heard_ms > last_known_ms else Outcome(expire(held.gallery))
-    outcome = apply(held.gallery, event, similarity_threshold=similarity_threshold, occurred_at=occurred_at)
+    outcome = apply(
+        held.gallery,
+        event,
+        similarity_threshold=similarity_threshold,
+        occurred_at=occurred_at,
+        calibration=calibration,
+    )
     known = held.gallery.videos.get(event.video_id)
     if isinstance(event, VideoClosed) and known is not None and not outcome.writes.videos:
         # Nothing new, but the gallery was heard of: its time starts again, whoever owns it next.

@@ -27,6 +27,7 @@ from streamproc.stream.videos import media_access, open_job, read_request, refus
 if TYPE_CHECKING:
     from streamproc.events import Event
     from streamproc.reid import Embedder
+    from streamproc.reid.device import Device
     from streamproc.settings import Settings
     from streamproc.stream.kafka import Record
     from streamproc.stream.videos import Request
@@ -51,12 +52,15 @@ async def run_worker(settings: Settings) -> None:
     await service.run(lambda: _Worker(settings, service).run())
 
 
-def load_network(settings: Settings) -> Embedder:
-    """Load the weights of the settings; raises WeightsError."""
+def load_network(settings: Settings, device: Device | None = None) -> Embedder:
+    """Load the weights of the settings, onto their device or another; raises WeightsError or UsageError."""
     from streamproc.reid import Embedder, find_weights
 
-    weights = find_weights(settings.clustering.osnet_model, cache_folder=settings.expanded_cache_folder())
-    return Embedder(weights, threads=settings.threads)
+    clustering = settings.clustering
+    weights = find_weights(
+        clustering.osnet_model, cache_folder=settings.expanded_cache_folder(), models_folder=settings.models
+    )
+    return Embedder(weights, threads=settings.threads, device=device or clustering.device)
 
 
 class _Worker:

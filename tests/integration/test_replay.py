@@ -381,7 +381,7 @@ def test_few_or_no_persons_are_no_fault(clip, tmp_path, tracks, people, skipped)
     ("arguments", "expected"),
     [
         (["--threshold", "7"], "setting clustering.similarity_threshold: input should be less than or equal to 1"),
-        (["--device", "cuda"], "'cuda' is not one of 'auto', 'cpu'"),
+        (["--device", "gpu"], "'gpu' is not one of 'auto', 'cpu', 'cuda'"),
         (["--persons", "a", "--persons", "b"], "expected one --persons for each"),
         (["--config", "none.yml"], "expected a settings file"),
         (["--tresh", "1"], "No such option"),

@@ -60,11 +60,15 @@ def animations(stream) -> dict[str, str]:
 
 
 def assert_repeats_only(stream) -> None:
-    """Whatever was said twice is the same event: the same pair in the same state never with two contents."""
+    """Whatever was said twice is the same event: the same pair in the same state never with two contents.
+
+    A probability is content: it changes where a gallery's next video is closed.
+    """
     said = defaultdict(set)
     for event in stream.events("duplicate-candidates"):
         runs = tuple(person["run_id"] for person in event["persons"])
-        said[event["candidate_id"], runs, event["similarity"]].add((event["event_id"], event["state"]))
+        content = (event["candidate_id"], runs, event["similarity"], event.get("probability"))
+        said[content].add((event["event_id"], event["state"]))
     assert all(len(ids) <= 2 for ids in said.values())  # proposed, and updated where a run came again
 
 

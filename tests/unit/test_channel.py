@@ -123,3 +123,12 @@ async def test_many_producers_and_one_reader_lose_nothing() -> None:
 def test_a_channel_without_room_is_refused() -> None:
     with pytest.raises(ValueError, match="room for one item or more"):
         Channel(0)
+
+
+async def test_what_waited_while_the_reader_was_busy_leaves_at_once(monkeypatch) -> None:
+    channel: Channel[int] = Channel(5)
+    await channel.put(1)
+    loop = asyncio.get_running_loop()
+    now = loop.time
+    monkeypatch.setattr(loop, "time", lambda: now() + 3600)
+    assert await anext(channel.batches(3, 3600)) == [1]

@@ -17,7 +17,18 @@ from hypothesis import strategies as st
 from persons import closed, person, unit_vector
 
 from streamproc.events import GalleryExpired, PersonEmbedding, parse_embedded
-from streamproc.gallery import Gallery, Neighbour, Row, VideoRecord, Writes, apply
+from streamproc.gallery import (
+    UNCALIBRATED,
+    Calibration,
+    Curve,
+    Gallery,
+    Judgement,
+    Neighbour,
+    Row,
+    VideoRecord,
+    Writes,
+    apply,
+)
 from streamproc.settings import load_settings
 from streamproc.stream import gallery_api
 from streamproc.stream.faust_app import credentials_of, instance_folder
@@ -41,8 +52,24 @@ def test_a_gallery_lives_where_kafkas_own_partitioner_puts_its_key(gallery_id, p
     assert partition_of(gallery_id, partitions) == DefaultPartitioner()(gallery_id.encode(), everywhere, everywhere)
 
 
+CALIBRATION = Calibration(
+    {
+        "a" * 64: Curve(
+            mean=np.zeros(8, np.float32),
+            basis=np.eye(8, dtype=np.float32)[:2],
+            spread=np.full(2, 0.2, np.float32),
+            rest=0.1,
+            part_trace=0.1,
+            arrival=(-8.0, 10.0),
+            closed=(-1.0, 5.0, 0.0, -0.5),
+        )
+    }
+)
+judgements = st.none() | st.builds(Judgement, st.floats(0, 1), st.sampled_from(["likely", "uncertain"]), ids)
 neighbours = st.dictionaries(
-    ids, st.builds(Neighbour, st.floats(-1, 1), ids, st.sampled_from(["proposed", "updated"])), max_size=20
+    ids,
+    st.builds(Neighbour, st.floats(-1, 1), ids, st.sampled_from(["proposed", "updated", "held"]), judgements),
+    max_size=20,
 )
 
 
@@ -96,13 +123,15 @@ def test_a_gallery_read_from_the_table_goes_on_as_the_one_that_wrote_it(data):
         ids = data.draw(st.lists(st.integers(1, 8), min_size=1, max_size=8, unique=True))
         for i in ids:
             vector = centres[rng.integers(3)] + rng.normal(0, 0.4, 8)
-            events.append(person(i, vector, run=f"r{run}", minute=run))
+            parts = [unit_vector(vector + rng.normal(0, 0.1, 8)) for _ in range(3)]
+            events.append(person(i, vector, run=f"r{run}", minute=run, segments=parts))
         events.append(closed(ids, run=f"r{run}", minute=run))
+    calibration = CALIBRATION if data.draw(st.booleans()) else UNCALIBRATED
     cut = data.draw(st.integers(0, len(events)))
     table: dict[bytes, bytes | None] = {}
     gallery, said = Gallery("g"), []
     for event in events[:cut]:
-        outcome = apply(gallery, event, similarity_threshold=0.7, occurred_at=TIME)
+        outcome = apply(gallery, event, similarity_threshold=0.7, occurred_at=TIME, calibration=calibration)
         gallery.write(outcome.writes)
         own = event if isinstance(event, PersonEmbedding) else None
         table |= dict(entries_of("g", outcome.writes, at_ms=1, event=own, raw=event.to_json()))
@@ -112,7 +141,10 @@ def test_a_gallery_read_from_the_table_goes_on_as_the_one_that_wrote_it(data):
             galleries.load(0, key, value)
     other = galleries.open("g", 0).gallery
     for event in events[cut:]:
-        both = [apply(g, event, similarity_threshold=0.7, occurred_at=TIME) for g in (gallery, other)]
+        both = [
+            apply(g, event, similarity_threshold=0.7, occurred_at=TIME, calibration=calibration)
+            for g in (gallery, other)
+        ]
         assert both[0].events == both[1].events
         gallery.write(both[0].writes)
         other.write(both[1].writes)

@@ -90,7 +90,7 @@ def test_the_similarity_file_has_the_keys_that_were_promised(tmp_path):
 def test_ids_of_a_pair_are_in_the_order_of_the_matrix(tmp_path):
     written(tmp_path, report(candidates=(Pair(9, 4, 0.95),)))
     assert json.loads((tmp_path / "similarity_matrix.json").read_text())["candidates"] == [[4, 9, 0.95]]
-    assert page_data(tmp_path)["candidates"] == [[0, 2, 0.95, None]]
+    assert page_data(tmp_path)["candidates"] == [[0, 2, 0.95, None, None, None]]
 
 
 def test_arrays_are_written_as_they_are(tmp_path):
@@ -181,8 +181,14 @@ def test_the_page_holds_the_matrix_in_few_bytes(tmp_path):
     data = page_data(written(tmp_path, report()))
     cells = np.frombuffer(base64.b64decode(data["similarities"]), "<i2").reshape(3, 3)
     np.testing.assert_allclose(cells / 10000, report().similarity, atol=5.1e-5)
-    assert data["candidates"] == [[0, 2, 0.95, None]]
-    assert data["vetoed"] == [[0, 1, 0.8, 12]]
+    assert data["candidates"] == [[0, 2, 0.95, None, None, None]]
+    assert data["vetoed"] == [[0, 1, 0.8, 12, None, None]]
+
+
+def test_the_likeliest_pair_comes_first_on_the_page(tmp_path):
+    pairs = (Pair(4, 1, 0.8, probability=0.9, band="likely"), Pair(4, 9, 0.95, probability=0.3, band="uncertain"))
+    data = page_data(written(tmp_path, report(candidates=pairs, vetoed_pairs=())))
+    assert data["candidates"] == [[0, 1, 0.8, None, 0.9, "likely"], [0, 2, 0.95, None, 0.3, "uncertain"]]
 
 
 def test_the_page_asks_for_nothing_but_files():
@@ -196,7 +202,7 @@ def test_the_page_asks_for_nothing_but_files():
 def test_very_many_pairs_are_counted_but_not_all_shown(tmp_path, monkeypatch):
     monkeypatch.setattr(page, "_MAX_PAIRS_SHOWN", 1)
     data = page_data(written(tmp_path, report(candidates=(Pair(4, 1, 0.8), Pair(4, 9, 0.95)), vetoed_pairs=())))
-    assert (data["candidates"], data["candidate_count"]) == ([[0, 2, 0.95, None]], 2)
+    assert (data["candidates"], data["candidate_count"]) == ([[0, 2, 0.95, None, None, None]], 2)
 
 
 def test_a_plotly_without_its_script_is_a_fault_of_the_machine(tmp_path, monkeypatch):

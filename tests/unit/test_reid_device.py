@@ -16,6 +16,7 @@ import pytest
 from streamproc.errors import MachineError, UsageError
 from streamproc.reid import Embedder, find_weights
 from streamproc.reid.device import DeviceLostError, why_no_gpu
+from streamproc.reid.onnx_backend import OnnxBackend
 from streamproc.stages import EmbedStage
 from streamproc.types import Bucket, Crop
 
@@ -62,7 +63,7 @@ def gpu(weights):
     """Make an Embedder whose GPU has these faults; gives it and its forward."""
     torch = pytest.importorskip("torch", reason="torch is not installed: the extra gpu brings it")
 
-    def make(**faults):
+    def make(device="cuda", **faults):
         from streamproc.reid.osnet import PixelNetwork, folded, from_state
         from streamproc.reid.torch_backend import TorchBackend
         from streamproc.reid.weights import read_checkpoint
@@ -71,7 +72,7 @@ def gpu(weights):
         forward = Forward(network, **faults)
         embedder = Embedder(
             weights,
-            device="cuda",
+            device=device,
             no_gpu=lambda: None,
             open_gpu=lambda _: TorchBackend(forward, device="cpu", sizes=(2, 4, 8)),
         )
@@ -83,6 +84,12 @@ def gpu(weights):
 def test_auto_is_the_cpu_where_there_is_no_gpu_and_nothing_is_said(weights, caplog) -> None:
     assert Embedder(weights, no_gpu=lambda: "no NVIDIA GPU is visible here").device == "cpu"
     assert not caplog.records
+
+
+def test_auto_is_the_gpu_where_there_is_one(gpu) -> None:
+    embedder, forward = gpu("auto")
+    embedder.embed(noise(2))
+    assert forward.batches == [2, 2], "the probe, and the crops"
 
 
 def test_looking_for_a_gpu_imports_torch_only_where_there_may_be_one(tmp_path) -> None:
@@ -192,6 +199,6 @@ async def test_metrics_go_on_when_the_gpu_is_lost(gpu) -> None:
         for person in range(6):
             vectors = await (await stage.submit(Bucket(person, crops, (0, 1))))
             assert vectors.shape == (2, 512)
-    assert embedder.device == "cpu"
+    assert isinstance(embedder._backend, OnnxBackend)
     assert (stage.batches, stage.buckets, stage.crops) == (6, 6, 12)
     assert stage.seconds["embed"] > 0

@@ -41,7 +41,7 @@ def test_the_section_of_the_pipeline_before_is_understood(tmp_path) -> None:
         ("clustering: {similarity_treshold: 0.8}", "did you mean 'clustering.similarity_threshold'"),
         ("treads: 1", "did you mean 'threads'"),
         ("similarity_threshold: 0.8", "did you mean 'clustering.similarity_threshold'"),
-        ("clustering: {device: cuda}", "setting clustering.device: input should be 'auto' or 'cpu', got 'cuda'"),
+        ("clustering: {device: gpu}", "setting clustering.device: input should be 'auto', 'cpu' or 'cuda', got 'gpu'"),
         ("clustering: {similarity_threshold: .nan}", "clustering.similarity_threshold"),
         ("threads: many", "setting threads"),
         ("clustering: 5", "expected clustering to hold keys and values, got 5"),

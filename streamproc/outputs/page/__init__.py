@@ -97,10 +97,17 @@ def _person(person: PersonEntry) -> dict[str, Any]:
 
 
 def _pairs(pairs: Sequence[Pair], place: dict[PersonId, int]) -> list[list[Any]]:
-    """[place of one, place of the other, similarity, frames apart], the most similar first."""
+    """[place of one, of the other, similarity, frames apart, probability, band], the likeliest, most similar first."""
+    likeliest_first = sorted(by_similarity(pairs), key=lambda pair: -(pair.probability or 0))
     return [
-        [*sorted((place[pair.id_a], place[pair.id_b])), round(pair.similarity, _DECIMALS), pair.frames_apart]
-        for pair in by_similarity(pairs)[:_MAX_PAIRS_SHOWN]
+        [
+            *sorted((place[pair.id_a], place[pair.id_b])),
+            round(pair.similarity, _DECIMALS),
+            pair.frames_apart,
+            pair.probability,
+            pair.band,
+        ]
+        for pair in likeliest_first[:_MAX_PAIRS_SHOWN]
     ]
 
 

@@ -118,12 +118,14 @@ function timeline(a, b, videoSeconds) {
 }
 
 /** A pair with its evidence side by side. status: "candidate", "vetoed", "below", "above" or "none". */
-function pairCard({ a, b, similarity, status, framesApart, context }) {
-  const verdicts = { below: "Below the threshold.", none: "Not compared: one of them has no embedding." };
+function pairCard({ a, b, similarity, status, framesApart, probability = null, band = null, context }) {
+  const verdicts = { below: "Below the threshold.", above: "Above the threshold, but less likely than those listed.", none: "Not compared: one of them has no embedding." };
   const value = similarity === null ? null : element("p", { className: "value" },
     element("b", {}, decimal(similarity)), element("small", {}, "cosine similarity"));
+  const chance = probability === null ? null : element("p", { className: "value" },
+    element("b", {}, `${Math.round(100 * probability)} %`), element("small", {}, `one person: ${band}`));
   return element("article", { className: "pair" },
-    element("header", {}, element("h3", {}, `${a.number} and ${b.number}`), value),
+    element("header", {}, element("h3", {}, `${a.number} and ${b.number}`), chance, value),
     element("div", { className: "sides" },
       personFigure(a, context.severalVideos), personFigure(b, context.severalVideos)),
     timeline(a, b, context.videoSeconds),

@@ -17,7 +17,8 @@ const rows = data.similarities === null ? null : unpackSimilarities(data.similar
 const rowOf = new Map(embedded.map((person, row) => [person, row]));
 const keyOf = (a, b) => (a < b ? `${a} ${b}` : `${b} ${a}`);
 const known = new Map([
-  ...data.candidates.map(([a, b, similarity]) => [keyOf(a, b), { status: "candidate", similarity, framesApart: null }]),
+  ...data.candidates.map(([a, b, similarity, , probability, band]) =>
+    [keyOf(a, b), { status: "candidate", similarity, framesApart: null, probability, band }]),
   ...data.vetoed.map(([a, b, similarity, framesApart]) => [keyOf(a, b), { status: "vetoed", similarity, framesApart }]),
 ]);
 
@@ -64,11 +65,11 @@ function fillCandidates() {
   if (!data.candidates.length) {
     const compared = data.has_similarity && embedded.length > 1;
     list.replaceWith(compared
-      ? emptyState("No possible duplicates", `No pair without a veto is above ${data.threshold.toFixed(2)}.`)
+      ? emptyState("No possible duplicates", `No pair without a veto is above ${data.threshold.toFixed(2)} and likely enough.`)
       : emptyState("Nothing was compared", data.has_similarity ? "It takes two persons to compare." : "Similarity was skipped; the notice above says why."));
     return;
   }
-  lead.textContent = `${plural(data.candidate_count, "pair is", "pairs are")} above ${data.threshold.toFixed(2)} and nothing rules ${data.candidate_count === 1 ? "it" : "them"} out. The most similar first.`;
+  lead.textContent = `${plural(data.candidate_count, "pair is", "pairs are")} above ${data.threshold.toFixed(2)} and nothing rules ${data.candidate_count === 1 ? "it" : "them"} out. The ${data.candidates[0][4] === null ? "most similar" : "likeliest"} first.`;
   const showMore = () => {
     const from = list.children.length;
     const next = data.candidates.slice(from, from + PAIRS_AT_ONCE);

@@ -1,0 +1,490 @@
+"""Fit the calibration curve of re-identification weights: `PYTHONPATH=. python models/calibrate.py DATA WEIGHTS...`.
+
+WEIGHTS are files or names of the manifest; `osnet_x0_25_ours` is the package's own. Each gets its entry, by sha256, in
+`models/calibration.json`, which the package carries. DATA holds `reid/market1501_train.tar` (fitted on), and
+`reid/market1501_test100`, `MOT17-mini`, `videos`, `gt`, `persons`: these are never fitted on, the figures that are
+printed and the diagram (`--diagram`) are made of them.
+
+What is fitted (`streamproc/gallery/calibration.py` says what is done with it): mean, and covariance within persons over
+all their tracks, of the training identities; and two logistic regressions on galleries drawn at random from them, as
+one camera or as several see people, with known negatives or without. The identities are cut in three: of a gallery's
+identities none has a part in the mean and covariance that it is judged with, as in use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import tarfile
+import tempfile
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import orjson
+from PIL import Image
+
+from streamproc.events import CropInfo, ModelInfo, PersonEmbedding, Segments, Vector, person_key_of
+from streamproc.gallery import Curve, GalleryScorer, has_veto, load_curves, pair_similarity
+from streamproc.gallery.calibration import Calibration, sigmoid
+from streamproc.reid.embedder import Embedder, person_vector
+from streamproc.reid.weights import find_weights
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+CURVES = Path(__file__).resolve().parent / "calibration.json"
+CROPS_A_TRACK = 8
+CROPS_AT_ONCE = 512
+SEGMENTS = 4
+DIRECTIONS = 64
+"""Of the covariance within persons: 64 were as good as all 512, 32 were not."""
+FITTED_SIMILARITY = 0.6
+"""Pairs less similar are not fitted on: nobody asks about them."""
+THRESHOLD = 0.70
+SIZE = (128, 256)
+GALLERIES = 120
+FOLDS = 3
+
+Tracks = dict[tuple[str, str, str], np.ndarray]
+"""Unit crop vectors (k, dim) in time order, by identity, camera (or video) and sequence."""
+
+
+# Pictures to tracks.
+
+
+def as_crop(image: Image.Image) -> np.ndarray:
+    """Scale to the network's input, uint8 (256, 128, 3)."""
+    return np.asarray(image.convert("RGB").resize(SIZE, Image.Resampling.BILINEAR))
+
+
+def embed_all(embedder: Embedder, pictures: Mapping[tuple[str, str, str], Sequence[np.ndarray]]) -> Tracks:
+    """Vectors of up to 8 crops of each track, evenly spread."""
+    chosen = {
+        key: [crops[i] for i in np.unique(np.linspace(0, len(crops) - 1, CROPS_A_TRACK).round().astype(int))]
+        for key, crops in pictures.items()
+    }
+    flat = [crop for crops in chosen.values() for crop in crops]
+    parts = [embedder.embed(np.stack(flat[i : i + CROPS_AT_ONCE])) for i in range(0, len(flat), CROPS_AT_ONCE)]
+    bounds = np.cumsum([len(crops) for crops in chosen.values()])[:-1]
+    return dict(zip(chosen, np.split(np.concatenate(parts), bounds), strict=True))
+
+
+def market_key(name: str, *, by_sequence: bool) -> tuple[str, str, str]:
+    """`ID_cCAMERAsSEQ_FRAME_NN.jpg` to identity, camera and sequence ("" where a track is all of a camera)."""
+    identity, place = name.split("_")[:2]
+    return identity, place[:2], place[2:] if by_sequence else ""
+
+
+def train_pictures(data: Path) -> dict[tuple[str, str, str], list[np.ndarray]]:
+    """Market-1501's training identities, a track for each sequence of a camera."""
+    found: dict[tuple[str, str, str], list[np.ndarray]] = defaultdict(list)
+    with tarfile.open(data / "reid" / "market1501_train.tar") as tar:
+        members = {Path(member.name).name: member for member in tar if member.name.endswith(".jpg")}
+        for name in sorted(members):
+            file = tar.extractfile(members[name])
+            assert file is not None
+            found[market_key(name, by_sequence=True)].append(as_crop(Image.open(io.BytesIO(file.read()))))
+    return dict(found)
+
+
+def test_pictures(data: Path) -> dict[tuple[str, str, str], list[np.ndarray]]:
+    """Market-1501's 100 test identities, a track for each camera: the first 8 crops, as in `evaluate.py`."""
+    found: dict[tuple[str, str, str], list[np.ndarray]] = defaultdict(list)
+    for path in sorted((data / "reid" / "market1501_test100").glob("*.jpg")):
+        crops = found[market_key(path.name, by_sequence=False)]
+        if len(crops) < CROPS_A_TRACK:
+            crops.append(as_crop(Image.open(path)))
+    return dict(found)
+
+
+def mot_pictures(data: Path) -> dict[str, dict[tuple[str, str, str], list[np.ndarray]]]:
+    """MOT17-mini, by sequence: both halves of each person's crops that show at least 30 % of them."""
+    galleries = {}
+    for folder in sorted((data / "MOT17-mini").iterdir()):
+        rows = np.loadtxt(folder / "gt" / "gt.txt", delimiter=",")
+        crops: dict[int, list[np.ndarray]] = defaultdict(list)
+        for path in sorted((folder / "img1").iterdir()):
+            image = Image.open(path).convert("RGB")
+            for row in rows[rows[:, 0] == int(path.stem)]:
+                x, y, width, height = row[2:6]
+                if row[6] == 1 and row[7] == 1 and row[8] >= 0.3 and height >= 50:  # noqa: PLR2004 - people, seen
+                    box = (max(x, 0), max(y, 0), min(x + width, image.width), min(y + height, image.height))
+                    crops[int(row[1])].append(as_crop(image.crop(tuple(map(int, box)))))
+        tracks = {}
+        for person, own in crops.items():
+            if len(own) >= SEGMENTS:
+                half = len(own) // 2
+                tracks[str(person), folder.name, "a"], tracks[str(person), folder.name, "b"] = own[:half], own[half:]
+        galleries[folder.name] = tracks
+    return galleries
+
+
+# Galleries: the product's own events, so that what is fitted is what will run.
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class KnownGallery:
+    """Persons by key, and who they are."""
+
+    persons: dict[str, PersonEmbedding]
+    identity: dict[str, str]
+
+    def similar_pairs(self, least: float) -> tuple[list[tuple[str, str]], np.ndarray, np.ndarray]:
+        """Pairs of keys above `least` with no veto, their similarities (p,) and whether they are one person (p,)."""
+        keys = sorted(self.persons)
+        vectors = np.stack([self.persons[key].vector.numpy() for key in keys])
+        rows, columns = np.nonzero(np.triu(vectors @ vectors.T > least, 1))
+        pairs = [(keys[i], keys[j]) for i, j in zip(rows, columns, strict=True)]
+        pairs = [(a, b) for a, b in pairs if not has_veto(self.persons[a], self.persons[b])]
+        cosines = np.array([pair_similarity(self.persons[a], self.persons[b]) for a, b in pairs])
+        same = np.array([self.identity[a] == self.identity[b] for a, b in pairs], bool)
+        return pairs, cosines, same
+
+
+def segment_means(vectors: np.ndarray) -> tuple[np.ndarray, list[int]]:
+    """Unit means of up to 4 consecutive parts, as the pipeline sends them."""
+    parts = np.array_split(vectors, min(SEGMENTS, len(vectors)))
+    return np.stack([person_vector(part) for part in parts]), [len(part) for part in parts]
+
+
+def person_of(
+    vectors: np.ndarray, *, video_id: str, person_id: int, seen_with: Sequence[int], sha256: str
+) -> PersonEmbedding:
+    """The event that a track with these crop vectors (k, dim) would give."""
+    crop = CropInfo(frame_index=0, pts_seconds=0, box_xyxy=(0, 0, 1, 1), quality=1)
+    return PersonEmbedding.make(
+        gallery_id="g",
+        video_id=video_id,
+        run_id="r",
+        submitted_at="2026-11-24T00:00:00Z",
+        person_id=person_id,
+        person_key=person_key_of(video_id, person_id),
+        vector=Vector.of(person_vector(vectors)),
+        model=ModelInfo(name="calibrated", weights_sha256=sha256),
+        crops=[crop],
+        crop_count=len(vectors),
+        segments=Segments.of(*segment_means(vectors)),
+        first_frame_index=0,
+        last_frame_index=0,
+        first_seen_seconds=0,
+        last_seen_seconds=0,
+        frames_tracked=1,
+        seen_with=list(seen_with),
+    )
+
+
+def gallery_of(tracks: Sequence[tuple[str, str, np.ndarray]], vetoed: np.ndarray, sha256: str) -> KnownGallery:
+    """A gallery of (identity, camera, vectors); `vetoed` (n, n): seen apart, counts for other people of one camera."""
+    persons, identity = {}, {}
+    for i, (who, camera, vectors) in enumerate(tracks):
+        beside = [j for j, (other, place, _) in enumerate(tracks) if vetoed[i, j] and other != who and place == camera]
+        person = person_of(vectors, video_id=camera, person_id=i, seen_with=beside, sha256=sha256)
+        persons[person.person_key], identity[person.person_key] = person, who
+    return KnownGallery(persons, identity)
+
+
+def draw(tracks: Tracks, identities: set[str], rng: np.random.Generator, sha256: str) -> KnownGallery:
+    """A gallery at random: of one camera that some people pass twice, or of several cameras that all pass two of."""
+    own = [(*key, vectors) for key, vectors in tracks.items() if key[0] in identities]
+    chosen = _one_camera(own, rng) if rng.random() < 0.65 else _two_cameras(own, rng)  # noqa: PLR2004 - the product's usual case is one video
+    share = rng.uniform(0, 0.7) * rng.integers(0, 2)
+    vetoed = np.triu(rng.random((len(chosen), len(chosen))) < share, 1)
+    return gallery_of(chosen, vetoed | vetoed.T, sha256)
+
+
+Drawn = list[tuple[str, str, np.ndarray]]
+
+
+def _one_camera(tracks: list[tuple[str, str, str, np.ndarray]], rng: np.random.Generator) -> Drawn:
+    camera = rng.choice(sorted({camera for _, camera, _, _ in tracks}))
+    by_person: dict[str, list[np.ndarray]] = defaultdict(list)
+    for who, place, _, vectors in tracks:
+        if place == camera and len(vectors) > 1:
+            by_person[who].append(vectors)
+    twice = [who for who, own in by_person.items() if len(own) > 1]
+    once = [who for who, own in by_person.items() if len(own) == 1]
+    chosen: Drawn = []
+    for who in rng.permutation(twice)[: rng.integers(1, 12)]:
+        chosen += [(who, camera, by_person[who][i]) for i in rng.permutation(len(by_person[who]))[:2]]
+    others = max(int(rng.integers(8, 60)) - len(chosen), 0)
+    return chosen + [(who, camera, by_person[who][0]) for who in rng.permutation(once)[:others]]
+
+
+def _two_cameras(tracks: list[tuple[str, str, str, np.ndarray]], rng: np.random.Generator) -> Drawn:
+    by_person: dict[str, dict[str, list[np.ndarray]]] = defaultdict(lambda: defaultdict(list))
+    for who, camera, _, vectors in tracks:
+        by_person[who][camera].append(vectors)
+    seen_twice = [who for who, cameras in by_person.items() if len(cameras) > 1]
+    return [
+        (who, camera, np.concatenate(by_person[who][camera])[:CROPS_A_TRACK])
+        for who in rng.permutation(seen_twice)[: rng.integers(5, 100)]
+        for camera in rng.permutation(sorted(by_person[who]))[:2]
+    ]
+
+
+# Fitting.
+
+
+def learned(tracks: Tracks, identities: set[str]) -> Curve:
+    """Mean and covariances of some identities; the coefficients are still naught."""
+    by_person: dict[str, list[np.ndarray]] = defaultdict(list)
+    for (who, _, _), vectors in tracks.items():
+        if who in identities:
+            by_person[who].append(vectors)
+    means = {who: np.stack([person_vector(v) for v in own]).astype(np.float64) for who, own in by_person.items()}
+    apart = [m - m.mean(0) for m in means.values() if len(m) > 1]
+    degrees = sum(len(m) - 1 for m in apart)
+    residuals = np.concatenate(apart)
+    values, vectors = np.linalg.eigh(residuals.T @ residuals / degrees)
+    values = values / values.sum()
+    parts = [segment_means(v)[0].astype(np.float64) for own in by_person.values() for v in own if len(v) > 1]
+    within = sum(float(((p - p.mean(0)) ** 2).sum()) for p in parts) / sum(len(p) - 1 for p in parts)
+    return Curve(
+        mean=np.concatenate(list(means.values())).mean(0).astype(np.float32),
+        basis=vectors[:, -DIRECTIONS:].T.astype(np.float32),
+        spread=values[-DIRECTIONS:].astype(np.float32),
+        rest=float(values[:-DIRECTIONS].mean()),
+        part_trace=within,
+        arrival=(0.0, 0.0),
+        closed=(0.0, 0.0, 0.0, 0.0),
+    )
+
+
+def logistic(features: np.ndarray, same: np.ndarray, weights: np.ndarray) -> list[float]:
+    """Intercept and coefficients of a logistic regression (Newton's method), lightly held towards naught."""
+    middle, scale = features.mean(0), features.std(0) + 1e-9
+    inputs = np.c_[np.ones(len(features)), (features - middle) / scale]
+    ridge = np.diag([1e-9] + [1e-3] * features.shape[1])
+    shares, beta = weights / weights.sum(), np.zeros(inputs.shape[1])
+    for _ in range(50):
+        chance = sigmoid(inputs @ beta)
+        gradient = inputs.T @ (shares * (chance - same)) + ridge @ beta
+        step = np.linalg.solve((inputs * (shares * chance * (1 - chance))[:, None]).T @ inputs + ridge, gradient)
+        beta -= step
+        if np.abs(step).max() < 1e-9:  # noqa: PLR2004
+            break
+    slopes = beta[1:] / scale
+    return [float(beta[0] - slopes @ middle), *map(float, slopes)]
+
+
+def fit(tracks: Tracks, sha256: str, rng: np.random.Generator) -> Curve:
+    """The curve of these weights."""
+    people = sorted({who for who, _, _ in tracks})
+    features, similarity, same, weights = [], [], [], []
+    for fold in range(FOLDS):
+        held = set(people[fold::FOLDS])
+        curve = learned(tracks, set(people) - held)
+        for _ in range(GALLERIES // FOLDS):
+            gallery = draw(tracks, held, rng, sha256)
+            pairs, cosines, truth = gallery.similar_pairs(FITTED_SIMILARITY)
+            if pairs:
+                features.append(GalleryScorer(curve, gallery.persons).features(pairs))
+                similarity.append(cosines)
+                same.append(truth)
+                # A large gallery has many more pairs and tells little more.
+                weights.append(np.full(len(pairs), len(pairs) ** -0.5))
+    truth, share = np.concatenate(same).astype(float), np.concatenate(weights)
+    whole = learned(tracks, set(people))
+    at_arrival = logistic(np.concatenate(similarity)[:, None], truth, share)
+    at_close = logistic(np.concatenate(features), truth, share)
+    return Curve(
+        mean=whole.mean,
+        basis=whole.basis,
+        spread=whole.spread,
+        rest=whole.rest,
+        part_trace=whole.part_trace,
+        arrival=(at_arrival[0], at_arrival[1]),
+        closed=(at_close[0], at_close[1], at_close[2], at_close[3]),
+    )
+
+
+# Figures, on what was not fitted on.
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Judged:
+    """Pairs above the threshold with no veto: similarity, both probabilities, and the truth; each (p,)."""
+
+    similarity: np.ndarray
+    at_arrival: np.ndarray
+    at_close: np.ndarray
+    same: np.ndarray
+
+    @classmethod
+    def of(cls, galleries: Sequence[KnownGallery], curve: Curve, sha256: str) -> Judged:
+        """Judge all galleries with `curve`."""
+        calibration, rows = Calibration({sha256: curve}), []
+        for gallery in galleries:
+            pairs, cosines, same = gallery.similar_pairs(THRESHOLD)
+            close = calibration.at_close(gallery.persons, pairs)
+            for pair, cosine, truth in zip(pairs, cosines.tolist(), same.tolist(), strict=True):
+                first = calibration.at_arrival(sha256, cosine)
+                assert first is not None
+                rows.append((cosine, first.probability, close[pair].probability, truth))
+        columns = np.array(rows, np.float64).reshape(-1, 4)
+        return cls(*columns.T[:3], columns[:, 3].astype(bool))
+
+    @classmethod
+    def together(cls, parts: Sequence[Judged]) -> Judged:
+        """All pairs of several."""
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in cls.__slots__))
+
+
+def bins_of(chance: np.ndarray, same: np.ndarray) -> Iterator[tuple[float, float, int]]:
+    """Mean probability, share of right ones and count of up to 10 equally large bins of at least 5 pairs."""
+    order = np.argsort(chance, kind="stable")
+    for part in np.array_split(order, max(1, min(10, len(order) // 5))):
+        yield float(chance[part].mean()), float(same[part].mean()), len(part)
+
+
+def calibration_error(chance: np.ndarray, same: np.ndarray) -> float:
+    """Expected calibration error with equal-count bins (Nguyen and O'Connor 2015; Naeini et al. 2015)."""
+    return sum(abs(mean - share) * count for mean, share, count in bins_of(chance, same)) / len(chance)
+
+
+def error_if_perfect(chance: np.ndarray, rng: np.random.Generator) -> float:
+    """What the error would come to with so many pairs, were every probability exactly right: chance alone."""
+    return float(np.mean([calibration_error(chance, rng.random(len(chance)) < chance) for _ in range(200)]))
+
+
+def pets_gallery(data: Path, weights: str, sha256: str) -> KnownGallery:
+    """PETS09-S2L1 as `streamproc replay` sees it, with all defaults."""
+    from streamproc import pipeline, replay
+
+    seen: list[PersonEmbedding] = []
+    make = pipeline._Run._person  # noqa: SLF001 - the events themselves, which replay does not return
+
+    def keep(run: pipeline._Run, *args: object) -> PersonEmbedding:
+        seen.append(make(run, *args))  # type: ignore[arg-type]
+        return seen[-1]
+
+    pipeline._Run._person = keep  # type: ignore[assignment,method-assign] # noqa: SLF001
+    try:
+        replay(
+            data / "videos" / "vtest.avi",
+            persons=data / "persons" / "PETS09-S2L1.canonical_persons.npz",
+            clustering__osnet_model=weights,
+        )
+    finally:
+        pipeline._Run._person = make  # type: ignore[method-assign] # noqa: SLF001
+    truth = json.loads((data / "gt" / "PETS09-S2L1.identity.json").read_text())["track_to_person"]
+    assert {person.model.weights_sha256 for person in seen} == {sha256}
+    return KnownGallery(
+        {person.person_key: person for person in seen},
+        {person.person_key: str(truth[str(person.person_id)]) for person in seen},
+    )
+
+
+def known_galleries(data: Path, embedder: Embedder, weights: str) -> dict[str, list[KnownGallery]]:
+    """The galleries that figures are made of."""
+    sha256 = embedder.weights_sha256
+
+    def gallery(pictures: dict[tuple[str, str, str], list[np.ndarray]]) -> KnownGallery:
+        tracks = embed_all(embedder, pictures)
+        return gallery_of(
+            [(who, place, v) for (who, place, _), v in tracks.items()], np.zeros((len(tracks),) * 2), sha256
+        )
+
+    return {
+        "Market test100": [gallery(test_pictures(data))],
+        "PETS09-S2L1": [pets_gallery(data, weights, sha256)],
+        "MOT17-mini halves": [gallery(pictures) for pictures in mot_pictures(data).values()],
+    }
+
+
+def describe(name: str, judged: Judged, curve_settings: Calibration, rng: np.random.Generator) -> str:
+    """A line of figures."""
+    same, close = judged.same, judged.at_close
+    shown, likely = close >= curve_settings.min_probability, close >= curve_settings.likely_probability
+    raw, true_pairs = judged.similarity.clip(0, 1), same.sum()
+    published = calibration_error(close[shown], same[shown]) if shown.any() else 0.0
+    return (
+        f"{name}: {len(same)} pairs, base rate {same.mean():.3f}; ECE cosine {calibration_error(raw, same):.3f}, "
+        f"at arrival {calibration_error(judged.at_arrival, same):.3f}, at close {calibration_error(close, same):.3f} "
+        f"(chance alone {error_if_perfect(close, rng):.3f}), of the {shown.sum()} published {published:.3f} "
+        f"(chance alone {error_if_perfect(close[shown], rng) if shown.any() else 0:.3f}); "
+        f"candidates recall {same[shown].sum() / true_pairs:.2f} "
+        f"precision {same[shown].mean() if shown.any() else 1:.2f}; "
+        f"likely recall {same[likely].sum() / true_pairs:.2f} "
+        f"precision {same[likely].mean() if likely.any() else 1:.2f}"
+    )
+
+
+def diagram(rows: Mapping[str, Mapping[str, Judged]]) -> str:
+    """Reliability diagrams as SVG: a row a set of weights, a column a set of pairs."""
+    side, gap = 220, 70
+    columns = max(len(judged) for judged in rows.values())
+    width, height = gap + columns * (side + gap), gap + len(rows) * (side + gap)
+    out = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">',
+        f'<rect width="{width}" height="{height}" fill="white"/>',
+        "<style>text { font: 12px sans-serif }</style>",
+        f'<g transform="translate({gap} 20)"><text fill="#1b6ca8">● calibrated, when the video is closed</text>',
+        '<text x="240" fill="#d95f02">● the cosine taken for a probability</text>',
+        '<text x="480">each point: equally many pairs</text></g>',
+    ]
+    for r, (weights, judged) in enumerate(rows.items()):
+        for c, (name, pairs) in enumerate(judged.items()):
+            out.append(f'<g transform="translate({gap + c * (side + gap)} {gap + r * (side + gap)})">')
+            out.append(f'<text y="-20">{weights}</text>')
+            out += _plot(f"{name}, {len(pairs.same)} pairs", pairs, side)
+            out.append("</g>")
+    out.append("</svg>\n")
+    return "\n".join(out)
+
+
+def _plot(title: str, pairs: Judged, side: int) -> Iterator[str]:
+    yield f'<rect width="{side}" height="{side}" fill="none" stroke="#999"/>'
+    yield f'<path d="M0 {side}L{side} 0" stroke="#bbb"/><text y="-8">{title}</text>'
+    yield f'<text x="{side / 2}" y="{side + 28}" text-anchor="middle">probability</text>'
+    yield f'<text transform="translate(-8 {side / 2}) rotate(-90)" text-anchor="middle">share of one person</text>'
+    yield f'<text y="{side + 14}">0</text><text x="{side}" y="{side + 14}" text-anchor="end">1</text>'
+    for chance, colour in ((pairs.similarity.clip(0, 1), "#d95f02"), (pairs.at_close, "#1b6ca8")):
+        points = [
+            (round(side * mean, 1), round(side * (1 - share), 1)) for mean, share, _ in bins_of(chance, pairs.same)
+        ]
+        line = " ".join(f"{x},{y}" for x, y in points)
+        yield f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="1.5"/>'
+        yield from (f'<circle cx="{x}" cy="{y}" r="3.5" fill="{colour}"/>' for x, y in points)
+
+
+def main() -> None:
+    """Fit, write, and print the figures of each weights file."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("weights", nargs="+")
+    parser.add_argument("--out", type=Path, default=CURVES)
+    parser.add_argument("--diagram", type=Path, help="reliability diagrams of what was not fitted on, SVG")
+    parser.add_argument("--figures-only", action="store_true", help="of the curves as they are")
+    args = parser.parse_args()
+    curves = load_curves(args.out) if args.out.is_file() else {}
+    pictures = None if args.figures_only else train_pictures(args.data)
+    rows: dict[str, dict[str, Judged]] = {}
+    for name in args.weights:
+        with tempfile.TemporaryDirectory() as cache:
+            embedder = Embedder(find_weights(name, cache_folder=Path(cache)))
+        sha256, rng = embedder.weights_sha256, np.random.default_rng(1)
+        if pictures is not None:
+            curves[sha256] = fit(embed_all(embedder, pictures), sha256, rng)
+            content = {"curves": {key: curves[key].to_json() for key in sorted(curves)}}
+            args.out.write_bytes(orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+        curve, settings = curves[sha256], Calibration()
+        print(f"== {embedder.name} {sha256[:8]} {curve!r} arrival {curve.arrival} closed {curve.closed}")
+        judged = {
+            what: Judged.of(galleries, curve, sha256)
+            for what, galleries in known_galleries(args.data, embedder, name).items()
+        }
+        pooled = Judged.together([judged["Market test100"], judged["PETS09-S2L1"]])
+        for what, pairs in {**judged, "Market test100 and PETS together": pooled}.items():
+            print(describe(what, pairs, settings, rng), flush=True)
+        rows[embedder.name] = judged
+    if args.diagram is not None:
+        args.diagram.write_text(diagram(rows), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

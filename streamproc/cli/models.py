@@ -1,0 +1,189 @@
+"""The commands `streamproc models`: the weights that the manifest names."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from streamproc.cli.common import EXIT_CODES, EXIT_FAILURE, EXIT_INTERRUPTED, faults_in_one_line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from streamproc.reid.manifest import ModelEntry
+    from streamproc.settings import Settings
+
+PLAIN_EVERY_SECONDS = 5.0
+
+_config = click.option(
+    "--config", type=click.Path(path_type=Path), envvar="STREAMPROC_CONFIG", help="Settings file (YAML)."
+)
+
+
+@click.group(epilog=EXIT_CODES)
+def models() -> None:
+    """Weights by name: which there are, fetch them, check them."""
+
+
+@models.command("list")
+@_config
+@click.option("--json", "as_json", is_flag=True, help="One object a line, with everything that the manifest says.")
+def models_list(config: Path | None, *, as_json: bool) -> None:
+    """Print all names: name, sha256, where it is (package, a path, or -), trained on, licence."""
+    import orjson
+
+    from streamproc.reid.manifest import load_manifest, locate
+
+    with faults_in_one_line():
+        folders = _folders(_settings(config))
+        entries = load_manifest().models
+    for entry in entries:
+        path, _ = locate(entry, folders)
+        where = "-" if path is None else "package" if entry.url is None else str(path)
+        if as_json:
+            found = {"path": None if path is None else str(path)}
+            click.echo(orjson.dumps(entry.model_dump(mode="json") | found))
+        else:
+            click.echo(f"{entry.name}\t{entry.sha256[:8]}\t{where}\t{entry.trained_on}\t{entry.licence}")
+
+
+@models.command("pull")
+@click.argument("names", nargs=-1, required=True)
+@_config
+@click.option(
+    "--to", type=click.Path(path_type=Path, file_okay=False), help="Folder to fill. [default: models in cache_folder]"
+)
+@click.option("--quiet", "-q", is_flag=True, help="No progress.")
+def models_pull(names: tuple[str, ...], config: Path | None, to: Path | None, *, quiet: bool) -> None:
+    """Fetch the weights NAMES, unless they are here; goes on where it was cut off. Prints their paths."""
+    from streamproc.errors import UsageError
+    from streamproc.reid.download import Download
+    from streamproc.reid.manifest import MODELS_SUBFOLDER, locate
+
+    with faults_in_one_line():
+        settings = _settings(config)
+        folder = to or settings.expanded_cache_folder() / MODELS_SUBFOLDER
+        for entry in _entries(names):
+            path, wrong = locate(entry, (to,) if to is not None else _folders(settings))
+            if to is not None and to / entry.file_name in wrong:  # somebody's own file; the cache's are ours to replace
+                raise UsageError(f"{to / entry.file_name} is another file than {entry.name}: move it away first")
+            if path is None and entry.url is not None:
+                with _stopped_by_hand(), _shown(entry.name, quiet=quiet) as progress:
+                    path = Download(entry, folder, progress).run()
+            click.echo(path or _missing(entry))
+
+
+@models.command("verify")
+@click.argument("names", nargs=-1)
+@_config
+def models_verify(names: tuple[str, ...], config: Path | None) -> None:
+    """Hash the files of NAMES, or of all names: name, ok or wrong or missing, path.
+
+    Exit code 1 where a file is wrong, or one of NAMES is missing.
+    """
+    from streamproc.reid.manifest import load_manifest, locate
+
+    failed = False
+    with faults_in_one_line():
+        folders = _folders(_settings(config))
+        for entry in _entries(names) if names else load_manifest().models:
+            path, wrong = locate(entry, folders)
+            for other in wrong:
+                click.echo(f"{entry.name}\twrong\t{other}")
+            if path is not None or not wrong:
+                click.echo(f"{entry.name}\t{'missing' if path is None else 'ok'}\t{path or '-'}")
+            failed |= bool(wrong) or (path is None and bool(names))
+    sys.exit(EXIT_FAILURE if failed else 0)
+
+
+@models.command("path")
+@click.argument("name")
+@_config
+def models_path(name: str, config: Path | None) -> None:
+    """Print where the weights NAME lie on this machine, checked; exit code 1 where they do not."""
+    from streamproc.reid.manifest import need
+
+    with faults_in_one_line():
+        click.echo(need(_entries([name])[0], _folders(_settings(config))))
+
+
+def _settings(config: Path | None) -> Settings:
+    from streamproc.settings import load_settings
+
+    return load_settings({}, config_file=config)
+
+
+def _folders(settings: Settings) -> tuple[Path, ...]:
+    from streamproc.reid.manifest import search_folders
+
+    return search_folders(settings.expanded_cache_folder(), settings.models)
+
+
+def _entries(names: Sequence[str]) -> list[ModelEntry]:
+    from streamproc.errors import UsageError
+    from streamproc.reid.manifest import load_manifest
+
+    manifest = load_manifest()
+    entries = []
+    for name in names:
+        entry = manifest.find(name)
+        if entry is None:
+            known = ", ".join(other.name for other in manifest.models)
+            raise UsageError(f"no weights are called {name!r}: expected one of {known}")
+        entries.append(entry)
+    return entries
+
+
+def _missing(entry: ModelEntry) -> Path:
+    from streamproc.reid.manifest import need
+
+    return need(entry, ())  # says in one line that the package is not whole
+
+
+@contextlib.contextmanager
+def _stopped_by_hand() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo("stopped: the same command goes on from here", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+
+
+@contextlib.contextmanager
+def _shown(name: str, *, quiet: bool) -> Iterator[Callable[[int, int | None], None]]:
+    """Show progress on stderr: a bar on a terminal, else a line every few seconds."""
+    if quiet:
+        yield lambda _done, _total: None
+    elif sys.stderr.isatty():
+        with _bar(name) as show:
+            yield show
+    else:
+        yield _plain(name)
+
+
+@contextlib.contextmanager
+def _bar(name: str) -> Iterator[Callable[[int, int | None], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns: tuple[Any, ...] = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        row = progress.add_task(name, total=None)
+        yield lambda done, total: progress.update(row, completed=done, total=total)
+
+
+def _plain(name: str) -> Callable[[int, int | None], None]:
+    said = time.monotonic()
+
+    def show(done: int, total: int | None) -> None:
+        nonlocal said
+        if done == total or time.monotonic() - said >= PLAIN_EVERY_SECONDS:
+            said = time.monotonic()
+            click.echo(f"{name}: {done} of {total or '?'} bytes", err=True)
+
+    return show

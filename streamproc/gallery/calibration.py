@@ -1,0 +1,292 @@
+"""How likely a pair is one person: a curve for each set of weights, and what a gallery says of itself.
+
+When a person arrives, the probability follows from the similarity alone, so it is the same whatever came before. When a
+video closes, all similar pairs of its gallery are judged again with labels that cost nothing:
+
+- The gallery's mean vector is subtracted ("centring"), shrunk towards the mean of the curve's training set.
+- What differs *within* a track is no difference between persons: the covariance of the means of a track's consecutive
+  parts is divided out (WCCN: Hatch, Kajarekar and Stolcke, Interspeech 2006), shrunk towards a covariance learned once
+  for these weights from persons seen by several cameras, and towards a multiple of the identity (Ledoit and Wolf 2004).
+- People seen apart in the same frames are known to differ: the fewer persons are left to be somebody's double, the
+  likelier each of them is.
+
+A logistic regression (Platt 1999), fitted on identities that took no part in the above, turns that into a probability.
+Both steps depend on the persons in the gallery alone, not on their order: keys are sorted before anything is summed up.
+"""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import numpy as np
+import orjson
+
+from streamproc.errors import WeightsError
+from streamproc.events import hash_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+    from streamproc.events import PersonEmbedding
+    from streamproc.types import Float32Array
+
+    Float64Array = npt.NDArray[np.float64]
+
+METHOD = "centred-whitened-logistic-1"
+"""Part of every `calibration_id`: raise it when the arithmetic below changes."""
+
+MEAN_PERSONS = 3.0
+"""The training set's mean counts as much as so many persons of the gallery."""
+COVARIANCE_DEGREES = 200.0
+"""The learned covariance counts as much as so many degrees of freedom (a track of 4 parts has 3)."""
+SCALE_DEGREES = 10.0
+IDENTITY_SHARE = 0.3
+SAMPLED_PERSONS = 2000
+"""Of a larger gallery so many persons are enough for a mean and a covariance."""
+_PROBABILITY_DIGITS = 2  # more would promise too much, and say "updated" for nothing
+_LARGEST_LOGIT = 50.0
+_PAIRS_AT_ONCE = 4096  # 32 MiB of vectors
+
+Band = Literal["likely", "uncertain"]
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What is thought of a pair: the probability that it is one person, rounded to what it is worth."""
+
+    probability: float
+    band: Band
+    calibration_id: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Curve:
+    """What was learned once of the vectors of one set of weights. Made by `models/calibrate.py`.
+
+    `mean` (dim,) of the training persons; their covariance within persons, of trace 1, is `spread` (k,) along the unit
+    rows of `basis` (k, dim) and `rest` in every other direction; `part_trace` is the trace of the covariance within
+    tracks. `arrival`: intercept, weight of the similarity. `closed`: intercept, weights of the whitened cosine, of
+    being in one video, and of the logarithm of how many others a person may be (see `GalleryScorer.features`).
+    """
+
+    mean: Float32Array
+    basis: Float32Array
+    spread: Float32Array
+    rest: float
+    part_trace: float
+    arrival: tuple[float, float]
+    closed: tuple[float, float, float, float]
+    calibration_id: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        k, dim = self.basis.shape
+        if self.mean.shape != (dim,) or self.spread.shape != (k,):
+            raise ValueError(f"expected mean ({dim},) and spread ({k},), got {self.mean.shape}, {self.spread.shape}")
+        object.__setattr__(self, "calibration_id", hash_of(METHOD, self.to_json())[:16])
+
+    def __repr__(self) -> str:
+        return f"Curve({self.calibration_id}, basis {self.basis.shape})"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the curve as JSON values; arrays as base64 of little-endian float32."""
+        return {
+            "method": METHOD,
+            "dim": len(self.mean),
+            "mean": _packed(self.mean),
+            "basis": _packed(self.basis),
+            "spread": _packed(self.spread),
+            "rest": self.rest,
+            "part_trace": self.part_trace,
+            "arrival": list(self.arrival),
+            "closed": list(self.closed),
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Read what `to_json` gave; raises ValueError for anything else."""
+        try:
+            if values["method"] != METHOD:
+                raise ValueError(f"expected the method {METHOD!r}, got {values['method']!r:.80}")
+            dim = int(values["dim"])
+            intercept, slope = map(float, values["arrival"])
+            closed = tuple(map(float, values["closed"]))
+            curve = cls(
+                mean=_unpacked(values["mean"]),
+                basis=_unpacked(values["basis"]).reshape(-1, dim),
+                spread=_unpacked(values["spread"]),
+                rest=float(values["rest"]),
+                part_trace=float(values["part_trace"]),
+                arrival=(intercept, slope),
+                closed=closed,  # type: ignore[arg-type] # its length is checked below
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"expected a curve, got one without or with another {error}") from error
+        numbers = [curve.rest, curve.part_trace, *curve.arrival, *curve.closed]
+        arrays = (curve.mean, curve.basis, curve.spread)
+        if len(closed) != 4 or not (np.isfinite(numbers).all() and all(np.isfinite(a).all() for a in arrays)):  # noqa: PLR2004
+            raise ValueError("expected 4 finite coefficients and finite arrays")
+        return curve
+
+
+def _packed(values: Float32Array) -> str:
+    return base64.b64encode(np.ascontiguousarray(values, "<f4").tobytes()).decode()
+
+
+def _unpacked(text: str) -> Float32Array:
+    return np.frombuffer(base64.b64decode(text, validate=True), "<f4").astype(np.float32)
+
+
+def sigmoid(logits: Float64Array) -> Float64Array:
+    """Probabilities of log-odds."""
+    chances: Float64Array = 1 / (1 + np.exp(-np.clip(logits, -_LARGEST_LOGIT, _LARGEST_LOGIT)))
+    return chances
+
+
+class GalleryScorer:
+    """The persons of one gallery and one set of weights, seen together; nothing depends on their order.
+
+    `persons` by key; `index` says which row of `features` is whose.
+    """
+
+    def __init__(self, curve: Curve, persons: Mapping[str, PersonEmbedding]) -> None:
+        self._curve = curve
+        self._persons = [persons[key] for key in sorted(persons)]
+        self.index = {person.person_key: i for i, person in enumerate(self._persons)}
+        self._mean, self._factor = self._statistics()
+        self._log_others = self._count_others()
+
+    def _sampled(self) -> list[PersonEmbedding]:
+        if len(self._persons) <= SAMPLED_PERSONS:
+            return self._persons
+        # Which ones must not depend on who came first: those whose keys have the smallest hashes.
+        chosen = set(sorted(self.index, key=hash_of)[:SAMPLED_PERSONS])
+        return [person for person in self._persons if person.person_key in chosen]
+
+    def _statistics(self) -> tuple[Float64Array, Float64Array]:
+        """Mean (dim,) and the Cholesky factor (dim, dim) of the covariance within persons."""
+        curve, sample = self._curve, self._sampled()
+        vectors = np.stack([person.vector.numpy() for person in sample]).astype(np.float64)
+        mean = (vectors.sum(0) + MEAN_PERSONS * curve.mean) / (len(vectors) + MEAN_PERSONS)
+        residuals, degrees = _within_tracks(sample, len(curve.mean))
+        scatter = residuals.T @ residuals  # (dim, dim)
+        trace = (np.trace(scatter) + SCALE_DEGREES * curve.part_trace) / (degrees + SCALE_DEGREES)
+        basis = curve.basis.astype(np.float64)
+        learned = (basis.T * (curve.spread - curve.rest)) @ basis + curve.rest * np.eye(len(mean))
+        within = (scatter + COVARIANCE_DEGREES * trace * learned) / (degrees + COVARIANCE_DEGREES)
+        flat = np.trace(within) / len(mean) * np.eye(len(mean))
+        return mean, np.linalg.cholesky((1 - IDENTITY_SHARE) * within + IDENTITY_SHARE * flat)
+
+    def _count_others(self) -> Float64Array:
+        """Log of how many of the others each person may be: all but those seen beside them."""
+        by_id = {(person.video_id, person.person_id): i for i, person in enumerate(self._persons)}
+        seen = {
+            (min(i, j), max(i, j))
+            for i, person in enumerate(self._persons)
+            for other in person.seen_with
+            if (j := by_id.get((person.video_id, other))) is not None and j != i
+        }
+        others = np.full(len(self._persons), len(self._persons) - 1)
+        pairs = np.array(sorted(seen), np.int64).reshape(-1, 2)
+        np.subtract.at(others, pairs.ravel(), 1)
+        logs: Float64Array = np.log(np.maximum(others, 1))
+        return logs
+
+    def features(self, pairs: Sequence[tuple[str, str]]) -> Float64Array:
+        """Features (p, 3) of pairs of keys: whitened cosine, whether in one video, mean log of the others."""
+        if not pairs:
+            return np.zeros((0, 3))
+        place = np.array([[self.index[a], self.index[b]] for a, b in pairs])  # (p, 2)
+        involved, local = np.unique(place, return_inverse=True)
+        local = local.reshape(place.shape)
+        vectors = np.stack([self._persons[i].vector.numpy() for i in involved]).astype(np.float64) - self._mean
+        white = _unit(np.linalg.solve(self._factor, vectors.T).T)
+        chunks = np.array_split(local, len(local) // _PAIRS_AT_ONCE + 1)
+        cosines = np.concatenate([np.einsum("pd,pd->p", white[chunk[:, 0]], white[chunk[:, 1]]) for chunk in chunks])
+        one_video = [self._persons[i].video_id == self._persons[j].video_id for i, j in place.tolist()]
+        return np.stack([cosines, np.array(one_video, np.float64), self._log_others[place].mean(1)], axis=1)
+
+    def probabilities(self, pairs: Sequence[tuple[str, str]]) -> Float64Array:
+        """Chance (p,) that each pair of keys is one person."""
+        intercept, *weights = self._curve.closed
+        return sigmoid(self.features(pairs) @ np.array(weights) + intercept)
+
+
+def _within_tracks(persons: Iterable[PersonEmbedding], dim: int) -> tuple[Float64Array, int]:
+    """How the parts of each track differ from their mean (r, dim), and the degrees of freedom in that."""
+    parts = [person.segments.numpy() for person in persons if person.segments is not None]
+    usable = [_unit(part) for part in parts if len(part) > 1 and part.shape[1] == dim]
+    if not usable:
+        return np.zeros((0, dim)), 0
+    return np.concatenate([part - part.mean(0) for part in usable]), sum(len(part) - 1 for part in usable)
+
+
+def _unit(rows: npt.ArrayLike) -> Float64Array:
+    """Rows of length 1, whatever a producer sent: none may outweigh all others."""
+    values = np.asarray(rows, np.float64)
+    units: Float64Array = values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
+    return units
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Calibration:
+    """The curves by `weights_sha256`, and what a probability must be. Used by `apply`.
+
+    Pairs below `min_probability` are held back; from `likely_probability` on they are in the band `likely`. Weights
+    without a curve are not judged.
+    """
+
+    curves: Mapping[str, Curve] = field(default_factory=dict)
+    min_probability: float = 0.2
+    likely_probability: float = 0.9
+
+    def at_arrival(self, weights_sha256: str, similarity: float) -> Judgement | None:
+        """Judge a pair by its similarity alone."""
+        curve = self.curves.get(weights_sha256)
+        if curve is None:
+            return None
+        intercept, slope = curve.arrival
+        return self._judgement(curve, float(sigmoid(np.array([intercept + slope * similarity]))[0]))
+
+    def at_close(
+        self, persons: Mapping[str, PersonEmbedding], pairs: Sequence[tuple[str, str]]
+    ) -> dict[tuple[str, str], Judgement]:
+        """Judge pairs of keys by all `persons` of their gallery; weights without a curve are left out."""
+        judged: dict[tuple[str, str], Judgement] = {}
+        weights_of = {key: person.model.weights_sha256 for key, person in persons.items()}
+        for weights in sorted({weights_of[a] for a, _ in pairs} & self.curves.keys()):
+            curve = self.curves[weights]
+            own = [pair for pair in pairs if weights_of[pair[0]] == weights]
+            group = {key: person for key, person in persons.items() if weights_of[key] == weights}
+            if any(person.vector.dim != len(curve.mean) for person in group.values()):
+                continue  # somebody names these weights wrongly: their first judgement stands
+            scorer = GalleryScorer(curve, group)
+            for pair, chance in zip(own, scorer.probabilities(own).tolist(), strict=True):
+                judged[pair] = self._judgement(curve, chance)
+        return judged
+
+    def holds_back(self, judgement: Judgement | None) -> bool:
+        """Whether a pair is not likely enough to be shown to anybody."""
+        return judgement is not None and judgement.probability < self.min_probability
+
+    def _judgement(self, curve: Curve, chance: float) -> Judgement:
+        probability = round(chance, _PROBABILITY_DIGITS)
+        band: Band = "likely" if probability >= self.likely_probability else "uncertain"
+        return Judgement(probability, band, curve.calibration_id)
+
+
+def load_curves(path: Path) -> dict[str, Curve]:
+    """Read `calibration.json`: curves by `weights_sha256`. Raises WeightsError in one line."""
+    try:
+        content = orjson.loads(path.read_bytes())
+        return {sha256: Curve.from_json(values) for sha256, values in content["curves"].items()}
+    except OSError as error:
+        raise WeightsError(f"{path}: expected the calibration curves ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(
+            f"{path}: expected calibration curves by weights ({' '.join(str(error).split())})"
+        ) from error

@@ -1,0 +1,210 @@
+"""OSNet in torch on a GPU: folded, channels last, half precision, a few fixed batch sizes.
+
+The same code runs on torch's CPU device, where the tests hold it against eager torch. Half precision is fp16: its
+cosine to float32 is above .9999, bfloat16's is as low as .997 with the published weights B.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from streamproc.reid.device import DeviceLostError
+from streamproc.reid.osnet import PixelNetwork, folded, from_state
+from streamproc.reid.weights import Weights, read_checkpoint
+from streamproc.types import CROP_HEIGHT_PX, CROP_WIDTH_PX
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from streamproc.types import Float32Array, Uint8Array
+
+    Forward = Callable[[torch.Tensor], torch.Tensor]  # (b, 256, 128, 3) uint8 to (b, dim) float32
+
+log = logging.getLogger(__name__)
+
+BATCH_SIZES = (8, 32, 128, 512)
+COMPILE_AFTER_CROPS = 20_000
+"""Compiling takes a minute or so, which a short video never gets back; a worker does."""
+LEAST_COSINE = 0.999
+
+_CROP_SHAPE = (CROP_HEIGHT_PX, CROP_WIDTH_PX, 3)
+
+
+def open_gpu(weights: Weights) -> TorchBackend:
+    """Load onto the GPU. Raises WeightsError for bad weights, DeviceLostError where the GPU refuses."""
+    assert weights.checkpoint_path is not None
+    network = PixelNetwork(folded(from_state(read_checkpoint(weights.checkpoint_path))), torch.float16)
+    try:
+        network = network.to("cuda")
+    except RuntimeError as error:
+        raise DeviceLostError(_first_line(error)) from error
+    return TorchBackend(network, device="cuda", compiler=_compile)
+
+
+class TorchBackend:
+    """One network on one device. Made and used by `Embedder`, in the network's thread alone.
+
+    A batch that finds no memory is tried again in smaller ones, which are then kept to; where the smallest finds none,
+    or the device fails in any other way, `run` raises DeviceLostError and the backend is done.
+    """
+
+    def __init__(
+        self,
+        network: Forward,
+        *,
+        device: str,
+        sizes: Sequence[int] = BATCH_SIZES,
+        compiler: Callable[[Forward], Forward] | None = None,
+        compile_after_crops: int = COMPILE_AFTER_CROPS,
+    ) -> None:
+        """Take `network`, which is on `device`; a `compiler` is tried once, after `compile_after_crops`."""
+        self.device = device
+        self._network = network
+        self._forwards: dict[int, Forward] = dict.fromkeys(sorted(sizes), network)
+        self._compiler, self._crops_until_compile = compiler, compile_after_crops
+        # Page-locked, so that the GPU fetches it by itself; reused, since locking costs more than copying.
+        self._staging = torch.empty((max(sizes), *_CROP_SHAPE), dtype=torch.uint8, pin_memory=device == "cuda")
+        self.dim = self._probe()
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Batch sizes in use, ascending."""
+        return tuple(self._forwards)
+
+    def run(self, crops: Uint8Array | Sequence[Uint8Array]) -> Float32Array:
+        """Features (n, dim), not unit length, of crops (n, 256, 128, 3) or of n crops (h, w, 3) of any size."""
+        features = np.empty((len(crops), self.dim), np.float32)
+        done = 0
+        while done < len(crops):
+            size = self._size_for(len(crops) - done)
+            batch = crops[done : done + size]
+            try:
+                features[done : done + len(batch)] = self._run_batch(batch, size)
+            except RuntimeError as error:  # torch's own errors derive from it
+                self._shrink_or_give_up(error)
+                continue
+            done += len(batch)
+        self._count(len(crops))
+        return features
+
+    def run_on_device(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Features (b, dim) of pixels (b, 256, 128, 3) uint8 on the device already; b is one of `sizes`."""
+        with torch.inference_mode():
+            return self._forwards[len(pixels)](pixels)
+
+    def compile_now(self) -> None:
+        """Try the compiler, and keep what it made for each batch size that it makes faster."""
+        if self._compiler is None:
+            return
+        compiler, self._compiler = self._compiler, None
+        try:
+            compiled = compiler(self._network)
+            for size in self._forwards:
+                self._forwards[size] = self._faster(compiled, size)
+        except Exception as error:  # noqa: BLE001 - compilers raise anything, and nothing depends on this one
+            log.warning("the network runs uncompiled on %s: %s", self.device, _first_line(error))
+            self._forwards = dict.fromkeys(self._forwards, self._network)
+
+    def _probe(self) -> int:
+        size = min(self._forwards)
+        try:
+            return int(self._run_batch(np.zeros((1, *_CROP_SHAPE), np.uint8), size).shape[1])
+        except RuntimeError as error:
+            raise DeviceLostError(_first_line(error)) from error
+
+    def _size_for(self, count: int) -> int:
+        """Take the next size above where it will be half full or more, else the next below."""
+        fits = [size for size in self._forwards if size >= count and (2 * count >= size or size == min(self._forwards))]
+        return min(fits) if fits else max(size for size in self._forwards if size <= count)
+
+    def _run_batch(self, crops: Uint8Array | Sequence[Uint8Array], size: int) -> Float32Array:
+        output = self.run_on_device(self._on_device(crops, size))
+        features: Float32Array = output[: len(crops)].cpu().numpy()  # waits for the device
+        if not np.isfinite(features).all():
+            raise DeviceLostError(f"half precision overflows with these weights on {self.device}")
+        return features
+
+    def _on_device(self, crops: Uint8Array | Sequence[Uint8Array], size: int) -> torch.Tensor:
+        """Bring crops to the device, resize them there where they need it, and pad the batch to `size`."""
+        if isinstance(crops, np.ndarray) and crops.shape[1:] == _CROP_SHAPE:
+            staged = self._staging[:size]
+            staged.numpy()[: len(crops)] = crops  # what lies behind them is of an earlier batch, and its output unread
+            return staged.to(self.device, non_blocking=True)
+        pixels = torch.zeros((size, *_CROP_SHAPE), dtype=torch.uint8, device=self.device)
+        by_shape: dict[tuple[int, ...], list[int]] = {}
+        for i, crop in enumerate(crops):
+            by_shape.setdefault(crop.shape, []).append(i)
+        for rows in by_shape.values():
+            alike = torch.from_numpy(np.stack([crops[i] for i in rows])).to(self.device)
+            pixels[rows] = resize(alike)
+        return pixels
+
+    def _shrink_or_give_up(self, error: RuntimeError) -> None:
+        out_of_memory = isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error).lower()
+        if not out_of_memory or len(self._forwards) == 1:
+            raise DeviceLostError(_first_line(error)) from error
+        largest = max(self._forwards)
+        del self._forwards[largest]
+        log.warning("%s has no memory for %d crops at once; from now %d", self.device, largest, max(self._forwards))
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
+
+    def _count(self, crops: int) -> None:
+        self._crops_until_compile -= crops
+        if self._crops_until_compile <= 0:
+            self.compile_now()
+
+    def _faster(self, compiled: Forward, size: int) -> Forward:
+        """Return which of the two is faster at `size`; a compiled one whose vectors differ raises."""
+        pixels = torch.randint(0, 256, (size, *_CROP_SHAPE), dtype=torch.uint8, device=self.device)
+        with torch.inference_mode():
+            plain = self._network(pixels).clone()
+            for _ in range(2):  # compiles, records the CUDA graph
+                compiled(pixels)
+            mine = compiled(pixels)  # replays it
+            least = float(functional.cosine_similarity(plain, mine).min())
+            if not least >= LEAST_COSINE:
+                raise RuntimeError(f"compiled vectors differ at batch {size}: cosine {least:.4f}")
+            spent = [seconds_a_run(forward, pixels) for forward in (self._network, compiled)]
+        return compiled if spent[1] < spent[0] else self._network
+
+
+def resize(pixels: torch.Tensor) -> torch.Tensor:
+    """Resize (b, h, w, 3) uint8 to (b, 256, 128, 3) uint8 on its device: what torchvision's antialiased resize calls.
+
+    It is Pillow's filter, within a step of a pixel's value.
+    """
+    if pixels.shape[1:] == _CROP_SHAPE:
+        return pixels
+    images = pixels.permute(0, 3, 1, 2).float()  # (b, 3, h, w)
+    size = (CROP_HEIGHT_PX, CROP_WIDTH_PX)
+    images = functional.interpolate(images, size, mode="bilinear", antialias=True)
+    return images.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def seconds_a_run(forward: Forward, pixels: torch.Tensor, runs: int = 10) -> float:
+    """Mean seconds of a run, the device's work included. Call it warm, in inference mode."""
+    waits = pixels.device.type == "cuda"
+    if waits:
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(runs):
+        forward(pixels)
+    if waits:
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) / runs
+
+
+def _compile(network: Forward) -> Forward:
+    compiled: Forward = torch.compile(network, mode="reduce-overhead", dynamic=False, fullgraph=True)
+    return compiled  # replayed as a CUDA graph, one a batch size
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).strip().split(chr(10), 1)[0]}"

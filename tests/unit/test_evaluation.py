@@ -1,0 +1,98 @@
+"""Evaluation: pairs against truth, and IDF1 before and after merging."""
+
+from __future__ import annotations
+
+import json
+from itertools import permutations
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streamproc.cli import cli
+from streamproc.evaluation import assign, evaluate
+from streamproc.people import save_tracks
+from streamproc.types import Track
+
+
+def track(person_id, frames, x=0.0):
+    frames = np.array(list(frames), np.int64)
+    boxes = np.tile(np.array([x, 0, x + 10, 20], np.float32), (len(frames), 1))
+    return Track(person_id, frames, boxes, np.ones(len(frames), np.float32))
+
+
+TRUTH = [track(1, range(20)), track(2, range(20), x=100)]
+SPLIT = [track(10, range(10)), track(11, range(10, 20)), track(20, range(20), x=100)]
+
+
+def test_merging_the_two_halves_of_a_person_makes_the_tracks_whole():
+    found = evaluate(SPLIT, TRUTH, [(10, 11, 0.9), (10, 20, 0.3)], [0.0, 0.5, 0.95])
+    assert found.true_pairs == 1
+    assert found.idf1 == pytest.approx(2 * 30 / 80)
+    assert [(row.candidates, row.precision, row.recall) for row in found.scored] == [
+        (2, 0.5, 1.0),
+        (1, 1.0, 1.0),
+        (0, None, 0.0),
+    ]
+    assert [row.idf1 for row in found.scored] == pytest.approx([2 * 20 / 80, 1.0, 2 * 30 / 80])
+
+
+def test_a_track_that_lies_on_nobody_is_counted_and_is_nobodys_duplicate():
+    found = evaluate([*SPLIT, track(30, range(20), x=300)], TRUTH, [(20, 30, 0.9)], [0.5])
+    assert found.tracks_without_person == 1
+    assert found.scored[0].precision == 0
+
+
+def test_boxes_must_overlap_by_half():
+    assert evaluate([track(1, range(20), x=3)], TRUTH, [], []).idf1 == pytest.approx(2 * 20 / 60)
+    assert evaluate([track(1, range(20), x=4)], TRUTH, [], []).idf1 == 0
+
+
+def test_nothing_at_all_is_no_error():
+    assert evaluate([], [], [], [0.5]).scored[0].recall is None
+
+
+@given(st.integers(1, 5), st.integers(0, 2), st.data())
+def test_the_assignment_is_the_cheapest(n, more, data):
+    values = st.lists(st.integers(-9, 9), min_size=n + more, max_size=n + more)
+    costs = np.array(data.draw(st.lists(values, min_size=n, max_size=n)))
+    chosen = assign(costs)
+    assert sorted(chosen) == list(range(n))
+    assert len(set(chosen.values())) == n
+    cheapest = min(sum(costs[i, j] for i, j in enumerate(columns)) for columns in permutations(range(n + more), n))
+    assert sum(costs[i, j] for i, j in chosen.items()) == cheapest
+
+
+@pytest.fixture
+def output(tmp_path):
+    """What replay leaves, as far as `evaluate` reads it, and a MOT text of the truth."""
+    save_tracks(tmp_path / "tracks.persons.npz", SPLIT)
+    (tmp_path / "run.json").write_text(json.dumps({"videos": [{"tracks_path": str(tmp_path / "tracks.persons.npz")}]}))
+    event = {"persons": [{"person_id": 10}, {"person_id": 11}], "similarity": 0.9, "probability": 0.65}
+    (tmp_path / "duplicate_candidates.jsonl").write_text(json.dumps(event) + "\n")
+    lines = [f"{f + 1},{t.person_id},{t.boxes_xyxy[0, 0]},0,10,20,1,1,1" for t in TRUTH for f in t.frame_indices]
+    (tmp_path / "truth.txt").write_text("\n".join(lines) + "\n")
+    return tmp_path
+
+
+def test_the_command_prints_a_line_a_threshold(output):
+    done = CliRunner().invoke(cli, ["evaluate", str(output), "--truth", str(output / "truth.txt")])
+    assert done.exit_code == 0, done.output
+    assert "1 true pairs; IDF1 of the tracks as they are 0.750" in done.stderr
+    lines = [line.split("\t") for line in done.stdout.splitlines()]
+    assert lines[0] == ["probability", "candidates", "precision", "recall", "IDF1 merged"]
+    assert ["0.60", "1", "1.00", "1.00", "1.000"] in lines
+    assert ["0.70", "0", "-", "0.00", "0.750"] in lines
+
+
+def test_the_command_prints_json(output):
+    done = CliRunner().invoke(cli, ["evaluate", str(output), "--truth", str(output / "truth.txt"), "--json"])
+    assert json.loads(done.stdout)["scored"][0]["idf1"] == 1
+
+
+def test_a_folder_that_replay_did_not_write_is_a_usage_mistake(tmp_path):
+    done = CliRunner().invoke(cli, ["evaluate", str(tmp_path), "--truth", "none.txt"])
+    assert done.exit_code == 2
+    assert "expected a folder that `streamproc replay` wrote" in done.stderr
