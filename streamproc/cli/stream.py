@@ -188,7 +188,7 @@ def cancel(video_id: str, **options: Any) -> None:  # noqa: ANN401 - as above
 @click.option("--until-done", metavar="VIDEO_ID", help="End when this video is done; shows its progress on stderr.")
 @click.option("--json", "as_json", is_flag=True, help="One event a line.")
 def watch(**options: Any) -> None:  # noqa: ANN401 - as above
-    """Print duplicate candidates as they come: state, person, person, similarity."""
+    """Print duplicate candidates as they come: state, person, person, similarity, probability, band."""
     from streamproc.stream import client
 
     with faults_in_one_line():
@@ -221,7 +221,8 @@ def _show(event: DuplicateCandidate | VideoProgress, *, as_json: bool) -> None:
         click.echo(event.to_json())
     else:
         a, b = event.persons
-        click.echo(f"{event.state}\t{a.person_key}\t{b.person_key}\t{event.similarity:.4f}")
+        judged = "" if event.probability is None else f"\t{event.probability:.2f}\t{event.band}"
+        click.echo(f"{event.state}\t{a.person_key}\t{b.person_key}\t{event.similarity:.4f}{judged}")
 
 
 @click.command(epilog=EXIT_CODES)

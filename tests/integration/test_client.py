@@ -80,7 +80,9 @@ def test_a_dead_letter_is_listed_mended_and_sent_back(stream):
     watched = stream.cli("watch", "--until-done", video_id_of("later.mp4"), "--from-beginning")
     assert watched.returncode == 0, watched.stderr
     key = video_id_of("later.mp4")
-    assert watched.stdout.splitlines()[-1].startswith(f"proposed\t{key}/1\t{key}/6\t0.99")
+    lines = watched.stdout.splitlines()
+    assert lines[0].startswith(f"proposed\t{key}/1\t{key}/6\t0.99")
+    assert lines[-1].endswith("\tlikely")  # settled when the video closed
 
 
 def test_watch_ends_with_its_own_code_where_the_video_fails(stream):
