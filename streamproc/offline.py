@@ -15,8 +15,7 @@ from streamproc.gallery import UNCALIBRATED, apply
 from streamproc.people import find_track_file, load_tracks
 from streamproc.pipeline import Pipeline, Stop, VideoJob
 from streamproc.results import Findings, Member, Result, Source, report_of, result_of
-from streamproc.stages import calibration_of
-from streamproc.video import Limits
+from streamproc.stages import calibration_of, load_network, video_limits
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -104,19 +103,13 @@ class Replay:
                 directory.abort()  # nothing, after commit
 
     def _load_network(self) -> Embedder | None:
-        from streamproc.reid import Embedder, find_weights
-
         settings = self._found.settings
-        clustering = settings.clustering
-        if not clustering.enabled:
+        if not settings.clustering.enabled:
             self._note("similarity was skipped: clustering.enabled is false")
             return None
         try:
-            self._calibration = calibration_of(clustering)
-            weights = find_weights(
-                clustering.osnet_model, cache_folder=settings.expanded_cache_folder(), models_folder=settings.models
-            )
-            self._found.embedder = Embedder(weights, threads=settings.threads, device=clustering.device)
+            self._calibration = calibration_of(settings.clustering)
+            self._found.embedder = load_network(settings)
         except WeightsError as error:
             self._note(f"similarity was skipped: {error}")
         return self._found.embedder
@@ -128,18 +121,12 @@ class Replay:
 
     def _pipeline(self) -> Pipeline:
         settings = self._found.settings
-        limits = settings.limits
         return Pipeline(
             load_network=self._load_network,
             publish=self._match,
             write_animation=self._write_animation if settings.animate and self._found.out is not None else None,
             crop_memory_bytes=settings.crop_memory_mib * 1024 * 1024,
-            limits=Limits(
-                max_pixels_per_frame=limits.max_pixels_per_frame,
-                max_frames=limits.max_frames,
-                max_duration_seconds=limits.max_duration_seconds,
-                max_file_bytes=limits.max_file_bytes,
-            ),
+            limits=video_limits(settings),
             decode_threads=settings.threads,
         )
 

@@ -1,4 +1,4 @@
-"""What the videos of a process share: threads, the network in batches, and the animations beside it."""
+"""What the videos of a process share: threads, network and limits, the batches, and the animations beside them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ import numpy as np
 from streamproc.channel import Channel
 from streamproc.gallery import Calibration, load_curves
 from streamproc.reid.manifest import package_file
+from streamproc.video import Limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
     from streamproc.reid import Embedder
-    from streamproc.settings import Clustering
+    from streamproc.reid.device import Device
+    from streamproc.settings import Clustering, Settings
     from streamproc.types import Bucket, Float32Array, Uint8Array
 
 T = TypeVar("T")
@@ -32,6 +34,28 @@ BUCKETS_A_BATCH = 4  # with 8 crops each: 32 crops, where the network is at its 
 LINGER_SECONDS = 0.01
 ANIMATIONS_WAITING = 4096  # waiting crops lie in the PixelStore, so this bounds a count, not memory
 ANIMATION_THREADS = 2
+
+
+def load_network(settings: Settings, device: Device | None = None) -> Embedder:
+    """Load the weights of the settings, onto their device or another; raises WeightsError or UsageError."""
+    from streamproc.reid import Embedder, find_weights
+
+    clustering = settings.clustering
+    weights = find_weights(
+        clustering.osnet_model, cache_folder=settings.expanded_cache_folder(), models_folder=settings.models
+    )
+    return Embedder(weights, threads=settings.threads, device=device or clustering.device)
+
+
+def video_limits(settings: Settings) -> Limits:
+    """What a video may ask of this machine."""
+    limits = settings.limits
+    return Limits(
+        max_pixels_per_frame=limits.max_pixels_per_frame,
+        max_frames=limits.max_frames,
+        max_duration_seconds=limits.max_duration_seconds,
+        max_file_bytes=limits.max_file_bytes,
+    )
 
 
 def calibration_of(clustering: Clustering) -> Calibration:

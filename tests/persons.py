@@ -60,3 +60,17 @@ def closed(person_ids, *, video_id="v", run="r1", minute=0, outcome="done") -> V
         person_ids=list(person_ids),
         frame_count=11,
     )
+
+
+def two_videos(rng, count, *, parts=False, weights=("a" * 64,)) -> list[PersonEmbedding]:
+    """Persons of the videos v and w with random vectors (some equal) and vetoes; with parts of tracks if asked."""
+    events = []
+    for video in ("v", "w"):
+        for i in range(count):
+            vector = unit_vector([*rng.normal(size=3).round(1), 0.05, 0, 0])
+            others = [int(j) for j in range(count) if j != i and rng.random() < 0.2]
+            own = [unit_vector(vector + 0.1 * rng.normal(size=len(vector))) for _ in range(rng.integers(1, 5))]
+            kept = own if parts and rng.random() < 0.8 else None
+            made_by = weights[0] if rng.random() < 0.9 else weights[-1]
+            events.append(person(i, vector, video_id=video, seen_with=others, segments=kept, weights=made_by))
+    return events

@@ -68,10 +68,6 @@ class Manifest(_Strict):
         """Return the entry of this name."""
         return next((entry for entry in self.models if entry.name == name), None)
 
-    def by_sha256(self, sha256: str) -> ModelEntry | None:
-        """Return the entry of the weights with this hash, such as an event names."""
-        return next((entry for entry in self.models if entry.sha256 == sha256), None)
-
 
 @cache
 def load_manifest(path: Path | None = None) -> Manifest:

@@ -1,8 +1,7 @@
 """The animator, the side consumer: the same videos in, one WebP a person out; its death or slowness stops nothing.
 
 It reads `video-ready` in a group of its own and decodes for itself. Crops are never sent over Kafka, so the alternative
-would be a store of crops between worker and animator, written for every person and read once; the planned decoding
-costs less than that (see the README).
+would be a store of crops between worker and animator, written for every person and read once.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from streamproc.errors import MachineError
 from streamproc.events import AnimationReady, Fault, person_key_of
 from streamproc.outputs.store import AnimationStore
 from streamproc.pipeline import Pipeline, Stop
-from streamproc.stages import RunIds, VideoStats
+from streamproc.stages import RunIds, VideoStats, load_network, video_limits
 from streamproc.stream.cancellations import Cancellations
 from streamproc.stream.jobs import LongJobs
 from streamproc.stream.kafka import Publisher, patiently, trace_of
@@ -25,11 +24,11 @@ from streamproc.stream.media import MediaStopped
 from streamproc.stream.metrics import VideoMetrics
 from streamproc.stream.service import Service
 from streamproc.stream.topics import ensure_topics
-from streamproc.stream.videos import media_access, open_job, read_request, take_videos, video_limits
-from streamproc.stream.worker import load_network
+from streamproc.stream.videos import media_access, open_job, read_request, take_videos
 
 if TYPE_CHECKING:
     from streamproc.events import Event
+    from streamproc.pipeline import VideoSummary
     from streamproc.settings import Settings
     from streamproc.stream.kafka import Record
     from streamproc.types import Bucket
@@ -107,24 +106,28 @@ class _Animator:
             finally:
                 self._metrics.unwatch(stats)
                 self._traces.pop(event.video_id, None)
-            if (fault := self._faults.pop(summary.run_id, None)) is not None:
-                raise fault
-            ids = RunIds(event.gallery_id, event.video_id, summary.run_id)
-            for skipped in summary.skipped:
-                error = Fault(code="skipped", text=skipped.reason)
-                await self._publisher.publish(_announcement(ids, skipped.person_id, "skipped", error=error))
+            await self._say_what_is_missing(RunIds(event.gallery_id, event.video_id, summary.run_id), summary)
             self._metrics.ended(summary.outcome)
             log.info("%s: %d animations, attempt %d", summary.outcome, stats.animations_done, attempt)
 
+    async def _say_what_is_missing(self, run: RunIds, summary: VideoSummary) -> None:
+        """Raise the fault of the machine that kept animations from being stored; announce those that will not come."""
+        assert self._pipeline.animate is not None
+        errors = self._pipeline.animate.errors
+        missing = {person: errors.pop((video, person)) for video, person in list(errors) if video == run.video_id}
+        if (fault := self._faults.pop(run.run_id, None)) is not None:
+            raise fault
+        for person_id, text in missing.items():
+            error = Fault(code="not-made", text=text)
+            await self._publisher.publish(_announcement(run, person_id, "failed", error=error))
+        for skipped in summary.skipped:
+            error = Fault(code="skipped", text=skipped.reason)
+            await self._publisher.publish(_announcement(run, skipped.person_id, "skipped", error=error))
+
     def _write(self, run: RunIds, bucket: Bucket) -> None:
-        """Encode, store and announce one animation, in an animation thread."""
+        """Encode, store and announce one animation, in an animation thread; what it raises is noted by the stage."""
+        content = encode_webp(bucket.crops, size_px=SIZE_PX, frames_per_second=FRAMES_PER_SECOND)
         try:
-            try:
-                content = encode_webp(bucket.crops, size_px=SIZE_PX, frames_per_second=FRAMES_PER_SECOND)
-            except (OSError, ValueError) as error:
-                fault = Fault(code="encoding", text=f"{type(error).__name__}: {error}")
-                self._announce(_announcement(run, bucket.person_id, "failed", error=fault))
-                raise
             stored = self._store.write(run.video_id, run.run_id, bucket.person_id, content)
             self._announce(
                 _announcement(

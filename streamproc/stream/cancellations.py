@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.errors import KafkaConnectionError
+from aiokafka.errors import KafkaConnectionError, KafkaError
 
-from streamproc.errors import EventError
+from streamproc.errors import EventError, MachineError
 from streamproc.events import VideoCancel
 from streamproc.stream.kafka import client_options, unreachable
 
@@ -89,5 +89,7 @@ class Cancellations:
                         self.caught_up.set()
         except KafkaConnectionError as error:
             raise unreachable(self._settings, error) from error
+        except KafkaError as error:
+            raise MachineError(f"{self._topic}: Kafka gave no records ({error!r})") from error
         finally:
             await consumer.stop()

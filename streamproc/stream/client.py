@@ -7,13 +7,23 @@ import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaConnectionError, KafkaError
+from pydantic import ValidationError
 
 from streamproc.errors import EventError, MachineError, UsageError, VideoError
-from streamproc.events import DuplicateCandidate, TracksRef, VideoCancel, VideoOptions, VideoProgress, VideoReady, now
+from streamproc.events import (
+    DuplicateCandidate,
+    TracksRef,
+    VideoCancel,
+    VideoOptions,
+    VideoProgress,
+    VideoReady,
+    describe,
+    now,
+)
 from streamproc.people import find_track_file
 from streamproc.stream.kafka import Publisher, client_options, unreachable
 from streamproc.stream.videos import media_access
@@ -26,7 +36,6 @@ if TYPE_CHECKING:
     from streamproc.stream.media import MediaAccess
 
 _POLL_MS = 200
-_WHOLE_TOPIC = float("inf")
 
 
 def video_ready(
@@ -36,7 +45,7 @@ def video_ready(
     persons: str | None,
     copy: bool,
     options: VideoOptions,
-    **fields: Any,  # noqa: ANN401
+    **fields: str | None,
 ) -> VideoReady:
     """Make the event that announces a video: a URI as it is, a local path under the media root as a relative URI.
 
@@ -53,8 +62,8 @@ def video_ready(
     given = {name: value for name, value in fields.items() if value is not None}
     try:
         return VideoReady.make(video_uri=uri, tracks=tracks, options=options, submitted_at=now(), **given)
-    except ValueError as error:  # pydantic's: a flag that makes no event
-        raise UsageError(f"{video}: {' '.join(str(error).split())}") from error
+    except ValidationError as error:
+        raise UsageError(f"{video}: {describe(error)}") from error
 
 
 def _uri_of(media: MediaAccess, path: Path, *, copy: bool) -> str:

@@ -12,7 +12,6 @@ import itertools
 import logging
 import shutil
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import faust
@@ -23,11 +22,11 @@ from mode.threads import WorkerThread
 from yarl import URL
 
 from streamproc.errors import MachineError
-from streamproc.stream.kafka import client_options, group_of, unreachable
+from streamproc.stream.kafka import Record, client_options, group_of, unreachable
 from streamproc.stream.topics import TABLE, changelog_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
     from pathlib import Path
 
     from streamproc.settings import Settings
@@ -57,24 +56,11 @@ class FaustEvent(Protocol):
         """Mark it as done; only in the order of its partition."""
 
 
-@dataclass(slots=True, eq=False)
-class ConsumedRecord:
-    """A record as `kafka.Record` has it."""
-
-    topic: str
-    partition: int
-    offset: int
-    timestamp: int
-    key: bytes | None
-    value: bytes | None
-    headers: Sequence[tuple[str, bytes]]
-
-
-def record_of(message: Any) -> ConsumedRecord:  # noqa: ANN401 - Faust is untyped
+def record_of(message: Any) -> Record:  # noqa: ANN401 - Faust is untyped
     """Faust's message, whose timestamp is in seconds and which may have no headers, as the others read it."""
     place = (message.topic, message.partition, message.offset)
     timestamp_ms = round((message.timestamp or 0) * 1000)
-    return ConsumedRecord(*place, timestamp_ms, message.key, message.value, tuple(message.headers or ()))
+    return Record(*place, timestamp_ms, message.key, message.value, tuple(message.headers or ()))
 
 
 @contextlib.contextmanager

@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-KILLED = "killed-the-process"
 POLL_MS = 100
 MAX_BACKOFF_FACTOR = 64
 _LAST_COMMIT_SECONDS = 5.0
@@ -148,8 +147,9 @@ class LongJobs(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is u
     async def run(self) -> None:
         """Work until `stop`, then finish what runs within the grace time, or give it up; nothing is lost.
 
-        Raises MachineError where Kafka cannot be reached at the start.
+        May be called again after a MachineError: Kafka was away, or refused.
         """
+        self._partitions, self._frozen, self._failed = {}, True, None
         self._consumer = self._make_consumer()
         self._consumer.subscribe([self._topic], listener=self)
         try:
@@ -161,6 +161,8 @@ class LongJobs(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is u
             while not self._stop.is_set():
                 await self._turn(taking=True)
             await self._drain()
+        except KafkaError as error:
+            raise MachineError(f"{self._topic}: Kafka gave no records ({error!r})") from error
         finally:
             self._service.ready = False
             await self._give_up()
@@ -233,8 +235,6 @@ class LongJobs(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is u
             while not await self._commit({partition: state}):  # noqa: ASYNC110 - until Kafka has it, which sets no event
                 await asyncio.sleep(POLL_MS / 1000)
             await self._until_settled(job.record, before)
-        except asyncio.CancelledError:
-            raise
         except Exception as error:  # noqa: BLE001 - a bug here must end the service, not stall a partition for ever
             self._failed = error
             return
@@ -249,17 +249,13 @@ class LongJobs(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is u
         jobs = self._settings.jobs
         attempt, unexpected, wait_seconds = starts_before + 1, 0, jobs.retry_seconds
         refusal: tuple[str, str] | None = None
-        if attempt > jobs.attempts:
-            refusal = KILLED, f"the process ended {starts_before} times while it worked on this"
+        if starts_before >= jobs.attempts:
+            attempt = starts_before  # this one only gives it up
+            refusal = "killed-the-process", f"the process ended {starts_before} times while it worked on this"
         while True:
             try:
                 if refusal is not None:
-                    await self._handler.refuse(
-                        record,
-                        code=refusal[0],
-                        text=refusal[1],
-                        attempts=attempt if refusal[0] != KILLED else starts_before,
-                    )
+                    await self._handler.refuse(record, code=refusal[0], text=refusal[1], attempts=attempt)
                     return
                 await self._handler.handle(record, attempt)
             except InputError as error:

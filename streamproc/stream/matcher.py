@@ -105,7 +105,6 @@ class Matcher:
     def __init__(self, service: Service) -> None:
         settings = service.settings
         self._service, self._settings = service, settings
-        self._prefix = settings.kafka.topic_prefix
         self._partitions = settings.topics.person_embeddings.partitions
         self._changelog = changelog_of(settings)
         self._publisher = Publisher(settings, "matcher")
@@ -277,7 +276,12 @@ class Matcher:
         self._looked_at.clear()  # what is left was taken away by a rebalance
         persons: dict[tuple[str, str, int], list[PersonEmbedding]] = {}
         for message in messages:
-            parsed = self._looked_at[message.partition, message.offset] = self._parsed(message)
+            parsed: Parsed | EventError
+            try:
+                parsed = self._parse(message)
+            except EventError as error:
+                parsed = error  # given up in its turn
+            self._looked_at[message.partition, message.offset] = parsed
             if isinstance(parsed, PersonEmbedding):
                 key = (parsed.gallery_id, parsed.model.weights_sha256, parsed.vector.dim)
                 persons.setdefault(key, []).append(parsed)
@@ -304,12 +308,6 @@ class Matcher:
         except EventError as error:
             await self._give_up(message, error.code, str(error))
         await self._handled.put(_Handled(event, entries, begun))
-
-    def _parsed(self, message: Any) -> Parsed | EventError:  # noqa: ANN401 - Faust's
-        try:
-            return self._parse(message)
-        except EventError as error:
-            return error
 
     def _parse(self, message: Any) -> Parsed:  # noqa: ANN401 - Faust's
         start = time.perf_counter()

@@ -17,7 +17,6 @@ from streamproc.people import load_tracks
 from streamproc.pipeline import VideoJob
 from streamproc.stream.kafka import patiently
 from streamproc.stream.media import MediaAccess
-from streamproc.video import Limits
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -86,17 +85,6 @@ def media_access(settings: Settings) -> MediaAccess:
         max_file_bytes=settings.limits.max_file_bytes,
         attempts=remote.attempts,
         timeout_seconds=remote.timeout_seconds,
-    )
-
-
-def video_limits(settings: Settings) -> Limits:
-    """What a video may ask of this machine."""
-    limits = settings.limits
-    return Limits(
-        max_pixels_per_frame=limits.max_pixels_per_frame,
-        max_frames=limits.max_frames,
-        max_duration_seconds=limits.max_duration_seconds,
-        max_file_bytes=limits.max_file_bytes,
     )
 
 
@@ -169,23 +157,25 @@ async def _fetched(
 
 
 async def take_videos(stop: asyncio.Event, cancellations: Cancellations, jobs: LongJobs) -> None:
-    """Work through `video-ready` until `stop`, knowing what was cancelled before the first video is begun."""
-    cancelling = asyncio.create_task(patiently(stop, "video-cancel", cancellations.run))
-    stopping = asyncio.create_task(stop.wait())
-    knowing = asyncio.create_task(cancellations.caught_up.wait())
-    try:
-        await asyncio.wait([stopping, knowing], return_when=asyncio.FIRST_COMPLETED)
+    """Work through `video-ready` until `stop`, knowing what was cancelled before the first video is begun.
+
+    A fault of Kafka is waited out; anything else that ends one of the two ends both.
+    """
+    async with asyncio.TaskGroup() as group:
+        beside = [
+            group.create_task(patiently(stop, "video-cancel", cancellations.run)),
+            group.create_task(cancellations.caught_up.wait()),
+            group.create_task(stop.wait()),
+        ]
+        await asyncio.wait(beside[1:], return_when=asyncio.FIRST_COMPLETED)
         await patiently(stop, "video-ready", jobs.run)
-    finally:
-        for task in (cancelling, stopping, knowing):
+        for task in beside:
             task.cancel()
-        await asyncio.gather(cancelling, stopping, knowing, return_exceptions=True)
 
 
-def refused_key(record: Record) -> tuple[str, str] | None:
-    """`(gallery_id, video_id)` of a record that is refused, None where not even that can be read."""
+def announced_by(record: Record) -> VideoReady | None:
+    """The event of a record, None where it cannot be read."""
     try:
-        event = VideoReady.from_json(record.value or b"")
+        return VideoReady.from_json(record.value or b"")
     except EventError:
         return None
-    return event.gallery_id, event.video_id

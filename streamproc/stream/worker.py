@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from streamproc.errors import MachineError, TimeLimitError, UsageError
 from streamproc.events import Fault, VideoProgress, Warned
 from streamproc.pipeline import Pipeline, Stop, VideoSummary
-from streamproc.stages import VideoStats
+from streamproc.stages import VideoStats, load_network, video_limits
 from streamproc.stream.cancellations import Cancellations
 from streamproc.stream.jobs import LongJobs
 from streamproc.stream.kafka import Publisher, patiently, trace_of
@@ -22,12 +22,10 @@ from streamproc.stream.media import MediaStopped
 from streamproc.stream.metrics import VideoMetrics
 from streamproc.stream.service import Service
 from streamproc.stream.topics import ensure_topics
-from streamproc.stream.videos import media_access, open_job, read_request, refused_key, take_videos, video_limits
+from streamproc.stream.videos import announced_by, media_access, open_job, read_request, take_videos
 
 if TYPE_CHECKING:
     from streamproc.events import Event
-    from streamproc.reid import Embedder
-    from streamproc.reid.device import Device
     from streamproc.settings import Settings
     from streamproc.stream.kafka import Record
     from streamproc.stream.videos import Request
@@ -50,17 +48,6 @@ async def run_worker(settings: Settings) -> None:
         )
     service = Service("worker", settings)
     await service.run(lambda: _Worker(settings, service).run())
-
-
-def load_network(settings: Settings, device: Device | None = None) -> Embedder:
-    """Load the weights of the settings, onto their device or another; raises WeightsError or UsageError."""
-    from streamproc.reid import Embedder, find_weights
-
-    clustering = settings.clustering
-    weights = find_weights(
-        clustering.osnet_model, cache_folder=settings.expanded_cache_folder(), models_folder=settings.models
-    )
-    return Embedder(weights, threads=settings.threads, device=device or clustering.device)
 
 
 class _Worker:
@@ -112,7 +99,7 @@ class _Worker:
         try:
             async with _time_limit(work), open_job(work.request, self._media, work.stop) as job:
                 summary = await self._pipeline.process(job, work.stats, work.stop)
-            if work.too_slow:
+            if summary.outcome == "failed":
                 raise TimeLimitError(work.limit_text)
         except MediaStopped:
             if work.too_slow:
@@ -149,26 +136,19 @@ class _Worker:
         await self._publisher.dead_letter(record, code=code, text=text, attempts=attempts)
         self._service.dead_letters.labels(code).inc()
         self._metrics.ended("failed")
-        if (ids := refused_key(record)) is not None:
-            await self._publisher.publish(
-                VideoProgress.make(
-                    gallery_id=ids[0],
-                    video_id=ids[1],
-                    attempt=attempts,
-                    state="failed",
-                    error=Fault(code=code, text=text),
-                ),
-                trace=trace_of(record),
-            )
+        await self._say(record, "failed", attempts, Fault(code=code, text=text))
 
     async def retrying(self, record: Record, attempt: int, error: Exception) -> None:
         """Say that a video is tried again."""
-        if (ids := refused_key(record)) is not None:
-            fault = Fault(code="machine", text=str(error))
-            await self._publisher.publish(
-                VideoProgress.make(gallery_id=ids[0], video_id=ids[1], attempt=attempt, state="retrying", error=fault),
-                trace=trace_of(record),
+        await self._say(record, "retrying", attempt, Fault(code="machine", text=str(error)))
+
+    async def _say(self, record: Record, state: str, attempt: int, fault: Fault) -> None:
+        event = announced_by(record)
+        if event is not None:
+            progress = VideoProgress.make(
+                gallery_id=event.gallery_id, video_id=event.video_id, attempt=attempt, state=state, error=fault
             )
+            await self._publisher.publish(progress, trace=trace_of(record))
 
 
 class _Work:

@@ -131,6 +131,32 @@ def test_the_animator_dies_and_is_slow_and_stops_nothing(stream):
     assert not stream.dead()
 
 
+ONE_FAILS = """
+import itertools, sys
+from streamproc.stream import animator
+real, calls = animator.encode_webp, itertools.count()
+def encode_webp(crops, **options):
+    if next(calls) == 0:
+        raise ValueError("no picture")
+    return real(crops, **options)
+animator.encode_webp = encode_webp
+from streamproc.cli import main
+sys.argv = ["streamproc", sys.argv[1]]
+main()
+"""
+
+
+def test_an_animation_that_cannot_be_made_is_announced_as_failed(stream):
+    stream = stream()
+    stream.start("animator", code=ONE_FAILS)
+    stream.announce("a.mp4")
+    eventually(lambda: len(animations(stream)) == 6, "six persons spoken of")
+    assert sorted(animations(stream).values()) == ["failed", *["ready"] * 5]
+    (failed,) = [event for event in stream.events("animation-ready") if event["state"] == "failed"]
+    assert failed["error"] == {"code": "not-made", "text": "ValueError: no picture"}
+    eventually(lambda: stream.lag("animator") == 0, "lag 0")
+
+
 @pytest.mark.crash
 def test_the_broker_dies_for_fifteen_seconds(tmp_path, sample):
     broker = kafka.start_broker(tmp_path / "kafka")

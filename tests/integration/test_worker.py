@@ -8,6 +8,7 @@ import pytest
 from services import PATIENCE_SECONDS, eventually, media_server
 
 from streamproc.events import video_id_of
+from streamproc.stream.worker import EXIT_WEDGED
 
 PERSONS = 6  # in the sample
 
@@ -20,6 +21,17 @@ def open_video(path, **options):
         os.kill(os.getpid(), signal.SIGKILL)  # as a decoder that reads where it must not
     return real(path, **options)
 pipeline.open_video = open_video
+from streamproc.cli import main
+sys.argv = ["streamproc", sys.argv[1]]
+main()
+"""
+
+HANGING = """
+import sys, threading
+import streamproc.pipeline as pipeline
+from streamproc.stream import worker
+worker.WEDGED_SECONDS = 0.5
+pipeline.open_video = lambda path, **options: threading.Event().wait()  # as a decoder that never comes back
 from streamproc.cli import main
 sys.argv = ["streamproc", sys.argv[1]]
 main()
@@ -260,3 +272,12 @@ def test_where_nothing_may_be_declared_services_only_check(stream):
     worker = stream.start("worker", ready=False, kafka__topic_prefix="nobody.made.these.")
     assert worker.process.wait(PATIENCE_SECONDS) == 2
     assert "topic nobody.made.these.video-ready: missing; `streamproc topics create` makes it" in worker.log
+
+
+def test_a_decoder_that_hangs_ends_the_process_which_counts_as_a_start(stream):
+    """No thread can be stopped from outside; the next process knows by the commit's metadata."""
+    stream = stream()
+    worker = stream.start("worker", code=HANGING)
+    stream.announce("a.mp4", options={"time_limit_seconds": 0.5})
+    assert worker.process.wait(PATIENCE_SECONDS) == EXIT_WEDGED
+    assert [metadata for _, metadata in stream.committed("worker").values() if metadata] == ['{"starts":{"0":1}}']

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from persons import closed, person, unit_vector
+from persons import closed, person, two_videos, unit_vector
 
 from streamproc.errors import EventError, WeightsError
 from streamproc.events import DuplicateCandidate, PersonEmbedding, Segments
@@ -240,15 +240,7 @@ def galleries(draw):
     """Persons of two videos with random vectors, parts and vetoes, some of unknown weights; orders; a curve."""
     seed, count = draw(st.integers(0, 2**32 - 1)), draw(st.integers(1, 7))
     rng = np.random.default_rng(seed)
-    events = []
-    for video in ("v", "w"):
-        for i in range(count):
-            vector = unit_vector([*rng.normal(size=3).round(1), 0.05, 0, 0])
-            others = [int(j) for j in range(count) if j != i and rng.random() < 0.2]
-            parts = [unit_vector(vector + 0.1 * rng.normal(size=DIM)) for _ in range(rng.integers(1, 5))]
-            kept = parts if rng.random() < 0.8 else None
-            weights = WEIGHTS if rng.random() < 0.9 else "b" * 64
-            events.append(person(i, vector, video_id=video, seen_with=others, segments=kept, weights=weights))
+    events = two_videos(rng, count, parts=True, weights=(WEIGHTS, "b" * 64))
     curve = make_curve(arrival=(rng.normal(-6, 3), 8.0), closed=(rng.normal(), 4.0, rng.normal(), -0.5))
     calibration = Calibration({WEIGHTS: curve}, min_probability=0.3, likely_probability=0.7)
     return events, count, calibration

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from persons import closed, person, unit_vector
+from persons import closed, person, two_videos, unit_vector
 
 from streamproc.errors import EventError
 from streamproc.events import DuplicateCandidate, PersonEmbedding, VideoClosed, VideoProgress
@@ -193,12 +193,7 @@ def galleries(draw):
     """Persons of two videos with random vectors (some equal) and random vetoes, and their closing events."""
     seed, count = draw(st.integers(0, 2**32 - 1)), draw(st.integers(1, 8))
     rng = np.random.default_rng(seed)
-    events = []
-    for video in ("v", "w"):
-        for i in range(count):
-            vector = unit_vector([*rng.normal(size=3).round(1), 0.05, 0, 0])
-            others = [int(j) for j in range(count) if j != i and rng.random() < 0.2]
-            events.append(person(i, vector, video_id=video, seen_with=others))
+    events = two_videos(rng, count)
     return events, draw(st.permutations(range(len(events)))), count
 
 

@@ -16,13 +16,6 @@ from streamproc.stream.media import _TRACK_NAMES, MediaAccess, MediaStopped
 
 
 @pytest.fixture
-def root(tmp_path):
-    folder = tmp_path / "media"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
 def access(root, tmp_path):
     with accesses(root, tmp_path / "tmp") as make:
         yield make

@@ -31,19 +31,6 @@ from streamproc.stream.media import MediaStopped
 
 
 @pytest.fixture
-def root(tmp_path):
-    folder = tmp_path / "media"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
-def server():
-    with running_server() as made:
-        yield made
-
-
-@pytest.fixture
 def other_server():
     with running_server() as made:
         yield made

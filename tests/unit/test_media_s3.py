@@ -3,23 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from media_servers import CONTENT, SHA256, accesses, after, answer, in_turn, never, read, refusal, running_server, whole
+from media_servers import CONTENT, SHA256, accesses, after, answer, in_turn, never, read, refusal, whole
 
 from streamproc.errors import MachineError, UsageError
 from streamproc.stream.media import MediaStopped
-
-
-@pytest.fixture
-def root(tmp_path):
-    folder = tmp_path / "media"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
-def server():
-    with running_server() as made:
-        yield made
 
 
 @pytest.fixture

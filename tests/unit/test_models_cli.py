@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -290,15 +292,34 @@ def test_a_failed_pull_is_one_line_and_exit_code_1(run) -> None:
     assert "404" in failed.stderr
 
 
-def test_a_stopped_pull_says_that_it_can_go_on(server, run, tmp_path) -> None:
-    def interrupt(handler):
+PULL = """
+import sys
+from streamproc.reid import manifest
+own, entry = manifest.load_manifest(), manifest.ModelEntry.model_validate_json(sys.argv[1])
+whole = manifest.Manifest(format_version=1, models=(*own.models, entry))
+manifest.load_manifest = lambda: whole
+from streamproc.cli import main
+sys.argv = ["streamproc", "models", "pull", "tiny"]
+main()
+"""
+
+
+def test_a_stopped_pull_says_that_it_can_go_on(server, entry, tmp_path) -> None:
+    half_is_out = threading.Event()
+
+    def half(handler):
         answer(handler, body=CONTENT[:HALF], Content_Length=len(CONTENT))
         handler.wfile.flush()
-        os.kill(os.getpid(), signal.SIGINT)
-        server.closing.wait(5)
+        half_is_out.set()
+        server.closing.wait(30)
 
-    server.routes["/tiny.pth"] = interrupt
-    stopped = run("pull", "tiny")
-    assert stopped.exit_code == 130
-    assert "the same command goes on from here" in stopped.stderr
+    server.routes["/tiny.pth"] = half
+    environment = os.environ | {"STREAMPROC_CACHE_FOLDER": str(tmp_path / "cache")}
+    command = [sys.executable, "-c", PULL, entry.model_dump_json()]
+    pull = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    assert half_is_out.wait(30)
+    pull.send_signal(signal.SIGINT)
+    _, said = pull.communicate(timeout=30)
+    assert pull.returncode == 130
+    assert "the same command goes on from here" in said
     assert files(tmp_path) == ["tiny.pth.part"]
