@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from streamproc.settings import Settings, load_settings
 
@@ -217,6 +218,22 @@ class Stream:
                 await admin.close()
             name = self.settings.kafka.topic_prefix + topic
             return {tp.partition: (o.offset, o.metadata) for tp, o in offsets.items() if tp.topic == name}
+
+        return asyncio.run(work())
+
+    def topic_configs(self, *names: str) -> dict[str, dict[str, str]]:
+        """What Kafka says of topics."""
+
+        async def work() -> dict[str, dict[str, str]]:
+            admin = AIOKafkaAdminClient(bootstrap_servers=list(self.settings.bootstrap))
+            await admin.start()
+            try:
+                resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
+                answers = await admin.describe_configs(resources)
+            finally:
+                await admin.close()
+            found = [resource for answer in answers for resource in answer.resources]
+            return {name: {entry[0]: entry[1] for entry in entries} for _, _, _, name, entries in found}
 
         return asyncio.run(work())
 

@@ -108,7 +108,8 @@ class _Animator:
                 self._traces.pop(event.video_id, None)
             await self._say_what_is_missing(RunIds(event.gallery_id, event.video_id, summary.run_id), summary)
             self._metrics.ended(summary.outcome)
-            log.info("%s: %d animations, attempt %d", summary.outcome, stats.animations_done, attempt)
+            with log_about(run_id=summary.run_id):
+                log.info("%s: %d animations, attempt %d", summary.outcome, stats.animations_done, attempt)
 
     async def _say_what_is_missing(self, run: RunIds, summary: VideoSummary) -> None:
         """Raise the fault of the machine that kept animations from being stored; announce those that will not come."""

@@ -115,10 +115,9 @@ class _Worker:
         if summary.outcome == "done":
             await self._publish(work.progress("embedded", summary=summary))
         self._metrics.ended(summary.outcome)
-        log.info(
-            "%s: %d persons, %d crops, %.1f s", summary.outcome, work.stats.persons_embedded,
-            work.stats.crops_embedded, work.elapsed_seconds,
-        )  # fmt: skip
+        with log_about(run_id=summary.run_id):
+            persons, crops = work.stats.persons_embedded, work.stats.crops_embedded
+            log.info("%s: %d persons, %d crops, %.1f s", summary.outcome, persons, crops, work.elapsed_seconds)
 
     async def _report(self, work: _Work) -> None:
         """Say once a second how far a video is, where that has changed."""

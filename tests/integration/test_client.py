@@ -31,6 +31,19 @@ def test_topics_are_made_once_and_checked(stream):
     assert "expected 3 partitions as person-embeddings has, found 4" in wrong.stderr
 
 
+def test_topics_are_made_as_the_settings_say(stream):
+    stream = stream(
+        kafka__topic_prefix="made.", topics__video_ready__retention_hours=3, kafka__max_event_bytes=2_000_000
+    )
+    name = "made.streamproc-matcher-rows-changelog"
+    found = stream.topic_configs("made.video-ready", "made.person-embeddings", name)
+    assert found["made.video-ready"]["retention.ms"] == str(3 * 3_600_000)
+    assert found["made.person-embeddings"]["retention.ms"] == str(24 * 3_600_000)
+    assert found["made.person-embeddings"]["max.message.bytes"] == "2000000"
+    assert found["made.person-embeddings"]["min.insync.replicas"] == "1"
+    assert found[name]["cleanup.policy"] == "compact"
+
+
 def test_a_broker_that_is_away_is_one_line(stream):
     stream = stream()
     for command in (["topics", "check"], ["submit", str(stream.media / "a.mp4")], ["cancel", "x"], ["watch"]):

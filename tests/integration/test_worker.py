@@ -281,3 +281,16 @@ def test_a_decoder_that_hangs_ends_the_process_which_counts_as_a_start(stream):
     stream.announce("a.mp4", options={"time_limit_seconds": 0.5})
     assert worker.process.wait(PATIENCE_SECONDS) == EXIT_WEDGED
     assert [metadata for _, metadata in stream.committed("worker").values() if metadata] == ['{"starts":{"0":1}}']
+
+
+def test_logs_name_the_video_the_gallery_and_the_run(stream):
+    stream = stream(service__log_format="json")
+    worker = stream.start("worker", ready=False)
+    stream.announce("a.mp4", gallery_id="lobby")
+    eventually(lambda: finished(stream, "a.mp4"), "embedded")
+    assert worker.stop() == 0
+    lines = [json.loads(line) for line in worker.log.splitlines()]
+    (done,) = [line for line in lines if line["message"].startswith("done: ")]
+    run_id = stream.events("person-embeddings")[0]["run_id"]
+    assert (done["service"], done["level"]) == ("worker", "info")
+    assert (done["video_id"], done["gallery_id"], done["run_id"]) == (video_id_of("a.mp4"), "lobby", run_id)
