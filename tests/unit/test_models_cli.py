@@ -293,7 +293,8 @@ def test_a_failed_pull_is_one_line_and_exit_code_1(run) -> None:
 
 
 PULL = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are begun with it ignored
 from streamproc.reid import manifest
 own, entry = manifest.load_manifest(), manifest.ModelEntry.model_validate_json(sys.argv[1])
 whole = manifest.Manifest(format_version=1, models=(*own.models, entry))
