@@ -12,6 +12,7 @@ import binascii
 import hashlib
 import math
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -21,7 +22,6 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    PrivateAttr,
     StringConstraints,
     TypeAdapter,
     ValidationError,
@@ -97,7 +97,6 @@ class Vector(_Model):
     data: str
     dtype: Literal["float32"] = "float32"
     dim: Annotated[int, Field(ge=1, le=65536)]
-    _bytes: bytes = PrivateAttr(b"")  # decoded once: base64 costs more than comparing with a thousand rows
 
     @classmethod
     def of(cls, values: np.ndarray[Any, Any]) -> Self:
@@ -106,13 +105,22 @@ class Vector(_Model):
 
     def numpy(self) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
         """Unpack to (dim,) float32, read-only."""
-        return np.frombuffer(self._bytes, "<f4").astype(np.float32, copy=False)
+        return self._values
+
+    @cached_property  # base64 costs more than comparing with a hundred rows; a private attribute of pydantic's as much
+    def _values(self) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+        return np.frombuffer(binascii.a2b_base64(self.data, strict_mode=True), "<f4").astype(np.float32, copy=False)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Vector) and self.data == other.data
+
+    def __hash__(self) -> int:
+        return hash(self.data)
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
         try:
-            self._bytes = binascii.a2b_base64(self.data, strict_mode=True)
-            values = np.frombuffer(self._bytes, "<f4")
+            values = self._values
         except (binascii.Error, ValueError) as error:
             raise ValueError("expected base64 of whole float32 numbers") from error
         if len(values) != self.dim:

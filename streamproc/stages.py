@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 BUCKETS_IN_FLIGHT = 32
 BUCKETS_A_BATCH = 4  # with 8 crops each: 32 crops, where the network is at its best
-LINGER_SECONDS = 0.01
+LINGER_SECONDS = 0.002
 ANIMATIONS_WAITING = 4096  # waiting crops lie in the PixelStore, so this bounds a count, not memory
 ANIMATION_THREADS = 2
 

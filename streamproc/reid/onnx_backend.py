@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +27,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 BATCH_CROPS = 16
 """Crops a run of the network: 8 to 32 are within 5 % of each other on every processor measured; fewer wait less."""
+MAX_THREADS = 16
+"""More have nothing to do: 32 crops come at a time, and one alone is slow to compute."""
 
 _CROP_SHAPE = (CROP_HEIGHT_PX, CROP_WIDTH_PX, 3)
 
@@ -29,6 +36,9 @@ _CROP_SHAPE = (CROP_HEIGHT_PX, CROP_WIDTH_PX, 3)
 class OnnxBackend:
     """One session. Made and used by `Embedder`, in the network's thread alone (see there why).
 
+    A batch is split among threads, each of which runs the whole network: they meet once, where threads within the
+    network meet at each of its 200 layers. Only files that `export` made are treated so: others may hold denormal
+    numbers, which onnxruntime takes as zero in its own threads alone.
     `source_sha256` is of the checkpoint that the ONNX file was made from, of the file itself where it does not say.
     """
 
@@ -37,19 +47,35 @@ class OnnxBackend:
     def __init__(self, weights: Weights, *, threads: int = 0) -> None:
         """Load; `threads` = 0 takes one a core. Raises WeightsError for a file that is no re-id network."""
         self._name = weights.name
-        self._session = open_session(weights, threads)
+        threads = min(threads or _cores(), MAX_THREADS)
+        self._session = open_session(weights, 1)
         metadata = self._session.get_modelmeta().custom_metadata_map
         self.source_sha256: str = metadata.get(SOURCE_SHA256_KEY, weights.sha256)
         self._input, self._fixed_batch = _check_input(self._session, weights)
-        self._batch = self._fixed_batch or BATCH_CROPS
-        self._images = np.empty((self._batch, 3, CROP_HEIGHT_PX, CROP_WIDTH_PX), np.float32)
+        self._workers: ThreadPoolExecutor | None = None
+        if threads > 1 and SOURCE_SHA256_KEY in metadata and not self._fixed_batch:
+            self._workers = ThreadPoolExecutor(threads, "network part")
+        elif threads > 1:
+            self._session = open_session(weights, threads)
+        self._threads = threads
+        self._memory = threading.local()  # standing memory for a thread's images
         self.dim = self._probe(weights)
 
     def run(self, crops: Uint8Array | Sequence[Uint8Array]) -> Float32Array:
         """Features (n, dim), not unit length, of crops (n, 256, 128, 3) or of n crops (h, w, 3) of any size."""
-        starts = range(0, len(crops), self._batch)
-        features = [self._run(normalise(_sized(crops[i : i + self._batch]), self._images)) for i in starts]
+        if self._workers is None:
+            bounds = [*range(0, len(crops), self._fixed_batch or BATCH_CROPS), len(crops)]
+        else:
+            bounds = part_bounds(len(crops), self._threads)
+        parts = [crops[start:stop] for start, stop in pairwise(bounds)] if len(crops) else []
+        features = list((self._workers.map if self._workers else map)(self._features, parts))
         return np.concatenate(features) if features else np.zeros((0, self.dim), np.float32)
+
+    def _features(self, crops: Uint8Array | Sequence[Uint8Array]) -> Float32Array:
+        if not hasattr(self._memory, "images"):
+            shape = (self._fixed_batch or BATCH_CROPS, 3, CROP_HEIGHT_PX, CROP_WIDTH_PX)
+            self._memory.images = np.empty(shape, np.float32)
+        return self._run(normalise(_sized(crops), self._memory.images))
 
     def _run(self, images: Float32Array) -> Float32Array:
         count = len(images)
@@ -94,6 +120,19 @@ def _sized(crops: Uint8Array | Sequence[Uint8Array]) -> Uint8Array:
         return crops
     size = (CROP_WIDTH_PX, CROP_HEIGHT_PX)
     return np.stack([np.asarray(Image.fromarray(crop).resize(size, Image.Resampling.BILINEAR)) for crop in crops])
+
+
+def part_bounds(count: int, threads: int) -> list[int]:
+    """Where to cut a batch: parts as equal as can be, as many for each thread, none above `BATCH_CROPS`."""
+    most = threads * math.ceil(count / (threads * BATCH_CROPS))
+    parts = max(1, min(count, most))
+    return [count * i // parts for i in range(parts + 1)]
+
+
+def _cores() -> int:
+    """The cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # not everywhere
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def open_session(weights: Weights, threads: int) -> onnxruntime.InferenceSession:

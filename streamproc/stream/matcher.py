@@ -62,7 +62,7 @@ log = logging.getLogger(__name__)
 Parsed = PersonEmbedding | VideoClosed | GalleryExpired
 
 _UNSETTLED_EVENTS = 1000
-_AHEAD_EVENTS = 32
+_AHEAD_EVENTS = 64
 _IDLE_TURNS = 3
 _LINGER_MS = 10
 _ROWS_A_TURN = 200

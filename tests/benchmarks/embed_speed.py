@@ -28,7 +28,7 @@ from torchvision import transforms
 
 from streamproc.reid import Embedder, find_weights
 from streamproc.reid.embedder import _thread
-from streamproc.reid.onnx_backend import BATCH_CROPS, IMAGENET_MEAN, IMAGENET_STD, OnnxBackend, normalise
+from streamproc.reid.onnx_backend import BATCH_CROPS, IMAGENET_MEAN, IMAGENET_STD, normalise, open_session
 from streamproc.reid.osnet import OSNet, OSNetConfig, PixelNetwork, folded, from_state
 from streamproc.reid.torch_backend import BATCH_SIZES, TorchBackend, _compile, seconds_a_run
 from streamproc.reid.weights import read_checkpoint
@@ -97,9 +97,10 @@ def cpu_part(weights: Path, *, threads: int, rounds: int, seconds: float, clock:
     steps = [transforms.ToPILImage(), transforms.Resize((256, 128)), transforms.ToTensor()]
     preprocess = transforms.Compose([*steps, transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
     with tempfile.TemporaryDirectory() as cache:
-        embedder = Embedder(find_weights(str(weights), cache_folder=Path(cache)), threads=threads, device="cpu")
-    backend = embedder._backend
-    assert isinstance(backend, OnnxBackend)
+        found = find_weights(str(weights), cache_folder=Path(cache))
+        embedder = Embedder(found, threads=threads, device="cpu")
+        session = _thread.submit(lambda: open_session(found, threads)).result()
+    name = session.get_inputs()[0].name
     crops = people(32)
     ready = normalise(crops)
     batches = torch.from_numpy(ready[:THEIR_BATCH])
@@ -114,7 +115,7 @@ def cpu_part(weights: Path, *, threads: int, rounds: int, seconds: float, clock:
 
     def bare() -> None:
         for start in range(0, len(ready), BATCH_CROPS):
-            backend._session.run(None, {backend._input: ready[start : start + BATCH_CROPS]})
+            session.run(None, {name: ready[start : start + BATCH_CROPS]})
 
     vectors = embedder.embed(crops[:THEIR_BATCH])
     expected = theirs().numpy()

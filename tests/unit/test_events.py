@@ -112,6 +112,13 @@ def test_any_bytes_are_an_event_or_one_line(data) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_vectors_are_equal_by_their_numbers() -> None:
+    one, same, other = Vector.of(np.ones(4)), Vector.of(np.ones(4)), Vector.of(np.zeros(4))
+    one.numpy()  # unpacked by now
+    assert one == same != other
+    assert len({one, same, other}) == 2
+
+
 @given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=40))
 def test_a_vector_comes_back_bit_for_bit(values) -> None:
     np.testing.assert_array_equal(Vector.of(np.array(values, np.float32)).numpy(), np.array(values, np.float32))

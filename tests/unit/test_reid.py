@@ -7,12 +7,14 @@ import sys
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from streamproc.errors import WeightsError
 from streamproc.reid import Embedder, find_weights, person_vector, unit
 from streamproc.reid.manifest import package_file
-from streamproc.reid.onnx_backend import BATCH_CROPS, normalise
+from streamproc.reid.onnx_backend import BATCH_CROPS, MAX_THREADS, normalise, part_bounds
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +56,24 @@ def test_batches_do_not_change_a_vector(default) -> None:
     apart = np.concatenate([default.embed(crops[i : i + 1]) for i in range(len(crops))])
     np.testing.assert_allclose(together, apart, atol=1e-5)
     assert default.embed(crops[:0]).shape == (0, 512)
+
+
+@given(st.integers(0, 200), st.integers(1, MAX_THREADS))
+def test_a_batch_is_cut_into_equal_parts_for_all_threads(count, threads) -> None:
+    sizes = np.diff(part_bounds(count, threads))
+    assert sizes.sum() == count
+    if count:
+        assert 1 <= sizes.min() <= sizes.max() <= min(BATCH_CROPS, sizes.min() + 1)
+        assert len(sizes) == count or len(sizes) % threads == 0
+
+
+def test_threads_do_not_change_a_vector(cache) -> None:
+    crops = noise(2 * BATCH_CROPS + 3)
+    vectors = [
+        Embedder(find_weights(None, cache_folder=cache), threads=n, device="cpu").embed(crops) for n in (1, 2, 5)
+    ]
+    np.testing.assert_allclose(vectors[1], vectors[0], atol=1e-5)
+    np.testing.assert_allclose(vectors[2], vectors[0], atol=1e-5)
 
 
 def test_our_embeddings_equal_the_independent_reference(need_torch, shared, cache) -> None:
