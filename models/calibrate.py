@@ -1,14 +1,14 @@
 """Fit the calibration curve of re-identification weights: `PYTHONPATH=. python models/calibrate.py DATA WEIGHTS...`.
 
 WEIGHTS are files or names of the manifest; `osnet_x0_25_ours` is the package's own. Each gets its entry, by sha256, in
-`models/calibration.json`, which the package carries. DATA holds `reid/market1501_train.tar` (fitted on), and
-`reid/market1501_test100`, `MOT17-mini`, `videos`, `gt`, `persons`: these are never fitted on, the figures that are
-printed and the diagram (`--diagram`) are made of them.
+`models/calibration.json`, which the package carries (and which loses those made by another method). DATA holds
+`reid/market1501_train.tar` (fitted on), and `reid/market1501_test100`, `MOT17-mini`, `videos`, `gt`, `persons`: these
+are never fitted on, the figures that are printed and the diagram (`--diagram`) are made of them.
 
 What is fitted (`streamproc/gallery/calibration.py` says what is done with it): mean, and covariance within persons over
 all their tracks, of the training identities; and two logistic regressions on galleries drawn at random from them, as
-one camera or as several see people, with known negatives or without. The identities are cut in three: of a gallery's
-identities none has a part in the mean and covariance that it is judged with, as in use.
+one camera or as several see people, with known negatives or without, some tracks cut short. The identities are cut in
+three: of a gallery's identities none has a part in the mean and covariance that it is judged with, as in use.
 """
 
 from __future__ import annotations
@@ -24,17 +24,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import orjson
 from PIL import Image
 
 from streamproc.events import CropInfo, ModelInfo, PersonEmbedding, Segments, Vector, person_key_of
-from streamproc.gallery import Curve, GalleryScorer, has_veto, load_curves, pair_similarity
-from streamproc.gallery.calibration import Calibration, sigmoid
+from streamproc.gallery import Curve, GalleryScorer, load_curves
+from streamproc.gallery.calibration import METHOD, Calibration, curves_to_json
+from streamproc.gallery.fitting import KnownGallery, logistic, with_coefficients
+from streamproc.gallery.reliability import Panel, calibration_error, diagram, error_if_perfect
 from streamproc.reid.embedder import Embedder, person_vector
 from streamproc.reid.weights import find_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
 CURVES = Path(__file__).resolve().parent / "calibration.json"
 CROPS_A_TRACK = 8
@@ -47,6 +48,8 @@ FITTED_SIMILARITY = 0.6
 THRESHOLD = 0.70
 SIZE = (128, 256)
 GALLERIES = 120
+SHORTENED = 0.5
+"""In every other gallery so many tracks are cut short, so that what few crops mean is learned from many tracks."""
 FOLDS = 3
 
 Tracks = dict[tuple[str, str, str], np.ndarray]
@@ -126,25 +129,6 @@ def mot_pictures(data: Path) -> dict[str, dict[tuple[str, str, str], list[np.nda
 # Galleries: the product's own events, so that what is fitted is what will run.
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class KnownGallery:
-    """Persons by key, and who they are."""
-
-    persons: dict[str, PersonEmbedding]
-    identity: dict[str, str]
-
-    def similar_pairs(self, least: float) -> tuple[list[tuple[str, str]], np.ndarray, np.ndarray]:
-        """Pairs of keys above `least` with no veto, their similarities (p,) and whether they are one person (p,)."""
-        keys = sorted(self.persons)
-        vectors = np.stack([self.persons[key].vector.numpy() for key in keys])
-        rows, columns = np.nonzero(np.triu(vectors @ vectors.T > least, 1))
-        pairs = [(keys[i], keys[j]) for i, j in zip(rows, columns, strict=True)]
-        pairs = [(a, b) for a, b in pairs if not has_veto(self.persons[a], self.persons[b])]
-        cosines = np.array([pair_similarity(self.persons[a], self.persons[b]) for a, b in pairs])
-        same = np.array([self.identity[a] == self.identity[b] for a, b in pairs], bool)
-        return pairs, cosines, same
-
-
 def segment_means(vectors: np.ndarray) -> tuple[np.ndarray, list[int]]:
     """Unit means of up to 4 consecutive parts, as the pipeline sends them."""
     parts = np.array_split(vectors, min(SEGMENTS, len(vectors)))
@@ -165,7 +149,7 @@ def person_of(
         person_key=person_key_of(video_id, person_id),
         vector=Vector.of(person_vector(vectors)),
         model=ModelInfo(name="calibrated", weights_sha256=sha256),
-        crops=[crop],
+        crops=[crop] * len(vectors),
         crop_count=len(vectors),
         segments=Segments.of(*segment_means(vectors)),
         first_frame_index=0,
@@ -187,16 +171,29 @@ def gallery_of(tracks: Sequence[tuple[str, str, np.ndarray]], vetoed: np.ndarray
     return KnownGallery(persons, identity)
 
 
-def draw(tracks: Tracks, identities: set[str], rng: np.random.Generator, sha256: str) -> KnownGallery:
-    """A gallery at random: of one camera that some people pass twice, or of several cameras that all pass two of."""
+def draw(
+    tracks: Tracks, identities: set[str], rng: np.random.Generator, sha256: str, *, shortened: float = 0.0
+) -> KnownGallery:
+    """A gallery at random: of one camera that some people pass twice, or of several cameras that all pass two of.
+
+    `shortened`: the share of its tracks that are cut short.
+    """
     own = [(*key, vectors) for key, vectors in tracks.items() if key[0] in identities]
     chosen = _one_camera(own, rng) if rng.random() < 0.65 else _two_cameras(own, rng)  # noqa: PLR2004 - the product's usual case is one video
+    chosen = [(who, camera, _shortened(v, rng) if rng.random() < shortened else v) for who, camera, v in chosen]
     share = rng.uniform(0, 0.7) * rng.integers(0, 2)
     vetoed = np.triu(rng.random((len(chosen), len(chosen))) < share, 1)
     return gallery_of(chosen, vetoed | vetoed.T, sha256)
 
 
 Drawn = list[tuple[str, str, np.ndarray]]
+
+
+def _shortened(vectors: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A run of the track's crops, as when a person is soon lost."""
+    length = rng.integers(1, len(vectors) + 1)
+    start = rng.integers(0, len(vectors) - length + 1)
+    return vectors[start : start + length]
 
 
 def _one_camera(tracks: list[tuple[str, str, str, np.ndarray]], rng: np.random.Generator) -> Drawn:
@@ -250,36 +247,20 @@ def learned(tracks: Tracks, identities: set[str]) -> Curve:
         rest=float(values[:-DIRECTIONS].mean()),
         part_trace=within,
         arrival=(0.0, 0.0),
-        closed=(0.0, 0.0, 0.0, 0.0),
+        closed=(0.0, 0.0, 0.0, 0.0, 0.0),
     )
-
-
-def logistic(features: np.ndarray, same: np.ndarray, weights: np.ndarray) -> list[float]:
-    """Intercept and coefficients of a logistic regression (Newton's method), lightly held towards naught."""
-    middle, scale = features.mean(0), features.std(0) + 1e-9
-    inputs = np.c_[np.ones(len(features)), (features - middle) / scale]
-    ridge = np.diag([1e-9] + [1e-3] * features.shape[1])
-    shares, beta = weights / weights.sum(), np.zeros(inputs.shape[1])
-    for _ in range(50):
-        chance = sigmoid(inputs @ beta)
-        gradient = inputs.T @ (shares * (chance - same)) + ridge @ beta
-        step = np.linalg.solve((inputs * (shares * chance * (1 - chance))[:, None]).T @ inputs + ridge, gradient)
-        beta -= step
-        if np.abs(step).max() < 1e-9:  # noqa: PLR2004
-            break
-    slopes = beta[1:] / scale
-    return [float(beta[0] - slopes @ middle), *map(float, slopes)]
 
 
 def fit(tracks: Tracks, sha256: str, rng: np.random.Generator) -> Curve:
     """The curve of these weights."""
     people = sorted({who for who, _, _ in tracks})
-    features, similarity, same, weights = [], [], [], []
+    features, similarity, same, weights, as_they_are = [], [], [], [], []
     for fold in range(FOLDS):
         held = set(people[fold::FOLDS])
         curve = learned(tracks, set(people) - held)
-        for _ in range(GALLERIES // FOLDS):
-            gallery = draw(tracks, held, rng, sha256)
+        for i in range(GALLERIES // FOLDS):
+            shortened = SHORTENED if i % 2 else 0.0
+            gallery = draw(tracks, held, rng, sha256, shortened=shortened)
             pairs, cosines, truth = gallery.similar_pairs(FITTED_SIMILARITY)
             if pairs:
                 features.append(GalleryScorer(curve, gallery.persons).features(pairs))
@@ -287,18 +268,14 @@ def fit(tracks: Tracks, sha256: str, rng: np.random.Generator) -> Curve:
                 same.append(truth)
                 # A large gallery has many more pairs and tells little more.
                 weights.append(np.full(len(pairs), len(pairs) ** -0.5))
+                as_they_are.append(np.full(len(pairs), not shortened))
     truth, share = np.concatenate(same).astype(float), np.concatenate(weights)
-    whole = learned(tracks, set(people))
-    at_arrival = logistic(np.concatenate(similarity)[:, None], truth, share)
-    at_close = logistic(np.concatenate(features), truth, share)
-    return Curve(
-        mean=whole.mean,
-        basis=whole.basis,
-        spread=whole.spread,
-        rest=whole.rest,
-        part_trace=whole.part_trace,
-        arrival=(at_arrival[0], at_arrival[1]),
-        closed=(at_close[0], at_close[1], at_close[2], at_close[3]),
+    usual = np.concatenate(as_they_are)
+    return with_coefficients(
+        learned(tracks, set(people)),
+        # At arrival nothing is made of the number of crops, so the mix of them must be the usual one.
+        logistic(np.concatenate(similarity)[usual, None], truth[usual], share[usual]),
+        logistic(np.concatenate(features), truth, share),
     )
 
 
@@ -334,43 +311,20 @@ class Judged:
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in cls.__slots__))
 
 
-def bins_of(chance: np.ndarray, same: np.ndarray) -> Iterator[tuple[float, float, int]]:
-    """Mean probability, share of right ones and count of up to 10 equally large bins of at least 5 pairs."""
-    order = np.argsort(chance, kind="stable")
-    for part in np.array_split(order, max(1, min(10, len(order) // 5))):
-        yield float(chance[part].mean()), float(same[part].mean()), len(part)
-
-
-def calibration_error(chance: np.ndarray, same: np.ndarray) -> float:
-    """Expected calibration error with equal-count bins (Nguyen and O'Connor 2015; Naeini et al. 2015)."""
-    return sum(abs(mean - share) * count for mean, share, count in bins_of(chance, same)) / len(chance)
-
-
-def error_if_perfect(chance: np.ndarray, rng: np.random.Generator) -> float:
-    """What the error would come to with so many pairs, were every probability exactly right: chance alone."""
-    return float(np.mean([calibration_error(chance, rng.random(len(chance)) < chance) for _ in range(200)]))
-
-
 def pets_gallery(data: Path, weights: str, sha256: str) -> KnownGallery:
     """PETS09-S2L1 as `streamproc replay` sees it, with all defaults."""
-    from streamproc import pipeline, replay
+    from streamproc import replay
 
-    seen: list[PersonEmbedding] = []
-    make = pipeline._Run._person  # noqa: SLF001 - the events themselves, which replay does not return
-
-    def keep(run: pipeline._Run, *args: object) -> PersonEmbedding:
-        seen.append(make(run, *args))  # type: ignore[arg-type]
-        return seen[-1]
-
-    pipeline._Run._person = keep  # type: ignore[assignment,method-assign] # noqa: SLF001
-    try:
+    with tempfile.TemporaryDirectory() as out:
         replay(
             data / "videos" / "vtest.avi",
             persons=data / "persons" / "PETS09-S2L1.canonical_persons.npz",
+            out=out,
             clustering__osnet_model=weights,
+            animate=False,
         )
-    finally:
-        pipeline._Run._person = make  # type: ignore[method-assign] # noqa: SLF001
+        lines = (Path(out) / "person_embeddings.jsonl").read_bytes().splitlines()
+    seen = [PersonEmbedding.from_json(line) for line in lines]
     truth = json.loads((data / "gt" / "PETS09-S2L1.identity.json").read_text())["track_to_person"]
     assert {person.model.weights_sha256 for person in seen} == {sha256}
     return KnownGallery(
@@ -414,42 +368,16 @@ def describe(name: str, judged: Judged, curve_settings: Calibration, rng: np.ran
     )
 
 
-def diagram(rows: Mapping[str, Mapping[str, Judged]]) -> str:
-    """Reliability diagrams as SVG: a row a set of weights, a column a set of pairs."""
-    side, gap = 220, 70
-    columns = max(len(judged) for judged in rows.values())
-    width, height = gap + columns * (side + gap), gap + len(rows) * (side + gap)
-    out = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">',
-        f'<rect width="{width}" height="{height}" fill="white"/>',
-        "<style>text { font: 12px sans-serif }</style>",
-        f'<g transform="translate({gap} 20)"><text fill="#1b6ca8">● calibrated, when the video is closed</text>',
-        '<text x="240" fill="#d95f02">● the cosine taken for a probability</text>',
-        '<text x="480">each point: equally many pairs</text></g>',
-    ]
-    for r, (weights, judged) in enumerate(rows.items()):
-        for c, (name, pairs) in enumerate(judged.items()):
-            out.append(f'<g transform="translate({gap + c * (side + gap)} {gap + r * (side + gap)})">')
-            out.append(f'<text y="-20">{weights}</text>')
-            out += _plot(f"{name}, {len(pairs.same)} pairs", pairs, side)
-            out.append("</g>")
-    out.append("</svg>\n")
-    return "\n".join(out)
+def panels_of(judged: Mapping[str, Judged]) -> list[Panel]:
+    """A reliability diagram of each set of pairs."""
+    return [Panel(name, pairs.same, (pairs.at_close, pairs.similarity.clip(0, 1))) for name, pairs in judged.items()]
 
 
-def _plot(title: str, pairs: Judged, side: int) -> Iterator[str]:
-    yield f'<rect width="{side}" height="{side}" fill="none" stroke="#999"/>'
-    yield f'<path d="M0 {side}L{side} 0" stroke="#bbb"/><text y="-8">{title}</text>'
-    yield f'<text x="{side / 2}" y="{side + 28}" text-anchor="middle">probability</text>'
-    yield f'<text transform="translate(-8 {side / 2}) rotate(-90)" text-anchor="middle">share of one person</text>'
-    yield f'<text y="{side + 14}">0</text><text x="{side}" y="{side + 14}" text-anchor="end">1</text>'
-    for chance, colour in ((pairs.similarity.clip(0, 1), "#d95f02"), (pairs.at_close, "#1b6ca8")):
-        points = [
-            (round(side * mean, 1), round(side * (1 - share), 1)) for mean, share, _ in bins_of(chance, pairs.same)
-        ]
-        line = " ".join(f"{x},{y}" for x, y in points)
-        yield f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="1.5"/>'
-        yield from (f'<circle cx="{x}" cy="{y}" r="3.5" fill="{colour}"/>' for x, y in points)
+def known_curves(path: Path) -> dict[str, Curve]:
+    """The curves there are; those of another method are of no use any more."""
+    if not path.is_file() or any(c["method"] != METHOD for c in json.loads(path.read_bytes())["curves"].values()):
+        return {}
+    return load_curves(path)
 
 
 def main() -> None:
@@ -461,7 +389,7 @@ def main() -> None:
     parser.add_argument("--diagram", type=Path, help="reliability diagrams of what was not fitted on, SVG")
     parser.add_argument("--figures-only", action="store_true", help="of the curves as they are")
     args = parser.parse_args()
-    curves = load_curves(args.out) if args.out.is_file() else {}
+    curves = known_curves(args.out)
     pictures = None if args.figures_only else train_pictures(args.data)
     rows: dict[str, dict[str, Judged]] = {}
     for name in args.weights:
@@ -470,8 +398,7 @@ def main() -> None:
         sha256, rng = embedder.weights_sha256, np.random.default_rng(1)
         if pictures is not None:
             curves[sha256] = fit(embed_all(embedder, pictures), sha256, rng)
-            content = {"curves": {key: curves[key].to_json() for key in sorted(curves)}}
-            args.out.write_bytes(orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+            args.out.write_bytes(curves_to_json(curves))
         curve, settings = curves[sha256], Calibration()
         print(f"== {embedder.name} {sha256[:8]} {curve!r} arrival {curve.arrival} closed {curve.closed}")
         judged = {
@@ -483,7 +410,10 @@ def main() -> None:
             print(describe(what, pairs, settings, rng), flush=True)
         rows[embedder.name] = judged
     if args.diagram is not None:
-        args.diagram.write_text(diagram(rows), encoding="utf-8")
+        legend = ("calibrated, when the video is closed", "the cosine taken for a probability")
+        args.diagram.write_text(
+            diagram([(name, panels_of(judged)) for name, judged in rows.items()], legend), encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def evaluate(
     """Compare tracks and `candidates` (id, id, how sure) with the `truth`, whose ids are persons."""
     shared = shared_boxes(tracks, truth)  # (tracks, persons)
     sizes = np.array([len(track) for track in tracks])
-    owner = np.where(shared.max(1, initial=0) >= _OWN_SHARE * sizes, shared.argmax(1) if shared.size else -1, -1)
+    owner = _owners(shared, sizes)
     person_of = {track.person_id: int(who) for track, who in zip(tracks, owner, strict=True)}
     counts = np.bincount(owner[owner >= 0])
     true_pairs = int((counts * (counts - 1) // 2).sum())
@@ -75,6 +75,17 @@ def evaluate(
             )
         )
     return Evaluation(true_pairs, int((owner < 0).sum()), _idf1(shared, total), tuple(scored))
+
+
+def owners(tracks: Sequence[Track], truth: Sequence[Track]) -> list[int | None]:
+    """Whose each track is: the `person_id` of the truth that half of its boxes lie on, None where there is none."""
+    found = _owners(shared_boxes(tracks, truth), np.array([len(track) for track in tracks]))
+    return [truth[who].person_id if who >= 0 else None for who in found.tolist()]
+
+
+def _owners(shared: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Which person (column) each track (row) is, -1 for none."""
+    return np.where(shared.max(1, initial=0) >= _OWN_SHARE * sizes, shared.argmax(1) if shared.size else -1, -1)
 
 
 def shared_boxes(tracks: Sequence[Track], truth: Sequence[Track]) -> npt.NDArray[np.int64]:

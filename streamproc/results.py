@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from streamproc.crops import Plan
     from streamproc.errors import InputError
-    from streamproc.events import DuplicateCandidate
+    from streamproc.events import DuplicateCandidate, PersonEmbedding
     from streamproc.pipeline import VideoSummary
     from streamproc.reid import Embedder
     from streamproc.settings import Settings
@@ -113,8 +113,7 @@ def result_of(found: Findings, members: Sequence[Member], *, several: bool, wall
     embedder, threshold = found.embedder, found.settings.clustering.similarity_threshold
     gallery_id = members[0].gallery_id
     gallery = found.gallery_of(gallery_id)
-    named = [person_key_of(m.source.video_id, person) for m in members for person in sorted(_plan(m).tracks)]
-    keys = [key for key in named if key in gallery.rows]
+    keys = [key for key in _keys(members) if key in gallery.rows]
     persons = [gallery.rows[key].person for key in keys]
     labels = tuple(key if several else person.person_id for key, person in zip(keys, persons, strict=True))
     standing = set(keys)
@@ -201,10 +200,24 @@ def report_of(found: Findings, result: Result, members: Sequence[Member], *, sev
         candidates=result.pairs.candidates,
         vetoed_pairs=result.pairs.vetoed,
         candidate_events=tuple(event.to_json() for event in result.candidates),
+        person_events=tuple(event.to_json() for event in _embedded(found, members)),
         model=result.summary["model"],
         notices=tuple(found.notices),
         run=result.summary,
     )
+
+
+def _embedded(found: Findings, members: Sequence[Member]) -> Iterator[PersonEmbedding]:
+    """The persons that have a vector, in the order of `Result.person_ids`."""
+    if found.embedder is not None:
+        rows = found.gallery_of(members[0].gallery_id).rows
+        for key in _keys(members):
+            if key in rows:
+                yield rows[key].person
+
+
+def _keys(members: Sequence[Member]) -> list[str]:
+    return [person_key_of(m.source.video_id, person) for m in members for person in sorted(_plan(m).tracks)]
 
 
 def _entries(found: Findings, member: Member, *, several: bool) -> Iterator[PersonEntry]:

@@ -50,6 +50,8 @@ class Clustering(_Section):
     """A candidate of weights that have a calibration curve is at least so likely one person; 0: all are shown."""
     likely_probability: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.9
     """From here on a candidate is in the band `likely`, below in `uncertain`."""
+    calibration: Path | None = None
+    """A file that `streamproc calibrate` wrote: its curves go before the package's for the same weights."""
 
 
 class LimitSettings(_Section):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol, Self, TypeVar
 import numpy as np
 
 from streamproc.channel import Channel
+from streamproc.errors import UsageError, WeightsError
 from streamproc.gallery import Calibration, load_curves
 from streamproc.reid.manifest import package_file
 from streamproc.video import Limits
@@ -31,7 +32,6 @@ log = logging.getLogger(__name__)
 
 BUCKETS_IN_FLIGHT = 32
 BUCKETS_A_BATCH = 4  # with 8 crops each: 32 crops, where the network is at its best
-LINGER_SECONDS = 0.002
 ANIMATIONS_WAITING = 4096  # waiting crops lie in the PixelStore, so this bounds a count, not memory
 ANIMATION_THREADS = 2
 
@@ -59,8 +59,16 @@ def video_limits(settings: Settings) -> Limits:
 
 
 def calibration_of(clustering: Clustering) -> Calibration:
-    """The package's curves, and what is asked of a probability. Raises WeightsError."""
+    """The package's curves and the user's before them, and what is asked of a probability.
+
+    Raises WeightsError for the package's, UsageError for a file of the user's that holds none.
+    """
     curves = load_curves(package_file("calibration.json"))
+    if clustering.calibration is not None:
+        try:
+            curves |= load_curves(clustering.calibration.expanduser())
+        except WeightsError as error:
+            raise UsageError(f"clustering.calibration: {error}") from error
     return Calibration(curves, clustering.min_probability, clustering.likely_probability)
 
 
@@ -111,6 +119,7 @@ async def call(pool: ThreadPoolExecutor, seconds: Counter[str], stage: str, work
 class EmbedStage:
     """Embeds the chosen crops of full buckets in batches across persons and videos.
 
+    A batch begins as soon as the network is free: those that come meanwhile share the next. Nobody waits for others.
     Use as an async context manager; any number of videos submit. A fault of the network reaches whoever submitted.
     """
 
@@ -154,7 +163,7 @@ class EmbedStage:
         return vectors
 
     async def _run(self) -> None:
-        async for batch in self._channel.batches(BUCKETS_A_BATCH, LINGER_SECONDS):
+        async for batch in self._channel.batches(BUCKETS_A_BATCH, 0):
             start = time.perf_counter()
             self.seconds["wait"] += sum(start - came for _, _, came in batch)  # type: ignore[assignment] # as below
             pixels = [bucket.crops[i].pixels for bucket, _, _ in batch for i in bucket.embedded]
@@ -200,7 +209,7 @@ class AnimateStage:
         self._write = write
         self._threads = threads
         self._tasks: dict[asyncio.Task[None], RunIds] = {}
-        self._room = asyncio.Semaphore(ANIMATION_THREADS)
+        self._room = asyncio.Semaphore(2 * ANIMATION_THREADS)  # no thread waits for a busy event loop
         self.errors: dict[tuple[str, int], str] = {}
         """Why there is no animation, by (video_id, person_id)."""
 

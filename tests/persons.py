@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from streamproc.events import ModelInfo, PersonEmbedding, Segments, Vector, VideoClosed, person_key_of
+from streamproc.events import CropInfo, ModelInfo, PersonEmbedding, Segments, Vector, VideoClosed, person_key_of
 
 
 def unit_vector(values) -> np.ndarray:
@@ -26,6 +26,7 @@ def person(
     seconds=(0.0, 1.0),
     similarity_threshold=None,
     segments=None,
+    crops=0,
 ) -> PersonEmbedding:
     values = unit_vector(vector) if normalise else np.asarray(vector, np.float64)
     return PersonEmbedding.make(
@@ -37,8 +38,8 @@ def person(
         person_key=person_key_of(video_id, person_id),
         vector=Vector.of(values),
         model=ModelInfo(name="test", weights_sha256=weights),
-        crops=[],
-        crop_count=8,
+        crops=[CropInfo(frame_index=i, pts_seconds=i, box_xyxy=(0, 0, 10, 20), quality=1) for i in range(crops)],
+        crop_count=crops or 8,
         segments=None if segments is None else Segments.of(np.asarray(segments), [1] * len(segments)),
         first_frame_index=0,
         last_frame_index=10,

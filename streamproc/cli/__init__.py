@@ -11,7 +11,7 @@ import sys
 
 import click
 
-from streamproc.cli import evaluate, models, replay, stream
+from streamproc.cli import calibrate, evaluate, models, replay, stream
 from streamproc.cli.common import EXIT_CODES, EXIT_FAILURE
 from streamproc.version import __version__
 
@@ -24,6 +24,7 @@ def cli() -> None:
 
 cli.add_command(replay.replay)
 cli.add_command(evaluate.evaluate)
+cli.add_command(calibrate.calibrate)
 cli.add_command(models.models)
 for _command in stream.COMMANDS:
     cli.add_command(_command)

@@ -33,6 +33,11 @@ if TYPE_CHECKING:
 )
 @click.option("--weights", help="OSNet weights: .onnx, .pth, .pt or .safetensors. [default: the package's own]")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where the network runs. [default: auto]")
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    help="Curves that `streamproc calibrate` wrote. [default: the package's own]",
+)
 @click.option("--no-animations", is_flag=True, help="Write no WebP animations.")
 @click.option("--first-frame-number", type=int, help="The track file's number of the video's first frame.")
 @click.option(
@@ -63,6 +68,7 @@ def _run_replay(videos: Sequence[Path], options: dict[str, Any]) -> list[Result]
         "clustering.similarity_threshold": options["threshold"],
         "clustering.osnet_model": options["weights"],
         "clustering.device": options["device"],
+        "clustering.calibration": options["calibration"],
         "top_persons": options["top"],
         "animate": False if options["no_animations"] else None,
     }

@@ -9,6 +9,8 @@ video closes, all similar pairs of its gallery are judged again with labels that
   for these weights from persons seen by several cameras, and towards a multiple of the identity (Ledoit and Wolf 2004).
 - People seen apart in the same frames are known to differ: the fewer persons are left to be somebody's double, the
   likelier each of them is.
+- A mean of few crops is noisier, so the same person's tracks are less alike then: of two pairs that look equally alike,
+  the one with fewer crops is likelier one person.
 
 A logistic regression (Platt 1999), fitted on identities that took no part in the above, turns that into a probability.
 Both steps depend on the persons in the gallery alone, not on their order: keys are sorted before anything is summed up.
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 
     Float64Array = npt.NDArray[np.float64]
 
-METHOD = "centred-whitened-logistic-1"
+METHOD = "centred-whitened-logistic-2"
 """Part of every `calibration_id`: raise it when the arithmetic below changes."""
 
 MEAN_PERSONS = 3.0
@@ -46,6 +48,8 @@ COVARIANCE_DEGREES = 200.0
 """The learned covariance counts as much as so many degrees of freedom (a track of 4 parts has 3)."""
 SCALE_DEGREES = 10.0
 IDENTITY_SHARE = 0.3
+MOST_CROPS = 8
+"""Curves are fitted on means of 1 to so many crops; more count as so many."""
 SAMPLED_PERSONS = 2000
 """Of a larger gallery so many persons are enough for a mean and a covariance."""
 _PROBABILITY_DIGITS = 2  # more would promise too much, and say "updated" for nothing
@@ -71,7 +75,8 @@ class Curve:
     `mean` (dim,) of the training persons; their covariance within persons, of trace 1, is `spread` (k,) along the unit
     rows of `basis` (k, dim) and `rest` in every other direction; `part_trace` is the trace of the covariance within
     tracks. `arrival`: intercept, weight of the similarity. `closed`: intercept, weights of the whitened cosine, of
-    being in one video, and of the logarithm of how many others a person may be (see `GalleryScorer.features`).
+    being in one video, of the logarithm of how many others a person may be, and of that of the crops embedded (see
+    `GalleryScorer.features`).
     """
 
     mean: Float32Array
@@ -80,7 +85,7 @@ class Curve:
     rest: float
     part_trace: float
     arrival: tuple[float, float]
-    closed: tuple[float, float, float, float]
+    closed: tuple[float, float, float, float, float]
     calibration_id: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -128,8 +133,8 @@ class Curve:
             raise ValueError(f"expected a curve, got one without or with another {error}") from error
         numbers = [curve.rest, curve.part_trace, *curve.arrival, *curve.closed]
         arrays = (curve.mean, curve.basis, curve.spread)
-        if len(closed) != 4 or not (np.isfinite(numbers).all() and all(np.isfinite(a).all() for a in arrays)):  # noqa: PLR2004
-            raise ValueError("expected 4 finite coefficients and finite arrays")
+        if len(closed) != 5 or not (np.isfinite(numbers).all() and all(np.isfinite(a).all() for a in arrays)):  # noqa: PLR2004
+            raise ValueError("expected 5 finite coefficients and finite arrays")
         return curve
 
 
@@ -159,6 +164,7 @@ class GalleryScorer:
         self.index = {person.person_key: i for i, person in enumerate(self._persons)}
         self._mean, self._factor = self._statistics()
         self._log_others = self._count_others()
+        self._log_crops = np.log([_crops_embedded(person) for person in self._persons])
 
     def _sampled(self) -> list[PersonEmbedding]:
         if len(self._persons) <= SAMPLED_PERSONS:
@@ -172,7 +178,7 @@ class GalleryScorer:
         curve, sample = self._curve, self._sampled()
         vectors = np.stack([person.vector.numpy() for person in sample]).astype(np.float64)
         mean = (vectors.sum(0) + MEAN_PERSONS * curve.mean) / (len(vectors) + MEAN_PERSONS)
-        residuals, degrees = _within_tracks(sample, len(curve.mean))
+        residuals, degrees = within_tracks(sample, len(curve.mean))
         scatter = residuals.T @ residuals  # (dim, dim)
         trace = (np.trace(scatter) + SCALE_DEGREES * curve.part_trace) / (degrees + SCALE_DEGREES)
         basis = curve.basis.astype(np.float64)
@@ -197,9 +203,9 @@ class GalleryScorer:
         return logs
 
     def features(self, pairs: Sequence[tuple[str, str]]) -> Float64Array:
-        """Features (p, 3) of pairs of keys: whitened cosine, whether in one video, mean log of the others."""
+        """Features (p, 4) of pairs of keys: whitened cosine, whether in one video, mean logs of others and of crops."""
         if not pairs:
-            return np.zeros((0, 3))
+            return np.zeros((0, 4))
         place = np.array([[self.index[a], self.index[b]] for a, b in pairs])  # (p, 2)
         involved, local = np.unique(place, return_inverse=True)
         local = local.reshape(place.shape)
@@ -208,7 +214,8 @@ class GalleryScorer:
         chunks = np.array_split(local, len(local) // _PAIRS_AT_ONCE + 1)
         cosines = np.concatenate([np.einsum("pd,pd->p", white[chunk[:, 0]], white[chunk[:, 1]]) for chunk in chunks])
         one_video = [self._persons[i].video_id == self._persons[j].video_id for i, j in place.tolist()]
-        return np.stack([cosines, np.array(one_video, np.float64), self._log_others[place].mean(1)], axis=1)
+        logs = [log[place].mean(1) for log in (self._log_others, self._log_crops)]
+        return np.stack([cosines, np.array(one_video, np.float64), *logs], axis=1)
 
     def probabilities(self, pairs: Sequence[tuple[str, str]]) -> Float64Array:
         """Chance (p,) that each pair of keys is one person."""
@@ -216,7 +223,13 @@ class GalleryScorer:
         return sigmoid(self.features(pairs) @ np.array(weights) + intercept)
 
 
-def _within_tracks(persons: Iterable[PersonEmbedding], dim: int) -> tuple[Float64Array, int]:
+def _crops_embedded(person: PersonEmbedding) -> int:
+    """Of how many crops the vector is the mean: those that the event names, where it names any."""
+    # `crop_count` counts what was cut for the animation, up to 50; the network saw `crops` only.
+    return min(max(len(person.crops) or person.crop_count, 1), MOST_CROPS)
+
+
+def within_tracks(persons: Iterable[PersonEmbedding], dim: int) -> tuple[Float64Array, int]:
     """How the parts of each track differ from their mean (r, dim), and the degrees of freedom in that."""
     parts = [person.segments.numpy() for person in persons if person.segments is not None]
     usable = [_unit(part) for part in parts if len(part) > 1 and part.shape[1] == dim]
@@ -277,6 +290,12 @@ class Calibration:
         probability = round(chance, _PROBABILITY_DIGITS)
         band: Band = "likely" if probability >= self.likely_probability else "uncertain"
         return Judgement(probability, band, curve.calibration_id)
+
+
+def curves_to_json(curves: Mapping[str, Curve]) -> bytes:
+    """What `load_curves` reads."""
+    content = {"curves": {sha256: curves[sha256].to_json() for sha256 in sorted(curves)}}
+    return orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
 
 def load_curves(path: Path) -> dict[str, Curve]:

@@ -25,6 +25,7 @@ ARTIFACT_NAMES = (
     "embeddings.json",
     "embeddings.npy",
     "duplicate_candidates.jsonl",
+    "person_embeddings.jsonl",
     "run.json",
 )
 
@@ -38,7 +39,8 @@ def artifacts(report: GalleryReport) -> Iterator[tuple[str, bytes]]:
         yield "embeddings.json", to_json(_embeddings(report, embeddings))
         yield "similarity_matrix.npy", _npy(similarity)
         yield "similarity_matrix.json", to_json(_similarity(report, similarity))
-    yield "duplicate_candidates.jsonl", b"".join(event.rstrip(b"\n") + b"\n" for event in report.candidate_events)
+        yield "person_embeddings.jsonl", _lines(report.person_events)
+    yield "duplicate_candidates.jsonl", _lines(report.candidate_events)
     yield "run.json", to_json(report.run, indent=True) + b"\n"
 
 
@@ -51,6 +53,10 @@ def to_json(value: object, *, indent: bool = False) -> bytes:
 def by_similarity(pairs: Iterable[Pair]) -> list[Pair]:
     """The most similar first; pairs alike in that keep their order."""
     return sorted(pairs, key=lambda pair: -pair.similarity)
+
+
+def _lines(events: Iterable[bytes]) -> bytes:
+    return b"".join(event.rstrip(b"\n") + b"\n" for event in events)
 
 
 def _embeddings(report: GalleryReport, embeddings: Float32Array) -> dict[str, Any]:

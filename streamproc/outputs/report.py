@@ -62,10 +62,9 @@ class GalleryReport:
 
     embeddings (N, D) float32 unit rows and similarity (N, N) float32 symmetric, both in the order of `embedded_ids`, or
     both None where similarity was skipped; a notice should then say why. `candidates` have no veto; `vetoed_pairs` are
-    above `similarity_threshold` and have one. `candidate_events` are the events that the stream would publish, one JSON
-    text each. `model` says at least "name", "architecture" and "weights_sha256". `notices` are shown on top of the
-    page. `run` becomes run.json. `timestamp` must know its zone and is
-    kept in UTC.
+    above `similarity_threshold` and have one. `candidate_events` and `person_events` are the events that the stream
+    would publish, one JSON text each. `model` says at least "name", "architecture" and "weights_sha256". `notices` are
+    shown on top of the page. `run` becomes run.json. `timestamp` must know its zone and is kept in UTC.
 
     Raises ValueError where these do not fit together.
     """
@@ -81,6 +80,7 @@ class GalleryReport:
     candidates: tuple[Pair, ...] = ()
     vetoed_pairs: tuple[Pair, ...] = ()
     candidate_events: tuple[bytes, ...] = ()
+    person_events: tuple[bytes, ...] = ()
     model: dict[str, Any] | None = None
     notices: tuple[str, ...] = ()
     run: dict[str, Any] = field(default_factory=dict)

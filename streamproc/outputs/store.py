@@ -78,7 +78,7 @@ class AnimationStore:
             if self._folder is None:
                 self._fs.pipe_file(f"{self._prefix}/{relative}", content)
             else:
-                _replace(self._folder / relative, content)
+                replace_file(self._folder / relative, content)
         except Exception as error:  # each fsspec backend has errors of its own
             reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:160] or type(error).__name__
             raise MachineError(
@@ -144,7 +144,8 @@ def _safe_name(text: str) -> str:
     return plain or "~"
 
 
-def _replace(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file that is never seen half written; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.urandom(6).hex()}.part")
     try:

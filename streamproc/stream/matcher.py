@@ -28,22 +28,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from streamproc.errors import EventError, MachineError
-from streamproc.events import (
-    DuplicateCandidate,
-    GalleryExpired,
-    PersonEmbedding,
-    VideoClosed,
-    now,
-    parse_embedded,
-)
+from streamproc.events import DuplicateCandidate, GalleryExpired, PersonEmbedding, now
 from streamproc.stages import calibration_of
 from streamproc.stream.faust_app import FaustTable, instance_folder, record_of
 from streamproc.stream.gallery_api import GalleryApi
 from streamproc.stream.kafka import Publisher, patiently, trace_of
 from streamproc.stream.logs import log_about
+from streamproc.stream.lookahead import LookAhead
 from streamproc.stream.matcher_metrics import MatcherMetrics
 from streamproc.stream.rows import Galleries, decide, entries_of, now_ms, partition_of, time_of
 from streamproc.stream.service import Service
@@ -55,15 +47,12 @@ if TYPE_CHECKING:
     from streamproc.gallery import Outcome
     from streamproc.settings import Settings
     from streamproc.stream.faust_app import FaustEvent, Waiting
+    from streamproc.stream.lookahead import Parsed
     from streamproc.stream.rows import Entries, Held
 
 log = logging.getLogger(__name__)
 
-Parsed = PersonEmbedding | VideoClosed | GalleryExpired
-
 _UNSETTLED_EVENTS = 1000
-_AHEAD_EVENTS = 64
-_IDLE_TURNS = 3
 _LINGER_MS = 10
 _ROWS_A_TURN = 200
 _STOP_SECONDS = 10.0
@@ -113,8 +102,6 @@ class Matcher:
         self._changes = Publisher(
             settings, "matcher", max_record_bytes=2 * settings.kafka.max_event_bytes, linger_ms=_LINGER_MS
         )
-        # By partition and offset, not by message: Faust waits until the messages that it took back are garbage.
-        self._looked_at: dict[tuple[int, int], Parsed | EventError] = {}
         self._handled: asyncio.Queue[_Handled] = asyncio.Queue(_UNSETTLED_EVENTS)
         self._table: FaustTable | None = None
         self._loaded: frozenset[int] = frozenset()
@@ -250,47 +237,15 @@ class Matcher:
     # One event.
 
     async def _take(self, events: AsyncIterator[FaustEvent], waiting: Waiting) -> None:
+        ahead = LookAhead(self._settings.kafka.max_event_bytes, waiting, self._metrics)
         try:
             async for event in events:
                 self._busy = True
-                place = (event.message.partition, event.message.offset)
-                if place not in self._looked_at:
-                    await self._let_others_come(waiting)
-                    self._look_ahead([event.message, *waiting(_AHEAD_EVENTS)])
-                await self._handle(event, self._looked_at.pop(place))
+                await self._handle(event, await ahead.parsed(event.message, self.galleries))
                 self._busy = False
         except Exception as error:  # noqa: BLE001 - whatever it was, it ends this process
             self._fail(error)
             await asyncio.Event().wait()  # for ever: if this returned, Faust would go on behind the event
-
-    async def _let_others_come(self, waiting: Waiting) -> None:
-        """Let Faust hand over what it has fetched: the loop goes round until nothing more comes."""
-        idle_turns, size = 0, -1
-        while idle_turns < _IDLE_TURNS and size < _AHEAD_EVENTS:
-            await asyncio.sleep(0)
-            idle_turns = idle_turns + 1 if len(waiting(_AHEAD_EVENTS)) == size else 0
-            size = len(waiting(_AHEAD_EVENTS))
-
-    def _look_ahead(self, messages: list[Any]) -> None:
-        """Parse the events at hand, and compare their persons with each gallery at once."""
-        self._looked_at.clear()  # what is left was taken away by a rebalance
-        persons: dict[tuple[str, str, int], list[PersonEmbedding]] = {}
-        for message in messages:
-            parsed: Parsed | EventError
-            try:
-                parsed = self._parse(message)
-            except EventError as error:
-                parsed = error  # given up in its turn
-            self._looked_at[message.partition, message.offset] = parsed
-            if isinstance(parsed, PersonEmbedding):
-                key = (parsed.gallery_id, parsed.model.weights_sha256, parsed.vector.dim)
-                persons.setdefault(key, []).append(parsed)
-        start = time.perf_counter()
-        for (gallery_id, weights_sha256, _), together in persons.items():
-            held = self.galleries.get(gallery_id)
-            if held is not None and len(together) > 1:
-                held.gallery.foresee(np.stack([person.vector.numpy() for person in together]), weights_sha256)
-        self._metrics.seconds["apply"] += time.perf_counter() - start
 
     async def _handle(self, event: FaustEvent, parsed: Parsed | EventError) -> None:
         message = event.message
@@ -308,16 +263,6 @@ class Matcher:
         except EventError as error:
             await self._give_up(message, error.code, str(error))
         await self._handled.put(_Handled(event, entries, begun))
-
-    def _parse(self, message: Any) -> Parsed:  # noqa: ANN401 - Faust's
-        start = time.perf_counter()
-        value: bytes = message.value or b""
-        limit = self._settings.kafka.max_event_bytes
-        if len(value) > limit:  # its row might not fit into the changelog
-            raise EventError(f"expected at most {limit} bytes, got {len(value)}: see kafka.max_event_bytes")
-        parsed = parse_embedded(value)
-        self._metrics.seconds["parse"] += time.perf_counter() - start
-        return parsed
 
     async def _apply(
         self,

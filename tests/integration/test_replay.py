@@ -68,6 +68,7 @@ def test_the_sample_gives_the_pair_that_came_back_and_all_files(clip, tmp_path) 
         "duplicate_candidates.jsonl",
         "embeddings.json",
         "embeddings.npy",
+        "person_embeddings.jsonl",
         "run.json",
         "similarity_matrix.json",
         "similarity_matrix.npy",
@@ -189,12 +190,12 @@ def test_without_weights_animations_and_page_still_come(clip, tmp_path) -> None:
     assert json.loads((tmp_path / "out" / "run.json").read_text())["partial"] is True
 
 
-def test_with_pillow_failing_candidates_still_come(clip, tmp_path) -> None:
+def test_with_animations_failing_candidates_still_come(clip, tmp_path) -> None:
     """A disk that fills up while animations are written."""
     full = (
-        "import PIL.Image, errno\n"
+        "import streamproc.animation, errno\n"
         "def full(*a, **k): raise OSError(errno.ENOSPC, 'No space left on device')\n"
-        "PIL.Image.Image.save = full"
+        "streamproc.animation.encode_webp = full"
     )
     done = run(clip, "--out", tmp_path / "out", before=full)
     assert done.returncode == 4

@@ -23,7 +23,7 @@ DIM = 6
 TIME = "2026-11-24T12:00:00Z"
 
 
-def make_curve(*, arrival=(-8.0, 10.0), closed=(-1.0, 6.0, 0.0, -0.5), dim=DIM) -> Curve:
+def make_curve(*, arrival=(-8.0, 10.0), closed=(-1.0, 6.0, 0.0, -0.5, 0.0), dim=DIM) -> Curve:
     rng = np.random.default_rng(7)
     basis = np.linalg.qr(rng.normal(size=(dim, 2)))[0].T
     return Curve(
@@ -88,7 +88,7 @@ def test_at_arrival_the_probability_follows_from_the_similarity() -> None:
 
 def test_what_is_not_likely_enough_is_held_back_and_proposed_when_the_gallery_says_otherwise() -> None:
     gallery = Gallery("g")
-    calibration = calibrated(arrival=(-20.0, 10.0), closed=(3.0, 0.0, 0.0, 0.0))
+    calibration = calibrated(arrival=(-20.0, 10.0), closed=(3.0, 0.0, 0.0, 0.0, 0.0))
     assert feed(gallery, person(1, A), person(2, B), calibration=calibration) == []
     assert standing(gallery) == {}
     said = feed(gallery, closed([1, 2]), calibration=calibration)
@@ -99,7 +99,7 @@ def test_what_is_not_likely_enough_is_held_back_and_proposed_when_the_gallery_sa
 
 def test_what_the_gallery_finds_unlikely_is_withdrawn_with_its_reason() -> None:
     gallery = Gallery("g")
-    calibration = calibrated(arrival=(3.0, 0.0), closed=(-3.0, 0.0, 0.0, 0.0))
+    calibration = calibrated(arrival=(3.0, 0.0), closed=(-3.0, 0.0, 0.0, 0.0, 0.0))
     said = feed(gallery, person(1, A), person(2, B), closed([1, 2]), calibration=calibration)
     assert [(e.state, getattr(e, "reason", None)) for e in said] == [
         ("proposed", None),
@@ -113,14 +113,14 @@ def test_what_the_gallery_finds_unlikely_is_withdrawn_with_its_reason() -> None:
 
 def test_a_probability_that_stays_is_not_said_again() -> None:
     gallery = Gallery("g")
-    calibration = calibrated(arrival=(1.0, 0.0), closed=(1.0, 0.0, 0.0, 0.0))
+    calibration = calibrated(arrival=(1.0, 0.0), closed=(1.0, 0.0, 0.0, 0.0, 0.0))
     said = feed(gallery, person(1, A), person(2, B), closed([1, 2]), calibration=calibration)
     assert [e.state for e in said] == ["proposed", "done"]
 
 
 def test_a_person_whose_new_run_is_less_likely_is_withdrawn_at_once() -> None:
     gallery = Gallery("g")
-    calibration = calibrated(closed=(3.0, 0.0, 0.0, 0.0))
+    calibration = calibrated(closed=(3.0, 0.0, 0.0, 0.0, 0.0))
     feed(gallery, person(1, A), person(2, B), closed([1, 2]), calibration=calibration)
     again = [person(i, v, run="r2", minute=1) for i, v in ((1, A), (2, [0.71, np.sqrt(1 - 0.71**2), 0, 0, 0, 0]))]
     said = feed(gallery, *again, calibration=calibration)
@@ -136,6 +136,23 @@ def test_the_fewer_others_a_person_may_be_the_likelier_each() -> None:
         return GalleryScorer(curve, {p.person_key: p for p in people}).probabilities([("v/0", "v/1")])[0]
 
     assert chance([]) < chance([2]) < chance([2, 3, 4, 5])
+
+
+def test_of_two_pairs_alike_the_one_with_fewer_crops_is_likelier_one_person() -> None:
+    curve = make_curve(closed=(-1.0, 6.0, 0.0, -0.5, -1.0))
+    vectors = np.random.default_rng(3).normal(size=(6, DIM))
+
+    def chance(crops):
+        people = [person(i, v, crops=crops if i < 2 else 8) for i, v in enumerate(vectors)]
+        return GalleryScorer(curve, {p.person_key: p for p in people}).probabilities([("v/0", "v/1")])[0]
+
+    assert chance(1) > chance(4) > chance(8)
+    assert chance(8) == chance(50), "more crops than curves are fitted on count as so many"
+
+
+def test_the_crops_that_count_are_those_embedded_not_those_cut() -> None:
+    people = {f"v/{i}": person(i, v, crops=2).model_copy(update={"crop_count": 50}) for i, v in enumerate(np.eye(DIM))}
+    np.testing.assert_allclose(GalleryScorer(make_curve(), people).features([("v/0", "v/1")])[0, 3], np.log(2))
 
 
 def test_a_person_of_a_wrong_length_under_known_weights_keeps_its_first_judgement() -> None:
@@ -241,7 +258,7 @@ def galleries(draw):
     seed, count = draw(st.integers(0, 2**32 - 1)), draw(st.integers(1, 7))
     rng = np.random.default_rng(seed)
     events = two_videos(rng, count, parts=True, weights=(WEIGHTS, "b" * 64))
-    curve = make_curve(arrival=(rng.normal(-6, 3), 8.0), closed=(rng.normal(), 4.0, rng.normal(), -0.5))
+    curve = make_curve(arrival=(rng.normal(-6, 3), 8.0), closed=(rng.normal(), 4.0, rng.normal(), -0.5, -1.0))
     calibration = Calibration({WEIGHTS: curve}, min_probability=0.3, likely_probability=0.7)
     return events, count, calibration
 
@@ -349,6 +366,7 @@ def synthetic_tracks(rng, *, dim=16, people=45):
 def test_a_curve_fitted_on_some_people_is_right_about_others(monkeypatch) -> None:
     """Better than none, and nearly as often right as it says."""
     from models import calibrate
+    from streamproc.gallery.reliability import calibration_error, diagram
 
     monkeypatch.setattr(calibrate, "GALLERIES", 24)
     monkeypatch.setattr(calibrate, "DIRECTIONS", 4)
@@ -360,17 +378,7 @@ def test_a_curve_fitted_on_some_people_is_right_about_others(monkeypatch) -> Non
     held = [calibrate.draw(others, {who for who, _, _ in others}, rng, WEIGHTS) for _ in range(12)]
     judged = calibrate.Judged.of(held, curve, WEIGHTS)
     assert 0.02 < judged.same.mean() < 0.6
-    errors = [calibrate.calibration_error(c, judged.same) for c in (judged.at_close, judged.similarity.clip(0, 1))]
+    errors = [calibration_error(c, judged.same) for c in (judged.at_close, judged.similarity.clip(0, 1))]
     assert errors[0] < 0.06 < errors[1]
     assert "recall" in calibrate.describe("x", judged, Calibration(), rng)
-    assert calibrate.diagram({"w": {"x": judged}}).count("<circle") == 20
-
-
-def test_the_regression_finds_the_odds_that_made_its_data() -> None:
-    from models import calibrate
-
-    rng = np.random.default_rng(1)
-    features = rng.normal(size=(40_000, 2))
-    same = rng.random(40_000) < module.sigmoid(-1 + features @ [2, -0.5])
-    found = calibrate.logistic(features, same.astype(float), np.ones(40_000))
-    np.testing.assert_allclose(found, [-1, 2, -0.5], atol=0.06)
+    assert diagram([("w", calibrate.panels_of({"x": judged}))], ("one", "other")).count("<circle") == 20

@@ -61,7 +61,7 @@ CALIBRATION = Calibration(
             rest=0.1,
             part_trace=0.1,
             arrival=(-8.0, 10.0),
-            closed=(-1.0, 5.0, 0.0, -0.5),
+            closed=(-1.0, 5.0, 0.0, -0.5, -1.0),
         )
     }
 )

@@ -50,6 +50,7 @@ def report(ids=(4, 1, 9), **changes):
         "candidates": (Pair(ids[0], ids[2], 0.95),),
         "vetoed_pairs": (Pair(ids[0], ids[1], 0.8, frames_apart=12),),
         "candidate_events": (b'{"state":"new"}', b'{"state":"again"}\n'),
+        "person_events": tuple(b'{"person_id":%d}' % i for i in range(len(ids))),
         "model": {"name": "ours", "architecture": "osnet_x0_25", "weights_sha256": "ab" * 32},
         "run": {"out": Path("/tmp/out"), "seconds": np.float32(0.1)},
     }
@@ -116,9 +117,11 @@ def test_ids_of_several_videos_are_texts(tmp_path):
     assert read["candidates"] == [["a/4", "b/9", 0.95]]
 
 
-def test_candidates_are_one_event_a_line(tmp_path):
+def test_candidates_and_persons_are_one_event_a_line(tmp_path):
     lines = (written(tmp_path, report()) / "duplicate_candidates.jsonl").read_bytes()
     assert lines == b'{"state":"new"}\n{"state":"again"}\n'
+    lines = (tmp_path / "person_embeddings.jsonl").read_bytes()
+    assert lines == b'{"person_id":0}\n{"person_id":1}\n{"person_id":2}\n'
 
 
 def test_run_json_takes_paths_and_numpy_numbers(tmp_path):

@@ -1,0 +1,1 @@
+"""Parts of `models/distill.py`: crops, their augmentation, networks, figures on what is held out."""

@@ -1,0 +1,119 @@
+"""From a person's bucket being full to its candidates on the topic: `stream_latency.py [--videos N]`.
+
+Worker and matcher run as processes on a real broker; nothing else does, and the client only waits. Each video is the
+sample clip with the tracks of two people who are one: when the second bucket is full, its crops are embedded, the
+person is sent to the matcher and the candidate comes. Both ends are times of this machine's clock: the bucket's being
+handed to the network, noted in the worker, and the candidate record's creation. Beside it, of the same videos: how
+much of that the network took for its 8 crops, after it had been idle.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from common import ROOT, print_machine
+
+sys.path.insert(0, str(ROOT / "tests"))
+import kafka
+from services import Stream, eventually
+
+from streamproc.people import load_tracks
+from streamproc.stream.topics import create_topics
+
+PERSONS = (1, 6)
+WARM_UP_VIDEOS = 5
+IDLE_SECONDS = 1.5
+
+WORKER = r"""
+import json, os, sys, time
+from streamproc import stages
+from streamproc.cli import main
+
+notes = open(os.environ["NOTES"], "a", buffering=1)
+submit, embed = stages.EmbedStage.submit, stages.EmbedStage._embed
+
+async def noted_submit(self, bucket):
+    notes.write(json.dumps(["full", time.time()]) + "\n")
+    return await submit(self, bucket)
+
+async def noted_embed(self, pixels):
+    start = time.time()
+    vectors = await embed(self, pixels)
+    notes.write(json.dumps(["embedded", start, time.time()]) + "\n")
+    return vectors
+
+stages.EmbedStage.submit, stages.EmbedStage._embed = noted_submit, noted_embed
+sys.argv = ["streamproc", sys.argv[1]]
+main()
+"""
+
+
+def two_people(path: Path) -> None:
+    """The tracks of `PERSONS` as MOT text."""
+    rows = []
+    for track in load_tracks(ROOT / "tests" / "sample" / "sample.persons.npz").tracks:
+        if track.person_id in PERSONS:
+            for frame, (x0, y0, x1, y1) in zip(track.frame_indices, track.boxes_xyxy, strict=True):
+                rows.append((frame + 1, track.person_id, f"{x0:.2f},{y0:.2f},{x1 - x0:.2f},{y1 - y0:.2f},1,-1,-1,-1"))
+    path.write_text("".join(f"{frame},{person},{rest}\n" for frame, person, rest in sorted(rows)))
+
+
+def measure(stream: Stream, notes: Path, videos: int) -> tuple[np.ndarray, np.ndarray]:
+    """Milliseconds from full to candidate, and of the network alone, a video each."""
+    (stream.media / "a.mp4").write_bytes((ROOT / "tests" / "sample" / "sample.mp4").read_bytes())
+    two_people(stream.media / "a.mot.txt")
+    asyncio.run(create_topics(stream.settings))
+    stream.start("worker", code=WORKER)
+    stream.start("matcher")
+    noted = []
+    for number in range(WARM_UP_VIDEOS + videos):
+        before = len(notes.read_text().splitlines())
+        stream.announce("a.mp4", video_id=f"v{number}", gallery_id=f"g{number}")
+        time.sleep(IDLE_SECONDS)
+        eventually(lambda before=before: notes.read_text().splitlines()[before:], f"video {number}")
+        lines = [json.loads(line) for line in notes.read_text().splitlines()[before:]]
+        noted.append((lines, max(at for what, at, *_ in lines if what == "full")))
+    made = {}
+    for record in stream.records("duplicate-candidates"):
+        event = json.loads(record.value)
+        if event["state"] == "proposed":
+            made[event["gallery_id"]] = record.timestamp
+    full = [made[f"g{number}"] - 1000 * at for number, (_, at) in enumerate(noted)]
+    network = [
+        1000 * (line[2] - line[1]) for lines, at in noted for line in lines if line[0] == "embedded" and line[1] > at
+    ]
+    return np.array(full[WARM_UP_VIDEOS:]), np.array(network[WARM_UP_VIDEOS:])
+
+
+def main() -> None:
+    """Start everything, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--videos", type=int, default=60)
+    videos = parser.parse_args().videos
+    print_machine()
+    folder = Path(tempfile.mkdtemp())
+    notes = folder / "notes"
+    notes.touch()
+    broker = kafka.start_broker(Path(tempfile.mkdtemp()))
+    stream = Stream(broker.bootstrap, folder, "latency.")
+    environment = stream.environment
+    stream.environment = lambda **more: environment(**more) | {"NOTES": str(notes)}  # type: ignore[method-assign]
+    try:
+        full, network = measure(stream, notes, videos)
+    finally:
+        stream.close()
+        broker.stop()
+    for what, values in (("bucket full to candidate", full), ("  of it the network", network)):
+        p50, p99 = np.percentile(values, (50, 99))
+        print(f"{what}: p50 {p50:.1f} ms, p99 {p99:.1f} ms ({len(values)} videos; asked of the whole: 25 and 100)")
+
+
+if __name__ == "__main__":
+    main()

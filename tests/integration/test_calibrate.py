@@ -1,0 +1,332 @@
+"""`streamproc calibrate` as its users run it: as a process, on replayed clips and on events written to folders."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from itertools import combinations
+from xml.etree import ElementTree as ET
+
+import numpy as np
+import pytest
+from persons import person, unit_vector
+
+from streamproc.events import CropInfo
+from streamproc.gallery import load_curves
+from streamproc.people import load_tracks
+from streamproc.reid.manifest import package_file
+
+DIM = 16
+PEOPLE = 40
+UNKNOWN = "c" * 64
+
+
+def run(*arguments, cwd=None, env=None):
+    """Run `streamproc` with these arguments."""
+    done = subprocess.run(
+        [sys.executable, "-m", "streamproc", *map(str, arguments)],
+        cwd=cwd,
+        env=os.environ | (env or {}),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+def refused(done) -> str:
+    """The one line of a usage mistake."""
+    assert done.returncode == 2, (done.returncode, done.stderr)
+    (line,) = done.stderr.splitlines()
+    return line
+
+
+def placed(event, lane, first_frame):
+    """The person with crops in a lane of the picture, so that a truth can say who stands there."""
+    box = (30.0 * lane, 0.0, 30.0 * lane + 10, 20.0)
+    crops = [
+        CropInfo(frame_index=first_frame + i, pts_seconds=0, box_xyxy=box, quality=1) for i in range(len(event.crops))
+    ]
+    return event.model_copy(update={"crops": crops})
+
+
+def people_seen_twice(seed, *, video_id="v", gallery_id="g", weights=UNKNOWN, people=PEOPLE):
+    """Tracks 2 i and 2 i + 1 are one person; all people are alike in that they are people."""
+    rng = np.random.default_rng(seed)
+    common, persons = unit_vector(rng.normal(size=DIM)), []
+    for i in range(people):
+        centre = 1.8 * common + unit_vector(rng.normal(size=DIM))
+        for half in (0, 1):
+            middle = centre + rng.normal(0, 0.08, DIM)
+            event = person(
+                2 * i + half,
+                middle,
+                video_id=video_id,
+                gallery_id=gallery_id,
+                weights=weights,
+                segments=[unit_vector(middle + rng.normal(0, 0.05, DIM)) for _ in range(4)],
+                crops=int(rng.integers(1, 9)),
+                similarity_threshold=0.7,
+            )
+            persons.append(placed(event, i, 100 * half))
+    return persons
+
+
+def folder_of(path, persons):
+    path.mkdir(parents=True)
+    (path / "person_embeddings.jsonl").write_bytes(b"".join(event.to_json() + b"\n" for event in persons))
+    return path
+
+
+def truth_of(path, people=PEOPLE):
+    """Person i + 1 stands in lane i, in all frames."""
+    rows = [
+        f"{frame + 1},{i + 1},{30 * i},0,10,20,1,1,1" for i in range(people) for frame in (*range(8), *range(100, 108))
+    ]
+    path.write_text("\n".join(rows) + "\n")
+    return path
+
+
+def pairs_of(path, persons):
+    """All pairs of persons as csv."""
+    lines = [
+        f"{a.person_key},{b.person_key},{int(a.person_id // 2 == b.person_id // 2)}"
+        for a, b in combinations(persons, 2)
+    ]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture
+def out(tmp_path):
+    return folder_of(tmp_path / "out", people_seen_twice(1))
+
+
+def test_a_curve_for_weights_that_had_none(out, tmp_path) -> None:
+    """Figures on stdout, the curve and the diagram as files, and nothing beside them."""
+    curve, plot = tmp_path / "curve.json", tmp_path / "plot.svg"
+    done = run("calibrate", out, "--truth", truth_of(tmp_path / "truth.txt"), "-o", curve, "--plot", plot)
+    assert done.returncode == 0, done.stderr
+    assert "40 true and" in done.stderr
+    assert "the package has no curve for these weights" in done.stderr
+    assert f"--calibration {curve}" in done.stderr
+    rows = [line.split("\t") for line in done.stdout.splitlines()]
+    assert rows[0] == ["probability", "log loss", "calibration error", "by chance alone"]
+    assert [row[0] for row in rows[1:]] == ["after, at arrival", "after, when closed"]
+    assert all(0 <= float(value) < 0.5 for row in rows[1:] for value in row[1:])
+    fitted = load_curves(curve)[UNKNOWN]
+    assert fitted.arrival[1] > 0
+    assert fitted.closed[1] > 0
+    assert ET.parse(plot).getroot().tag.endswith("svg")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["curve.json", "out", "plot.svg", "truth.txt"]
+
+
+def test_truth_and_pairs_of_the_same_people_give_the_same_curve(out, tmp_path) -> None:
+    curves = [tmp_path / "truth.json", tmp_path / "pairs.json"]
+    by = [
+        ("--truth", truth_of(tmp_path / "truth.txt")),
+        ("--pairs", pairs_of(tmp_path / "p.csv", people_seen_twice(1))),
+    ]
+    done = [run("calibrate", out, *labels, "-o", path, "--json") for labels, path in zip(by, curves, strict=True)]
+    said = [json.loads(one.stdout) for one in done]
+    assert said[0]["true_pairs"] == said[1]["true_pairs"] == PEOPLE
+    assert said[0]["wrong_pairs"] == said[1]["wrong_pairs"] > 100
+    np.testing.assert_allclose(*(load_curves(path)[UNKNOWN].closed for path in curves), rtol=1e-6)
+    assert said[1]["before"] is None
+
+
+def test_videos_of_one_gallery_are_compared_with_each_other(tmp_path) -> None:
+    """As replay leaves them: a folder each, one for the gallery; keys of both videos in one line."""
+    persons = people_seen_twice(2)
+    first = [person.model_copy() for person in persons if person.person_id % 2 == 0]
+    second = [
+        person.model_copy(update={"video_id": "w", "person_key": f"w/{person.person_id}"})
+        for person in persons
+        if person.person_id % 2
+    ]
+    folder_of(tmp_path / "lobby", [*first, *second])
+    for name, own in (("v", first), ("w", second)):
+        folder_of(tmp_path / "lobby" / name, own)
+    pairs = pairs_of(tmp_path / "pairs.csv", [*first, *second])
+    whole = run("calibrate", tmp_path / "lobby", "--pairs", pairs, "-o", "a.json", "--json", cwd=tmp_path)
+    parts = run(
+        *("calibrate", tmp_path / "lobby" / "v", tmp_path / "lobby" / "w", "--pairs", pairs),
+        *("-o", "b.json", "--json"),
+        cwd=tmp_path,
+    )
+    assert json.loads(whole.stdout)["true_pairs"] == PEOPLE, whole.stderr
+    assert whole.stdout == parts.stdout
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+
+
+def test_too_few_pairs_are_refused_and_nothing_is_written(tmp_path) -> None:
+    out = folder_of(tmp_path / "out", people_seen_twice(1, people=9))
+    done = run("calibrate", out, "--truth", truth_of(tmp_path / "truth.txt"), "-o", tmp_path / "curve.json")
+    assert "9 true and" in refused(done)
+    assert "expected at least 10 of each" in done.stderr
+    assert not (tmp_path / "curve.json").exists()
+
+
+def test_few_pairs_are_called_few(tmp_path) -> None:
+    out = folder_of(tmp_path / "out", people_seen_twice(1, people=15))
+    done = run("calibrate", out, "--truth", truth_of(tmp_path / "truth.txt"), "-o", tmp_path / "curve.json")
+    assert done.returncode == 0
+    assert "note: fewer than 30 pairs of a kind" in done.stderr
+
+
+@pytest.fixture
+def replayed(sample, tmp_path):
+    """The sample clip and its output folder: persons 1 and 6 are the same."""
+    for name in ("sample.mp4", "sample.persons.npz"):
+        shutil.copy(sample / name, tmp_path)
+    done = run("replay", "sample.mp4", "--out", "out", "--no-animations", "-q", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    return tmp_path
+
+
+def write_truth(folder) -> None:
+    """The clip's own tracks as MOT text, with 6 called 1."""
+    rows = [
+        f"{frame + 1},{1 if track.person_id == 6 else track.person_id},{x},{y},{right - x},{bottom - y},1,1,1"
+        for track in load_tracks(folder / "sample.persons.npz").tracks
+        for frame, (x, y, right, bottom) in zip(track.frame_indices, track.boxes_xyxy, strict=True)
+    ]
+    (folder / "truth.txt").write_text("\n".join(rows) + "\n")
+
+
+def test_the_sample_clip_has_too_few_people_and_says_so(replayed) -> None:
+    write_truth(replayed)
+    done = run("calibrate", "out", "--truth", "truth.txt", "-o", "curve.json", cwd=replayed)
+    assert "1 true and" in refused(done)
+    assert not (replayed / "curve.json").exists()
+
+
+def test_replay_uses_the_curve_by_flag_and_by_environment(replayed) -> None:
+    """A curve of the user's goes before the package's for the same weights."""
+    sha256 = json.loads((replayed / "out" / "run.json").read_text())["model"]["weights_sha256"]
+    package = load_curves(package_file("calibration.json"))[sha256].to_json()
+    (replayed / "mine.json").write_text(json.dumps({"curves": {sha256: package | {"arrival": [0.0, 1.0]}}}))
+    mine = load_curves(replayed / "mine.json")[sha256].calibration_id
+    path = str(replayed / "mine.json")
+    asked = (("--calibration", path), {}), ((), {"STREAMPROC_CLUSTERING__CALIBRATION": path})
+    for flags, env in asked:
+        done = run("replay", "sample.mp4", "--no-animations", "--json", "-q", *flags, cwd=replayed, env=env)
+        (candidate,) = json.loads(done.stdout)["candidates"]
+        assert candidate["calibration_id"] == mine
+
+
+@pytest.mark.parametrize("content", [None, "{}", '{"curves": {"a": {}}}', "no json"])
+def test_a_bad_calibration_file_is_one_line(replayed, content) -> None:
+    if content is not None:
+        (replayed / "mine.json").write_text(content)
+    done = run("replay", "sample.mp4", "--out", "new", "-q", "--calibration", "mine.json", cwd=replayed)
+    assert "clustering.calibration: mine.json: expected" in refused(done)
+    assert not (replayed / "new").exists()
+
+
+@pytest.mark.slow
+def test_pets_from_replay_to_replay(shared, tmp_path) -> None:
+    """Twelve pairs of PETS are one person: so few move the package's curve little, and the file is used again."""
+    data = shared / "data"
+    tracks = data / "persons" / "PETS09-S2L1.canonical_persons.npz"
+    video = (data / "videos" / "vtest.avi", "--persons", tracks, "--no-animations", "-q")
+    assert run("replay", *video, "--out", "out", cwd=tmp_path).returncode == 0
+    who = json.loads((data / "gt" / "PETS09-S2L1.identity.json").read_text())["track_to_person"]
+    events = [json.loads(line) for line in (tmp_path / "out" / "person_embeddings.jsonl").read_text().splitlines()]
+    lines = [
+        f"{a['person_key']},{b['person_key']},{int(who[str(a['person_id'])] == who[str(b['person_id'])])}"
+        for a, b in combinations(events, 2)
+    ]
+    (tmp_path / "pairs.csv").write_text("\n".join(lines) + "\n")
+    done = run("calibrate", "out", "--pairs", "pairs.csv", "-o", "c.json", "--plot", "p.svg", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["labelled_pairs"] == 171
+    assert said["true_pairs"] == 12
+    assert abs(said["after"]["when closed"]["log_loss"] - said["before"]["when closed"]["log_loss"]) < 0.05
+    assert said["gain"][0] <= said["gain"][1] <= said["gain"][2]
+    again = run("replay", *video, "--out", "again", "--json", "--calibration", "c.json", cwd=tmp_path)
+    ids = {candidate["calibration_id"] for candidate in json.loads(again.stdout)["candidates"]}
+    assert ids == {said["calibration_id"]}
+
+
+# Bad input: one line, exit code 2.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("none",), "none: expected a folder that `streamproc replay` wrote, with person_embeddings.jsonl"),
+        ((".",), "run replay again"),
+        (("broken",), "broken/person_embeddings.jsonl: line 2: person-embeddings"),
+        (("empty",), "got no person"),
+        (("out", "others"), "by the same weights in all folders, got bbbbbbbb, cccccccc"),
+    ],
+)
+def test_folders_that_cannot_be_used(out, tmp_path, arguments, words) -> None:
+    folder_of(tmp_path / "others", people_seen_twice(2, weights="b" * 64, video_id="w"))
+    folder_of(tmp_path / "empty", [])
+    lines = (out / "person_embeddings.jsonl").read_text().splitlines()
+    folder_of(tmp_path / "broken", [])
+    (tmp_path / "broken" / "person_embeddings.jsonl").write_text(f"{lines[0]}\n{lines[1][:99]}\n")
+    (tmp_path / "pairs.csv").write_text("v/0,v/1,1\n")
+    done = run("calibrate", *arguments, "--pairs", "pairs.csv", "-o", "curve.json", cwd=tmp_path)
+    assert words in refused(done)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("v/0,v/1\n", "line 1: expected person_key,person_key,0 or 1, got 'v/0,v/1'"),
+        ("v/0,v/1,1\n\nv/0,v/2,yes\n", "line 3: expected person_key,person_key,0 or 1"),
+        ("v/0,v/999,1\n", "line 1: no person 'v/999' in the folders"),
+        ("v/0,v/0,1\n", "expected two persons of one gallery, but 'v/0' and 'v/0' are the same"),
+        ("v/0,w/0,1\n", "are of different galleries"),
+        ("v/0,v/1,1\nv/1,v/0,0\n", "line 2: 'v/1' and 'v/0' are said to be one person and to be two"),
+        ("v/0,v/1,1\nv/1,v/2,1\nv/0,v/2,0\n", "'v/0' and 'v/2' are two persons, and by way of others one"),
+        ('v/0,"v/1,1\n', "expected lines of person_key,person_key,0 or 1 ("),
+        ("\udcff\n", "expected lines of person_key,person_key,0 or 1 ("),
+        (None, "expected lines of person_key,person_key,0 or 1 ("),
+        ("", "0 true and 0 wrong pairs above the similarity threshold"),
+    ],
+)
+def test_pairs_that_cannot_be_used(out, tmp_path, content, words) -> None:
+    folder_of(tmp_path / "other", people_seen_twice(2, video_id="w", gallery_id="h"))
+    if content is not None:
+        (tmp_path / "pairs.csv").write_bytes(content.encode("utf-8", "surrogateescape"))
+    done = run("calibrate", out, tmp_path / "other", "--pairs", "pairs.csv", "-o", "curve.json", cwd=tmp_path)
+    assert words in refused(done)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "expected either --truth, one for each folder, or --pairs"),
+        (("--truth", "t.txt", "--pairs", "p.csv"), "expected either --truth"),
+        (("--truth", "t.txt", "--truth", "t.txt"), "expected one --truth for each of the 1 folders, got 2"),
+        (("--truth", "none.txt"), "--truth none.txt: expected a track file"),
+    ],
+)
+def test_labels_that_do_not_fit_the_folders(out, tmp_path, arguments, words) -> None:
+    truth_of(tmp_path / "t.txt")
+    assert words in refused(run("calibrate", out, *arguments, "-o", "curve.json", cwd=tmp_path))
+
+
+def test_a_truth_is_of_one_video(tmp_path) -> None:
+    both = folder_of(tmp_path / "both", [*people_seen_twice(1), *people_seen_twice(2, video_id="w")])
+    done = run("calibrate", both, "--truth", truth_of(tmp_path / "t.txt"), "-o", "curve.json", cwd=tmp_path)
+    assert "give its subfolders, or --pairs" in refused(done)
+
+
+def test_a_file_that_cannot_be_written_is_a_failure(out, tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    done = run(
+        "calibrate", out, "--truth", truth_of(tmp_path / "t.txt"), "-o", tmp_path / "file" / "curve.json", cwd=tmp_path
+    )
+    assert done.returncode == 1
+    assert "cannot be written" in done.stderr

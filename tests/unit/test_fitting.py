@@ -1,0 +1,166 @@
+"""Fitting: what the regression promises whatever its data, and that figures are of people it has not seen."""
+
+from __future__ import annotations
+
+from xml.etree import ElementTree as ET
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from persons import person
+
+from streamproc.gallery import Curve
+from streamproc.gallery.calibration import curves_to_json, load_curves, sigmoid
+from streamproc.gallery.fitting import (
+    KNOWN_CURVE_WEIGHS,
+    Examples,
+    KnownGallery,
+    cross_validated,
+    judge,
+    logistic,
+    neutral_curve,
+    refit,
+)
+from streamproc.gallery.reliability import Panel, calibration_error, diagram, error_if_perfect, log_losses
+
+DIM = 6
+
+
+def start(*, arrival=(-20.0, 22.0), closed=(1.0, 11.0, -2.0, -1.5, -1.0)) -> Curve:
+    flat = {
+        "mean": np.zeros(DIM, np.float32),
+        "basis": np.zeros((0, DIM), np.float32),
+        "spread": np.zeros(0, np.float32),
+    }
+    return Curve(**flat, rest=1 / DIM, part_trace=0.1, arrival=arrival, closed=closed)
+
+
+def examples(rng, count, *, people=40, truth=None) -> Examples:
+    """Pairs as galleries have them; `truth` (features) gives the log-odds, else the labels are tossed."""
+    similarity = rng.uniform(0.7, 1, count)
+    features = np.c_[similarity - 0.6, rng.integers(0, 2, count), rng.uniform(0, 5, count), rng.uniform(0, 2.1, count)]
+    chance = np.full(count, 0.5) if truth is None else sigmoid(truth(features))
+    return Examples(similarity, features, rng.random(count) < chance, rng.integers(0, people, (count, 2)))
+
+
+seeds, counts = st.integers(0, 2**32 - 1), st.integers(1, 200)
+
+
+def test_the_regression_finds_the_odds_that_made_its_data() -> None:
+    rng = np.random.default_rng(1)
+    features = rng.normal(size=(40_000, 2))
+    same = rng.random(40_000) < sigmoid(-1 + features @ [2, -0.5])
+    found = logistic(features, same, np.ones(40_000))
+    np.testing.assert_allclose(found, [-1, 2, -0.5], atol=0.06)
+
+
+@given(seeds, counts, st.sampled_from(["package", "nothing"]))
+def test_who_looks_more_alike_is_never_less_likely_one_person(seed, count, known) -> None:
+    rng = np.random.default_rng(seed)
+    data = examples(rng, count, truth=lambda f: rng.normal(0, 30) * (f[:, 0] - 0.25))
+    curve = start() if known == "package" else start(arrival=(0.0, 0.0), closed=(0.0,) * 5)
+    fitted = refit(curve, data, weighs=KNOWN_CURVE_WEIGHS)
+    assert fitted.arrival[1] >= 0
+    assert fitted.closed[1] >= 0
+    assert np.isfinite([*fitted.arrival, *fitted.closed]).all()
+
+
+@given(seeds, counts)
+def test_the_same_labels_again_move_the_curve_further_the_same_way(seed, count) -> None:
+    """Twice the pairs: they are never less well explained, and the prior has less to say."""
+    data = examples(np.random.default_rng(seed), count)
+    twice = Examples(*(np.concatenate([getattr(data, name)] * 2) for name in Examples.__slots__))
+
+    def loss(curve):
+        return np.array([log_losses(chance, data.same).mean() for chance in judge(curve, data)])
+
+    none, once, more = start(), refit(start(), data, weighs=10.0), refit(start(), twice, weighs=10.0)
+    assert (loss(more) <= loss(once) + 1e-9).all()
+    assert (loss(once) <= loss(none) + 1e-9).all()
+
+
+@given(seeds, st.integers(1, 3))
+def test_a_few_pairs_move_the_packages_curve_little(seed, count) -> None:
+    """At most by what so many pairs of odds even could: each pulls by less than its weight."""
+    data = examples(np.random.default_rng(seed), count)
+    fitted = refit(start(), data, weighs=KNOWN_CURVE_WEIGHS)
+    at = data.similarity.mean()
+    moved = (fitted.arrival[0] + fitted.arrival[1] * at) - (start().arrival[0] + start().arrival[1] * at)
+    assert abs(moved) <= count / KNOWN_CURVE_WEIGHS + 1e-6
+
+
+def test_no_pairs_leave_the_curve_as_it_is() -> None:
+    assert refit(start(), examples(np.random.default_rng(1), 0), weighs=10.0).calibration_id == start().calibration_id
+
+
+def test_many_pairs_overrule_the_packages_curve() -> None:
+    rng = np.random.default_rng(3)
+    data = examples(rng, 20_000, truth=lambda f: -3 + 20 * f[:, 0] + f[:, 1] - 0.5 * f[:, 2] - 0.3 * f[:, 3])
+    fitted = refit(start(), data, weighs=KNOWN_CURVE_WEIGHS)
+    np.testing.assert_allclose(fitted.closed, (-3, 20, 1, -0.5, -0.3), rtol=0.2)
+    error = calibration_error(judge(fitted, data)[1], data.same)
+    assert error < 0.02 < calibration_error(judge(start(), data)[1], data.same)
+
+
+def test_what_does_not_vary_among_a_users_pairs_keeps_its_weight() -> None:
+    data = examples(np.random.default_rng(3), 300)
+    data.features[:, 1] = 1.0  # all in one video
+    assert refit(start(), data, weighs=10.0).closed[2] == pytest.approx(start().closed[2])
+
+
+def test_figures_are_of_people_that_the_curve_was_not_fitted_on() -> None:
+    """Labels tossed by coin for each person: on those fitted on a curve may do better than chance, on others not."""
+    rng = np.random.default_rng(5)
+    data = examples(rng, 60, people=8)
+    fair = cross_validated(start(), data, weighs=0.1, rng=np.random.default_rng(1))[1]
+    own = judge(refit(start(), data, weighs=0.1), data)[1]
+    assert log_losses(own, data.same).mean() < np.log(2) < log_losses(fair, data.same).mean()
+
+
+@settings(max_examples=15)
+@given(seeds)
+def test_a_pairs_own_label_has_no_part_in_what_is_said_of_it(seed) -> None:
+    data = examples(np.random.default_rng(seed), 40, people=30)
+    # Which fold people are in follows from who has a double: 1 and 2 have another one, so it stays.
+    data.people[:3], data.same[1:3] = [[1, 2], [1, 1], [2, 2]], True
+    said = []
+    for label in (True, False):
+        data.same[0] = label
+        said.append([chance[0] for chance in cross_validated(start(), data, weighs=1, rng=np.random.default_rng(1))])
+    assert said[0] == said[1]
+
+
+def test_weights_of_which_nothing_is_known_start_from_these_persons(tmp_path) -> None:
+    vectors = np.random.default_rng(2).normal(size=(5, DIM))
+    curve = neutral_curve([person(i, v, segments=[v, v + 0.1]) for i, v in enumerate(vectors)])
+    assert curve.basis.shape == (0, DIM)
+    assert 0 < curve.part_trace < 1
+    path = tmp_path / "curve.json"
+    path.write_bytes(curves_to_json({"a" * 64: curve}))
+    assert load_curves(path)["a" * 64].calibration_id == curve.calibration_id
+    assert neutral_curve([person(1, vectors[0])]).part_trace > 0, "without parts too"
+
+
+def test_a_gallery_of_nobody_known_has_no_pairs() -> None:
+    assert KnownGallery({"v/1": person(1, np.ones(DIM))}, {}).similar_pairs(0.5)[0] == []
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=60), seeds)
+def test_errors_are_shares_and_losses_finite(chances, seed) -> None:
+    rng = np.random.default_rng(seed)
+    chance, same = np.array(chances), rng.random(len(chances)) < 0.5
+    assert 0 <= calibration_error(chance, same) <= 1
+    assert 0 <= error_if_perfect(chance, rng) <= 1
+    assert np.isfinite(log_losses(chance, same)).all()
+
+
+def test_the_diagram_is_xml_and_counts_its_pairs() -> None:
+    rng = np.random.default_rng(1)
+    chance = rng.random(100)
+    text = diagram([("a < b", [Panel("p & q", rng.random(100) < chance, (chance, chance**2))])], ("after", "before"))
+    texts = [element.text for element in ET.fromstring(text).iter("{http://www.w3.org/2000/svg}text")]
+    assert "a < b" in texts
+    assert "p & q, 100 pairs" in texts
+    assert text.count("<circle") == 20
+    assert sum(int(t) for t in texts[texts.index("share of one person") + 3 :] if t and t.isdigit()) == 100
