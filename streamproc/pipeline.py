@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import sys
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,6 +22,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Literal, Self, TypeVar
 
 import numpy as np
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from streamproc.channel import Channel
 from streamproc.crops import Buckets, CropOptions, PixelStore, Plan, cut_frame, plan_crops
@@ -59,6 +61,7 @@ T = TypeVar("T")
 FRAMES_IN_FLIGHT = 8
 FRAMES_A_CALL = 4  # handing work to a thread costs about 80 µs: share it
 MAX_SEGMENTS = 4
+SWITCH_SECONDS = 0.0005  # what a thread waits for the GIL before it asks: Python's 5 ms leave cores idle
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -135,6 +138,10 @@ class Pipeline:
 
     async def __aenter__(self) -> Self:
         self._stack.enter_context(self.threads)
+        # The cores have work of their own; BLAS's threads would spin, waiting for each other (measured: up to 0.4 s).
+        self._stack.enter_context(threadpool_limits(1, user_api="blas"))
+        self._stack.callback(sys.setswitchinterval, sys.getswitchinterval())
+        sys.setswitchinterval(SWITCH_SECONDS)
         self._network = asyncio.create_task(self._start_network(), name="load network")
         return self
 

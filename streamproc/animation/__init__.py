@@ -1,4 +1,4 @@
-"""Animates the crops of one person as WebP; the only owner of Pillow."""
+"""Animates the crops of one person as WebP."""
 
 from streamproc.animation.webp import encode_webp
 

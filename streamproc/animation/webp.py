@@ -1,10 +1,13 @@
 """Crops in, one animated WebP out.
 
-Pillow encodes each picture; the container (RIFF, https://developers.google.com/speed/webp/docs/riff_container) is put
-together here, since libwebp's animation encoder spends its time on what these pictures do not have. It compares each
-picture with the one before it, pixel by pixel, and codes what stayed as transparent, but a person who walks changes
-everywhere. Here all pictures after the first cover just the part of the canvas that the person ever fills, and none has
-an alpha plane. 19 persons of PETS09-S2L1 with 50 crops each, one thread, milliseconds a person:
+libwebp encodes each picture. FFmpeg reaches it, and scales the crops straight to the planes that libwebp takes, in a
+third of the time that Pillow paints in. The container (RIFF,
+https://developers.google.com/speed/webp/docs/riff_container) is put together here, since libwebp's animation encoder
+spends its time on what these pictures do not have. It compares each picture with the one before it, pixel by pixel, and
+codes what stayed as transparent, but a person who walks changes everywhere. Here each picture after the first covers
+just its own place and that of the one before, and none has an alpha plane. 19 persons of PETS09-S2L1 with 50 crops
+each, one thread, milliseconds a person; PSNR beside the crops as Pillow scales them (first three lines: the whole
+picture):
 
     ========================================  ======  =======  ====  ======
     encoder                                   encode  decode   KiB   PSNR
@@ -12,29 +15,36 @@ an alpha plane. 19 persons of PETS09-S2L1 with 50 crops each, one thread, millis
     Pillow animation, method 4                   181       21    92    38.9
     Pillow animation, its default (method 0)      74       21   124    38.9
     Pillow animation, no key frames               57       22   124    39.0
-    here, quality 75, method 2                    58       13    85    37.9
-    here, quality 75, method 0                    42       13   112    38.0
+    Pillow's pictures, quality 75, method 2       58       13    85    37.9
+    Pillow's pictures, quality 75, method 0       44       13   115    37.8
+    here, quality 75, method 0                    33       13   113    37.9
     ========================================  ======  =======  ====  ======
 
-Pillow lets go of the GIL while it encodes: two threads did 1.6 to 1.9 times as much as one.
+FFmpeg lets go of the GIL while it scales and encodes.
 """
 
 from __future__ import annotations
 
-import io
 import math
 import struct
+from fractions import Fraction
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from PIL import Image
+import numpy as np
+from av import CodecContext, VideoFrame
+from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from streamproc.types import Crop
+    from av.video.plane import VideoPlane
+
+    from streamproc.types import Crop, Uint8Array
 
 BACKGROUND_RGB = (24, 26, 31)
 """Neutral and dark, so that the person stands out on a light page and on a dark one."""
+_BACKGROUND_YUV = (38, 130, 127)  # the same by BT.601, 16..235
 
 _QUALITY = 75
 _METHOD = 0  # the others make smaller files but take up to 2.6 times as long; see the table above
@@ -53,19 +63,20 @@ def encode_webp(crops: Sequence[Crop], *, size_px: int = 256, frames_per_second:
 
     Each crop is stretched from its stored (256, 128, 3) back to its `aspect_ratio` and letter-boxed on
     `BACKGROUND_RGB`. Raises ValueError for no crops, a size outside 16..4096 px, a rate below 1, or an aspect ratio
-    that is not a positive number; what Pillow raises (OSError, MemoryError) is let out. Safe in any thread, and two
+    that is not a positive number; what FFmpeg raises (FFmpegError, MemoryError) is let out. Safe in any thread, and two
     threads run at once (see above).
     """
     _check(crops, size_px, frames_per_second)
     duration_ms = min(_MAX_DURATION_MS, max(1, round(1000 / frames_per_second)))
     canvas = (0, 0, size_px, size_px)
     places = [_letter_box(crop.aspect_ratio, size_px) for crop in crops]
-    shared = _smallest_around(places, size_px)
+    # The first picture paints the letter box; the others cover their own place and the one before.
+    areas = [canvas, *(_smallest_around(two, size_px) for two in pairwise(places))]
+    painters = {area: _Painter(*area[2:]) for area in set(areas)}
     pictures = []
-    for position, (crop, place) in enumerate(zip(crops, places, strict=True)):
-        # The first picture paints the letter box; the others leave it as it is.
-        area = shared if position else canvas
-        pictures.append(_animation_frame(area, duration_ms, _vp8(_painted(crop, place, area))))
+    for crop, area, (x, y, width, height) in zip(crops, areas, places, strict=True):
+        vp8 = painters[area].vp8(crop, x - area[0], y - area[1], width, height)
+        pictures.append(_animation_frame(area, duration_ms, vp8))
     return _container(size_px, pictures)
 
 
@@ -82,33 +93,58 @@ def _check(crops: Sequence[Crop], size_px: int, frames_per_second: int) -> None:
 
 
 def _letter_box(aspect_ratio: float, size_px: int) -> _Rectangle:
-    """Where a picture of this shape (width / height) lies on the canvas: centred, as large as fits."""
-    width = min(size_px, max(1, round(size_px * aspect_ratio)))
-    height = min(size_px, max(1, round(size_px / aspect_ratio)))
-    return (size_px - width) // 2, (size_px - height) // 2, width, height
+    """Where a picture of this shape (width / height) lies on the canvas: centred, as large as fits, rounded to even.
+
+    An edge at an odd place would share its colour (one sample for 2x2 pixels) with the background.
+    """
+    width, height = (
+        min(size_px, max(2, 2 * round(side / 2))) for side in (size_px * aspect_ratio, size_px / aspect_ratio)
+    )
+    return (size_px - width) // 4 * 2, (size_px - height) // 4 * 2, width, height
 
 
 def _smallest_around(places: Sequence[_Rectangle], size_px: int) -> _Rectangle:
     """The smallest centred rectangle that holds all places; its corner is even, as the container demands."""
-    x = min(place[0] for place in places) // 2 * 2
-    y = min(place[1] for place in places) // 2 * 2
+    x, y = (min(place[axis] for place in places) for axis in (0, 1))
     return x, y, size_px - 2 * x, size_px - 2 * y
 
 
-def _painted(crop: Crop, place: _Rectangle, area: _Rectangle) -> Image.Image:
-    """The crop at its place, cut to `area`."""
-    x, y, width, height = place
-    picture = Image.fromarray(crop.pixels).resize((width, height), Image.Resampling.BILINEAR)
-    painted = Image.new("RGB", area[2:], BACKGROUND_RGB)
-    painted.paste(picture, (x - area[0], y - area[1]))
-    return painted
+class _Painter:
+    """Paints and encodes pictures of one size. Keeps the codec: opening one for each picture costs a tenth more."""
+
+    def __init__(self, width: int, height: int) -> None:
+        self._canvas = VideoFrame(width, height, "yuv420p")
+        self._planes = [_pixels(plane) for plane in self._canvas.planes]
+        self._scaler = VideoReformatter()
+        self._codec = CodecContext.create("libwebp", "w")
+        self._codec.width, self._codec.height, self._codec.pix_fmt = width, height, "yuv420p"
+        self._codec.time_base = Fraction(1, 1000)
+        self._codec.options = {"quality": str(_QUALITY), "compression_level": str(_METHOD)}
+
+    def vp8(self, crop: Crop, x: int, y: int, width: int, height: int) -> bytes:
+        """The crop at its place on the background: one lossy picture as a chunk, without the file around it."""
+        scaled = self._scaler.reformat(
+            VideoFrame.from_ndarray(crop.pixels, format="rgb24"),
+            width,
+            height,
+            "yuv420p",
+            dst_colorspace=Colorspace.ITU601,  # a WebP has no other
+            dst_color_range=ColorRange.MPEG,
+            interpolation=Interpolation.BILINEAR,
+            threads=1,
+        )
+        for plane, into, background, shift in zip(scaled.planes, self._planes, _BACKGROUND_YUV, (0, 1, 1), strict=True):
+            into[:] = background
+            top, left = y >> shift, x >> shift
+            into[top : top + plane.height, left : left + plane.width] = _pixels(plane)
+        (packet,) = self._codec.encode(self._canvas)
+        return bytes(packet)[12:]  # after "RIFF", size, "WEBP"
 
 
-def _vp8(picture: Image.Image) -> bytes:
-    """One lossy picture as a chunk, without the file around it."""
-    file = io.BytesIO()
-    picture.save(file, "WEBP", quality=_QUALITY, method=_METHOD)
-    return file.getvalue()[12:]  # after "RIFF", size, "WEBP"
+def _pixels(plane: VideoPlane) -> Uint8Array:
+    """A view (h, w) of the plane's memory."""
+    rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
+    return rows[: plane.height, : plane.width]
 
 
 def _animation_frame(area: _Rectangle, duration_ms: int, vp8: bytes) -> bytes:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, WebPImagePlugin
 
-from streamproc.animation import encode_webp
+from streamproc.animation import encode_webp, webp
 from streamproc.animation.webp import BACKGROUND_RGB
 from streamproc.types import Crop
 
@@ -109,10 +109,25 @@ def test_an_impossible_size_or_rate_is_refused(options):
         encode_webp([crop()], **options)
 
 
-def test_what_pillow_raises_is_let_out(monkeypatch):
-    def fails(*_args, **_options):
-        raise OSError(28, "no space left on device")
+def test_what_the_encoder_raises_is_let_out(monkeypatch):
+    class Failing:
+        @staticmethod
+        def create(*_args):
+            raise OSError(12, "cannot allocate memory")
 
-    monkeypatch.setattr(Image.Image, "save", fails)
-    with pytest.raises(OSError, match="no space"):
+    monkeypatch.setattr(webp, "CodecContext", Failing)
+    with pytest.raises(OSError, match="cannot allocate"):
         encode_webp([crop()])
+
+
+def test_colours_are_those_of_the_crop_up_to_the_edge():
+    """No edge shares a chroma sample with the background."""
+    red = Crop(7, 0, 0, 0.0, (0.0, 0.0, 1.0, 1.0), 0.5, 0.4, np.full((64, 32, 3), (220, 30, 40), np.uint8))
+    for size_px in (62, 63, 64, 65, 66):
+        (picture,) = pictures(encode_webp([red], size_px=size_px))[0].astype(int)
+        x, y, width, height = webp._letter_box(0.4, size_px)
+        figure = picture[y : y + height, x : x + width]
+        assert np.abs(np.median(figure, axis=(0, 1)) - (220, 30, 40)).max() < 8
+        assert (figure[..., 0] - figure[..., 1]).min() > 100
+        outside = np.delete(picture, slice(x - 2, x + width + 2), axis=1)
+        assert np.abs(outside - webp.BACKGROUND_RGB).max() < 25

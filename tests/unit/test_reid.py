@@ -14,7 +14,7 @@ from PIL import Image
 from streamproc.errors import WeightsError
 from streamproc.reid import Embedder, find_weights, person_vector, unit
 from streamproc.reid.manifest import package_file
-from streamproc.reid.onnx_backend import BATCH_CROPS, MAX_THREADS, normalise, part_bounds
+from streamproc.reid.onnx_backend import BATCH_CROPS, MAX_THREADS, SPLIT_CROPS, normalise, part_bounds
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_a_batch_is_cut_into_equal_parts_for_all_threads(count, threads) -> None
     sizes = np.diff(part_bounds(count, threads))
     assert sizes.sum() == count
     if count:
-        assert 1 <= sizes.min() <= sizes.max() <= min(BATCH_CROPS, sizes.min() + 1)
+        assert 1 <= sizes.min() <= sizes.max() <= min(SPLIT_CROPS, sizes.min() + 1)
         assert len(sizes) == count or len(sizes) % threads == 0
 
 
