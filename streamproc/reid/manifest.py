@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -34,8 +34,8 @@ class ModelEntry(_Strict):
     """One set of weights. `sha256` is of the checkpoint, and goes into every event.
 
     `input` is channels, height, width; `url` is None for weights that the package carries; `size_bytes` is None where
-    it is not known. `figures` are measured by `models/evaluate.py`, None where nobody did; `calibration` is read by
-    `reid.calibration` alone.
+    it is not known. `figures` are measured by `models/evaluate.py`, None where nobody did; `calibration_id`
+    names the curve of these weights in `calibration.json`, None where there is none.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$", max_length=100)]
@@ -49,7 +49,7 @@ class ModelEntry(_Strict):
     file_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+\.(pth|pt|safetensors|onnx)$")]
     url: Annotated[str, Field(pattern=r"^https?://")] | None
     figures: dict[str, float] | None = None
-    calibration: dict[str, Any] | None = None
+    calibration_id: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")] | None = None
 
     def file_names(self) -> tuple[str, ...]:
         """Under which names a file of these weights may lie in a folder; which of them it is, only the hash says."""

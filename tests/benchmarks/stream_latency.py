@@ -28,8 +28,8 @@ from streamproc.people import load_tracks
 from streamproc.stream.topics import create_topics
 
 PERSONS = (1, 6)
-WARM_UP_VIDEOS = 5
-IDLE_SECONDS = 1.5
+WARM_UP_VIDEOS = 10
+IDLE_SECONDS = 0.5
 
 WORKER = r"""
 import json, os, sys, time

@@ -234,7 +234,8 @@ def test_pets_from_replay_to_replay(shared, tmp_path) -> None:
     """Twelve pairs of PETS are one person: so few move the package's curve little, and the file is used again."""
     data = shared / "data"
     tracks = data / "persons" / "PETS09-S2L1.canonical_persons.npz"
-    video = (data / "videos" / "vtest.avi", "--persons", tracks, "--no-animations", "-q")
+    # At 0.70 the package's weights leave too few wrong pairs to fit on.
+    video = (data / "videos" / "vtest.avi", "--persons", tracks, "--no-animations", "--threshold", "0.6", "-q")
     assert run("replay", *video, "--out", "out", cwd=tmp_path).returncode == 0
     who = json.loads((data / "gt" / "PETS09-S2L1.identity.json").read_text())["track_to_person"]
     events = [json.loads(line) for line in (tmp_path / "out" / "person_embeddings.jsonl").read_text().splitlines()]

@@ -8,6 +8,7 @@ import pytest
 
 from streamproc.errors import WeightsError
 from streamproc.events import sha256_of
+from streamproc.gallery import load_curves
 from streamproc.reid import find_weights
 from streamproc.reid.manifest import ModelEntry, load_manifest, locate, need, package_file, search_folders
 from streamproc.reid.weights import DEFAULT_NAME
@@ -44,6 +45,13 @@ def test_the_entry_of_the_published_weights_is_the_file_that_was_measured(shared
     published = load_manifest().find(A)
     path = shared / "models" / published.file_name
     assert (published.sha256, published.size_bytes) == (sha256_of(path), path.stat().st_size)
+
+
+def test_every_entry_names_its_curve() -> None:
+    curves = load_curves(package_file("calibration.json"))
+    named = {entry.sha256: entry.calibration_id for entry in load_manifest().models}
+    assert named == {sha256: curves[sha256].calibration_id if sha256 in curves else None for sha256 in named}
+    assert named[load_manifest().find(DEFAULT_NAME).sha256]
 
 
 def test_everything_that_can_be_pulled_has_a_hash_and_a_secure_address() -> None:
