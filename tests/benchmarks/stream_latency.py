@@ -4,7 +4,7 @@ Worker and matcher run as processes on a real broker; nothing else does, and the
 sample clip with the tracks of two people who are one: when the second bucket is full, its crops are embedded, the
 person is sent to the matcher and the candidate comes. Both ends are times of this machine's clock: the bucket's being
 handed to the network, noted in the worker, and the candidate record's creation. Beside it, of the same videos: how
-much of that the network took for its 8 crops, after it had been idle.
+much of that the network took for its 8 crops. Between videos half a second passes in which nothing happens.
 """
 
 from __future__ import annotations
@@ -65,6 +65,19 @@ def two_people(path: Path) -> None:
     path.write_text("".join(f"{frame},{person},{rest}\n" for frame, person, rest in sorted(rows)))
 
 
+def lines_of(notes: Path) -> list[list]:
+    return [json.loads(line) for line in notes.read_text().splitlines()]
+
+
+def embedded(lines: list[list]) -> tuple[float, float, float] | None:
+    """When the last bucket was full, and when the network began and ended its crops; None while that is to come."""
+    full = [at for what, at, *_ in lines if what == "full"]
+    runs = [
+        times for what, *times in lines if what == "embedded" and len(full) == len(PERSONS) and times[0] >= full[-1]
+    ]
+    return (full[-1], *runs[0]) if runs else None
+
+
 def measure(stream: Stream, notes: Path, videos: int) -> tuple[np.ndarray, np.ndarray]:
     """Milliseconds from full to candidate, and of the network alone, a video each."""
     (stream.media / "a.mp4").write_bytes((ROOT / "tests" / "sample" / "sample.mp4").read_bytes())
@@ -74,21 +87,18 @@ def measure(stream: Stream, notes: Path, videos: int) -> tuple[np.ndarray, np.nd
     stream.start("matcher")
     noted = []
     for number in range(WARM_UP_VIDEOS + videos):
-        before = len(notes.read_text().splitlines())
+        before = len(lines_of(notes))
         stream.announce("a.mp4", video_id=f"v{number}", gallery_id=f"g{number}")
+        eventually(lambda before=before: embedded(lines_of(notes)[before:]), f"video {number}")
         time.sleep(IDLE_SECONDS)
-        eventually(lambda before=before: notes.read_text().splitlines()[before:], f"video {number}")
-        lines = [json.loads(line) for line in notes.read_text().splitlines()[before:]]
-        noted.append((lines, max(at for what, at, *_ in lines if what == "full")))
+        noted.append(embedded(lines_of(notes)[before:]))
     made = {}
     for record in stream.records("duplicate-candidates"):
         event = json.loads(record.value)
         if event["state"] == "proposed":
             made[event["gallery_id"]] = record.timestamp
-    full = [made[f"g{number}"] - 1000 * at for number, (_, at) in enumerate(noted)]
-    network = [
-        1000 * (line[2] - line[1]) for lines, at in noted for line in lines if line[0] == "embedded" and line[1] > at
-    ]
+    full = [made[f"g{number}"] - 1000 * at for number, (at, *_) in enumerate(noted)]
+    network = [1000 * (end - start) for _, start, end in noted]
     return np.array(full[WARM_UP_VIDEOS:]), np.array(network[WARM_UP_VIDEOS:])
 
 
