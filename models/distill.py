@@ -75,9 +75,11 @@ class Phase:
     @classmethod
     def parse(cls, text: str) -> Phase:
         """Read HEIGHTxWIDTH:MINUTES:PEAK_RATE[:forced|:fixed]."""
-        size, minutes, rate, *kind = text.split(":")
+        size, minutes, rate, *kinds = text.split(":")
         height, width = size.split("x")
-        return cls((int(height), int(width)), float(minutes), float(rate), kind == ["forced"], kind == ["fixed"])
+        if kinds not in ([], ["forced"], ["fixed"]):
+            raise ValueError(f"expected forced or fixed, got {kinds}")
+        return cls((int(height), int(width)), float(minutes), float(rate), "forced" in kinds, "fixed" in kinds)
 
     def rate_at(self, progress: float) -> float:
         """Warm-up, then a cosine from the peak to a small part of it."""
@@ -148,7 +150,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Lesson:
-    """A batch with all that the teachers say of it, made in the background while the student learns the last one."""
+    """Part of a batch with all that the teachers say of it."""
 
     images: torch.Tensor  # (B, 3, H, W), augmented and normalised
     person: torch.Tensor  # (B,)
@@ -316,11 +318,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help=f"folder of {MARKET} and {VIDEOS}")
     parser.add_argument("--teachers", type=Path, nargs="+", required=True, help="OSNet weights, 512-d, the best first")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
-    parser.add_argument("--phases", type=Phase.parse, nargs="+", required=True, help="HEIGHTxWIDTH:MINUTES:PEAK_RATE")
+    parser.add_argument("--phases", type=Phase.parse, nargs="+", required=True, help=Phase.parse.__doc__)
     parser.add_argument("--init", type=Path, help="start from these weights instead of random ones")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
     parser.add_argument("--identity", type=float, default=0.0, help="weight of the identity loss")
-    parser.add_argument("--batch", type=int, default=64, help="crops in a batch, a multiple of 32")
+    parser.add_argument("--batch", type=int, default=64, help="crops in a batch, a multiple of 32 for each shard")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--shards", type=int, default=2, help="parts of a batch, a thread each: as many as cores")
     parser.add_argument("--check", type=float, default=10, help="minutes between figures on what is held out")

@@ -24,6 +24,7 @@ from streamproc.gallery.fitting import (
 )
 from streamproc.gallery.reliability import calibration_error, error_if_perfect, log_losses
 from streamproc.people import load_tracks
+from streamproc.settings import Clustering
 from streamproc.types import Track
 
 if TYPE_CHECKING:
@@ -38,7 +39,6 @@ PERSONS_FILE = "person_embeddings.jsonl"
 LEAST_OF_A_KIND = 10
 """Fewer true pairs, or fewer wrong ones, tell nothing: what a fit is worth could not be said either."""
 FEW_OF_A_KIND = 30
-_DEFAULT_THRESHOLD = 0.70
 _RESAMPLINGS = 1000
 _CSV_FIELDS = 3
 
@@ -151,7 +151,7 @@ def by_truth(
         found = owners([_track_of(person) for person in persons.values()], people)
         identity = {key: str(who) for key, who in zip(persons, found, strict=True) if who is not None}
         gallery = next(i for i, all_of_it in enumerate(galleries) if all_of_it.items() >= persons.items())
-        least = min(map(_threshold_of, persons.values()), default=_DEFAULT_THRESHOLD) - FLOAT32_SLACK
+        least = min(map(_threshold_of, persons.values()), default=1.0) - FLOAT32_SLACK
         pairs, _, same = KnownGallery(persons, identity).similar_pairs(least)
         known += [
             Known(gallery, (a, b), one, (f"{number}/{identity[a]}", f"{number}/{identity[b]}"))
@@ -281,7 +281,7 @@ def _examples(curve: Curve, galleries: Sequence[Mapping[str, PersonEmbedding]], 
 
 
 def _threshold_of(person: PersonEmbedding) -> float:
-    return _DEFAULT_THRESHOLD if person.similarity_threshold is None else person.similarity_threshold
+    return Clustering().similarity_threshold if person.similarity_threshold is None else person.similarity_threshold
 
 
 def _figures(
