@@ -158,6 +158,22 @@ class Stream:
 
         asyncio.run(work())
 
+    def send_in_transaction(self, topic: str, *records: tuple[bytes | None, bytes | None]) -> None:
+        """Put records on a topic as one transaction, whose end takes an offset of each partition."""
+
+        async def work() -> None:
+            name = self.settings.kafka.topic_prefix + topic
+            async with (
+                AIOKafkaProducer(
+                    bootstrap_servers=list(self.settings.bootstrap), transactional_id=f"{name}-test"
+                ) as producer,
+                producer.transaction(),
+            ):
+                for key, value in records:
+                    await producer.send_and_wait(name, value, key=key)
+
+        asyncio.run(work())
+
     def announce(self, uri: str, **fields: object) -> None:
         """The smallest event, with whatever is added."""
         self.send("video-ready", (None, json.dumps({"video_uri": uri, **fields}).encode()))

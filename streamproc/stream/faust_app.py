@@ -1,6 +1,6 @@
 """Faust, and all that is known of it: the consumer group, the table's recovery, and where its parts must be held.
 
-The only module that imports Faust. Used by `matcher` alone.
+It and `faust_consumer` are the only modules that import Faust. Used by `matcher` alone.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import faust
 import rocksdict
 from aiokafka.errors import KafkaError
-from faust.transport.drivers.aiokafka import Consumer
-from mode.threads import WorkerThread
 from yarl import URL
 
 from streamproc.errors import MachineError
+from streamproc.stream.faust_consumer import EventConsumer, FlowControl
+from streamproc.stream.in_order import InOrder, Turn
 from streamproc.stream.kafka import Record, client_options, group_of, unreachable
 from streamproc.stream.topics import TABLE, changelog_of
 
@@ -36,7 +36,6 @@ log = logging.getLogger(__name__)
 
 _MIB = 1024 * 1024
 _COMMIT_SECONDS = 1.0
-_FETCH_WAIT_MS = 50
 _WATCH_SECONDS = 2.0
 _SEEK_TIMES, _LAST_TIMES = 2, 10
 _STALE_HOURS = 12
@@ -133,45 +132,6 @@ def make_app(settings: Settings, folder: Path, url: str) -> Any:  # noqa: ANN401
     )
 
 
-class _DaemonThread(WorkerThread):  # type: ignore[misc] # Faust and mode count as untyped
-    """The consumer's thread: one that hangs must not keep the process alive."""
-
-    def __init__(self, *arguments: Any) -> None:  # noqa: ANN401 - mode's own
-        super().__init__(*arguments)
-        self.daemon = True
-
-
-class _Consumer(Consumer):  # type: ignore[misc] # as above
-    """Faust's consumer, which must not skip what came before a group's first commit.
-
-    While Faust recovers a table it may take events off the fetcher and drop them, relying on the seek to the committed
-    offset that follows. Where nothing is committed yet it does not seek, and those events would be passed over.
-    """
-
-    def _new_consumer_thread(self) -> Any:  # noqa: ANN401 - mode's own
-        thread = super()._new_consumer_thread()
-        thread.Worker = _DaemonThread
-        create = thread._create_worker_consumer  # noqa: SLF001 - Faust has no setting for what is set here
-
-        def create_impatient(transport: Any) -> Any:  # noqa: ANN401 - Faust's
-            consumer = create(transport)
-            # A broker answers one fetch at a time: one that waits for silent partitions, 1.5 s in Faust, holds up the
-            # next part of a busy one.
-            consumer._fetch_max_wait_ms = _FETCH_WAIT_MS  # noqa: SLF001 - as above
-            return consumer
-
-        thread._create_worker_consumer = create_impatient  # noqa: SLF001 - as above
-        return thread
-
-    async def seek_to_committed(self) -> Any:  # noqa: ANN401 - offsets by partition
-        committed = await super().seek_to_committed()
-        tables = self.app.tables.changelog_topics
-        never = [tp for tp, offset in committed.items() if not offset and tp.topic not in tables]
-        if never:
-            await self._thread.seek_to_beginning(*never)
-        return committed
-
-
 class FaustTable:
     """The consumer group and the table of entries. `start`, `stop` and all callbacks belong to one loop.
 
@@ -183,11 +143,18 @@ class FaustTable:
         logging.getLogger("faust.transport.drivers.aiokafka").setLevel(
             logging.ERROR
         )  # warns of what it may not declare
-        logging.getLogger(__name__).setLevel(logging.WARNING)  # Faust's consumer, subclassed here, logs as one of ours
+        logging.getLogger("streamproc.stream.faust_consumer").setLevel(
+            logging.WARNING
+        )  # Faust's consumer, subclassed there, logs as one of ours
         self._settings = settings
         self._changelog = changelog_of(settings)
         self._app = make_app(settings, folder, url)
-        self._app.transport.Consumer = _Consumer
+        self._app.flow_control = FlowControl()
+        self._order = InOrder()
+        self._empty_until: dict[int, int] = {}  # by partition
+        self._app.transport.Consumer = type(
+            "_Consumer", (EventConsumer,), {"on_committed": staticmethod(self._start_from)}
+        )
         self._url = str(self._app.conf.canonical_url)
         options = {} if settings.matcher.store == "memory" else dict(_STORE_OPTIONS)
         self._table = self._app.Table(TABLE, key_type=bytes, value_type=bytes, options=options)
@@ -204,25 +171,49 @@ class FaustTable:
             def waiting(count: int) -> list[Any]:
                 return [event.message for event in itertools.islice(stream.channel.queue._queue, count)]  # noqa: SLF001
 
-            await take(stream.noack().events(), waiting)
+            await take(self._in_order(stream.noack().events()), waiting)
 
         self._app.agent(topic, name="matcher", concurrency=1)(agent)
 
+    def _start_from(self, tp: Any, offset: int) -> None:  # noqa: ANN401 - Faust is untyped
+        if tp == self._events_of(tp.partition):
+            self._order.start(tp.partition, offset)
+
+    async def _in_order(self, events: AsyncIterator[FaustEvent]) -> AsyncIterator[FaustEvent]:
+        """The events of each partition in the order of their offsets, none twice and none left out."""
+        order = self._order
+        async for event in events:
+            message, consumer = event.message, self._app.consumer
+            partition, expected = message.partition, order.next_offset(message.partition)
+            turn = order.turn_of(partition, message.offset)
+            if turn in {Turn.NEXT, Turn.NEXT_AFTER_GAP}:
+                if turn is Turn.NEXT_AFTER_GAP:
+                    await consumer.mark_as_no_messages(message.tp, expected, message.offset - 1)
+                yield event
+                continue
+            consumer.leave(message)
+            if turn is Turn.PASSED_OVER:
+                log.warning("partition %d: reading again from offset %d, not %d", partition, expected, message.offset)
+                await consumer.go_back(message.tp, expected)
+
     def on_moved(
-        self, let_go: Callable[[], Awaitable[None]], load: Callable[[Collection[int]], Awaitable[None]]
+        self, let_go: Callable[[], Awaitable[None]], load: Callable[[Collection[int]], Awaitable[bool]]
     ) -> None:
         """Call `let_go` when partitions are taken away, and `load` with all that are ours once they are recovered.
 
-        Between the two no event is taken. Events taken before must be acknowledged before `let_go` is called.
+        `load` says whether it has read all of them. Between the two no event is taken; those taken before must be
+        acknowledged before `let_go` is called.
         """
 
         async def revoked(*_: object, **__: object) -> None:
+            self._order.close()
             await let_go()
 
         async def recovered() -> None:
             mine = {tp.partition for tp in self._app.assignor.assigned_actives() if tp.topic == self._changelog}
             self._remove_others(mine)
-            await load(mine)
+            if await load(mine):
+                self._order.open()
 
         self._app.on_partitions_revoked.connect(revoked, weak=False)
         self._table.on_recover(recovered)
@@ -259,9 +250,8 @@ class FaustTable:
     async def watch(self, is_idle: Callable[[], bool]) -> None:
         """Look after events that wait and that Faust does not hand over, though nothing is in work.
 
-        While it recovers a table it may drop events that it has fetched, and was seen not to fetch them again (one
-        restart in ten on a busy machine). Going back to the first event that is not done makes it; where that does not
-        help, a process that begins anew does: raises MachineError.
+        Where going back to the first event that is not done does not help, a process that begins anew does: raises
+        MachineError. Unless Faust has read to the end: then what is there are no messages, as the end of a transaction.
         """
         before: dict[int, tuple[int, int]] = {}
         seen: dict[int, int] = {}
@@ -273,8 +263,11 @@ class FaustTable:
             for partition, times in seen.items():
                 if times == _SEEK_TIMES:
                     log.warning("partition %d: fetching again from offset %d", partition, waiting[partition][0])
-                    await self._app.consumer.seek(self._events_of(partition), waiting[partition][0])
+                    await self._app.consumer.go_back(self._events_of(partition), waiting[partition][0])
                 elif times > _LAST_TIMES:
+                    if (await self._app.consumer.position(self._events_of(partition)) or 0) >= waiting[partition][1]:
+                        self._empty_until[partition] = waiting[partition][1]
+                        continue
                     raise MachineError(f"partition {partition}: events wait, and Faust does not take them")
 
     def _events_of(self, partition: int) -> Any:  # noqa: ANN401 - Faust is untyped
@@ -291,7 +284,8 @@ class FaustTable:
             ends, starts = await consumer.highwaters(*own), await consumer.earliest_offsets(*own)
         except (KafkaError, TimeoutError):
             return {}  # the broker is away
-        done = {tp: max(starts[tp], consumer._committed_offset.get(tp) or 0) for tp in own}  # noqa: SLF001 - else a request
+        committed = {tp: consumer._committed_offset.get(tp) or 0 for tp in own}  # noqa: SLF001 - else a request
+        done = {tp: max(starts[tp], committed[tp], self._empty_until.get(tp.partition, 0)) for tp in own}
         return {tp.partition: (done[tp], ends[tp]) for tp in own if done[tp] < ends[tp]}
 
     def owner_of(self, partition: int) -> str | None:

@@ -212,8 +212,11 @@ class Matcher:
         self._loaded, self.galleries = frozenset(), self._no_galleries()
         self._next_offsets.clear()
 
-    async def _load(self, partitions: Collection[int]) -> None:
-        """Read the galleries of the partitions that are ours now; nothing is consumed until this is done."""
+    async def _load(self, partitions: Collection[int]) -> bool:
+        """Read the galleries of the partitions that are ours now; nothing is consumed until this is done.
+
+        Returns False where they moved again meanwhile, or cannot be read.
+        """
         self._loads += 1
         mine, started = self._loads, time.perf_counter()
         assert self._table is not None
@@ -225,14 +228,15 @@ class Matcher:
                     if i % _ROWS_A_TURN == 0:
                         await asyncio.sleep(0)  # health checks go on
                         if mine != self._loads:
-                            return  # they moved again
+                            return False
         except Exception as error:  # noqa: BLE001 - Faust would swallow it
             self._fail(error)
-            return
+            return False
         seconds = time.perf_counter() - started
         gc.freeze()  # rows are many objects that stay: going through them all again and again would cost seconds
         self.galleries, self._loaded, self._service.ready = galleries, frozenset(partitions), True
         log.info("partitions %s: read %d rows in %.1f s", sorted(partitions), galleries.rows, seconds)
+        return True
 
     # One event.
 

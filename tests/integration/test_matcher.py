@@ -242,6 +242,67 @@ def test_matchers_join_and_leave_under_load_and_send_each_other_their_readers(st
         assert answer["person_keys"] == sorted(gallery.rows)
 
 
+FORGETFUL = """
+import os, pathlib, random, sys
+from mode.utils.queues import FlowControlQueue
+
+chance, put = random.Random(1), FlowControlQueue.put_nowait_enhanced
+forgotten = pathlib.Path(os.environ["MARKS"])
+
+def forget(self, value, **options):
+    if value.message.topic.endswith("person-embeddings") and chance.random() < 0.05:
+        with forgotten.open("a") as file:
+            file.write("x")
+        return False
+    return put(self, value, **options)
+
+FlowControlQueue.put_nowait_enhanced = forget
+from streamproc.cli import main
+sys.argv = ["streamproc", sys.argv[1]]
+main()
+"""
+
+
+def test_events_that_faust_forgets_are_taken_in_their_turn(stream, tmp_path):
+    """As it forgets them when it takes up fetching after a recovery: some of those that it has read, not the last."""
+    stream = stream()
+    environment = stream.environment
+    stream.environment = lambda **more: environment(**more) | {"MARKS": str(tmp_path / "marks")}
+    matcher = stream.start("matcher", code=FORGETFUL)
+    events = load()
+    expected, galleries = said_by_the_core(events)
+    put(stream, *events)
+    settled(stream)
+    assert (tmp_path / "marks").stat().st_size > 0
+    assert sorted(said(stream)) == sorted(expected)
+    for name, gallery in galleries.items():
+        assert get(f"{matcher.url}/galleries/{name}/similarity")["person_keys"] == sorted(gallery.rows)
+
+
+WATCHFUL = """
+import sys
+from streamproc.stream import faust_app
+faust_app._WATCH_SECONDS = 0.2
+from streamproc.cli import main
+sys.argv = ["streamproc", sys.argv[1]]
+main()
+"""
+
+
+def test_offsets_that_are_no_messages_hold_nothing_up(stream):
+    """A producer with transactions leaves marks in the log that no consumer is given."""
+    stream = stream()
+    matcher = stream.start("matcher", code=WATCHFUL)
+    events = load(galleries=1)
+    expected, _ = said_by_the_core(events)
+    for i in range(0, len(events), 20):
+        stream.send_in_transaction(TOPIC, *[(event.key.encode(), event.to_json()) for event in events[i : i + 20]])
+    eventually(lambda: sorted(said(stream)) == sorted(expected), "all said")
+    time.sleep(5)  # the mark at the very end is no reason to give up
+    assert matcher.is_ready
+    assert matcher.stop() == 0
+
+
 def test_bad_events_are_given_up_with_the_reason_and_harm_no_other(stream):
     limit = 6 * 1024 * 1024
     stream = stream(kafka__max_event_bytes=limit)
