@@ -6,9 +6,10 @@ WEIGHTS are files or names of the manifest; `osnet_x0_25_ours` is the package's 
 are never fitted on, the figures that are printed and the diagram (`--diagram`) are made of them.
 
 What is fitted (`streamproc/gallery/calibration.py` says what is done with it): mean, and covariance within persons over
-all their tracks, of the training identities; and two logistic regressions on galleries drawn at random from them, as
-one camera or as several see people, with known negatives or without, some tracks cut short. The identities are cut in
-three: of a gallery's identities none has a part in the mean and covariance that it is judged with, as in use.
+all their tracks, of the training identities; and logistic regressions on galleries drawn at random from them, as one
+camera or as several see people, with 1 to 5 tracks each, known negatives or without, some tracks cut short. The
+identities are cut in three: of a gallery's identities none has a part in the mean and covariance that it is judged
+with, as in use.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import json
 import tarfile
 import tempfile
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,9 +29,17 @@ from PIL import Image
 
 from streamproc.events import CropInfo, ModelInfo, PersonEmbedding, Segments, Vector, person_key_of
 from streamproc.gallery import Curve, GalleryScorer, load_curves
-from streamproc.gallery.calibration import METHOD, Calibration, curves_to_json
-from streamproc.gallery.fitting import KnownGallery, logistic, with_coefficients
-from streamproc.gallery.reliability import Panel, calibration_error, diagram, error_if_perfect
+from streamproc.gallery.calibration import (
+    ALONE,
+    FEATURES,
+    METHOD,
+    STRAIGHT,
+    Calibration,
+    among_others,
+    curves_to_json,
+)
+from streamproc.gallery.fitting import COSINES, KnownGallery, bent_towards, logistic, with_coefficients
+from streamproc.gallery.reliability import Panel, calibration_error, diagram, error_if_perfect, swept_error
 from streamproc.reid.embedder import Embedder, person_vector
 from streamproc.reid.weights import find_weights
 
@@ -43,17 +52,25 @@ CROPS_AT_ONCE = 512
 SEGMENTS = 4
 DIRECTIONS = 64
 """Of the covariance within persons: 64 were as good as all 512, 32 were not."""
-FITTED_SIMILARITY = 0.6
-"""Pairs less similar are not fitted on: nobody asks about them."""
 THRESHOLD = 0.70
+"""Of pairs less similar nobody asks by default: no figures are made of them, and they are not fitted on, as the many
+plainly different ones would bend the curve where it matters."""
 SIZE = (128, 256)
 GALLERIES = 120
+"""Of each kind."""
+MOST_TRACKS = 5
+"""Of a person, in galleries where it may have more than two."""
+FIGURES_GALLERIES = 40
+"""Of each kind drawn from the test identities: what one gallery is too small to show."""
 SHORTENED = 0.5
 """In every other gallery so many tracks are cut short, so that what few crops mean is learned from many tracks."""
 FOLDS = 3
+DRAWN = "Market test100 in many galleries"
 
 Tracks = dict[tuple[str, str, str], np.ndarray]
 """Unit crop vectors (k, dim) in time order, by identity, camera (or video) and sequence."""
+Chosen = list[tuple[str, str, np.ndarray]]
+"""Identity, camera, and vectors of the tracks of a gallery."""
 
 
 # Pictures to tracks.
@@ -94,12 +111,15 @@ def train_pictures(data: Path) -> dict[tuple[str, str, str], list[np.ndarray]]:
     return dict(found)
 
 
-def test_pictures(data: Path) -> dict[tuple[str, str, str], list[np.ndarray]]:
-    """Market-1501's 100 test identities, a track for each camera: the first 8 crops, as in `evaluate.py`."""
+def test_pictures(data: Path, *, by_sequence: bool) -> dict[tuple[str, str, str], list[np.ndarray]]:
+    """Market-1501's 100 test identities, a track for each camera: the first 8 crops, as in `evaluate.py`.
+
+    `by_sequence`: a track for each sequence of a camera, all its crops, as the training identities have.
+    """
     found: dict[tuple[str, str, str], list[np.ndarray]] = defaultdict(list)
     for path in sorted((data / "reid" / "market1501_test100").glob("*.jpg")):
-        crops = found[market_key(path.name, by_sequence=False)]
-        if len(crops) < CROPS_A_TRACK:
+        crops = found[market_key(path.name, by_sequence=by_sequence)]
+        if by_sequence or len(crops) < CROPS_A_TRACK:
             crops.append(as_crop(Image.open(path)))
     return dict(found)
 
@@ -172,21 +192,15 @@ def gallery_of(tracks: Sequence[tuple[str, str, np.ndarray]], vetoed: np.ndarray
 
 
 def draw(
-    tracks: Tracks, identities: set[str], rng: np.random.Generator, sha256: str, *, shortened: float = 0.0
+    tracks: Tracks, identities: set[str], rng: np.random.Generator, sha256: str, *, kind: str, shortened: float = 0.0
 ) -> KnownGallery:
-    """A gallery at random: of one camera that some people pass twice, or of several cameras that all pass two of.
-
-    `shortened`: the share of its tracks that are cut short.
-    """
+    """A gallery at random, of a kind of `KINDS`; `shortened`: the share of its tracks that are cut short."""
     own = [(*key, vectors) for key, vectors in tracks.items() if key[0] in identities]
-    chosen = _one_camera(own, rng) if rng.random() < 0.65 else _two_cameras(own, rng)  # noqa: PLR2004 - the product's usual case is one video
+    chosen = KINDS[kind][1](own, rng)
     chosen = [(who, camera, _shortened(v, rng) if rng.random() < shortened else v) for who, camera, v in chosen]
     share = rng.uniform(0, 0.7) * rng.integers(0, 2)
     vetoed = np.triu(rng.random((len(chosen), len(chosen))) < share, 1)
     return gallery_of(chosen, vetoed | vetoed.T, sha256)
-
-
-Drawn = list[tuple[str, str, np.ndarray]]
 
 
 def _shortened(vectors: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -196,22 +210,30 @@ def _shortened(vectors: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return vectors[start : start + length]
 
 
-def _one_camera(tracks: list[tuple[str, str, str, np.ndarray]], rng: np.random.Generator) -> Drawn:
+def _pieces(most: int, rng: np.random.Generator) -> int:
+    """In how many pieces a person is that is in more than one: half of them in two, a quarter in three, and so on."""
+    return min(most, 1 + int(rng.geometric(0.5)), MOST_TRACKS)
+
+
+def _one_camera(tracks: list[tuple[str, str, str, np.ndarray]], rng: np.random.Generator) -> Chosen:
+    """People who pass one camera, some of them again and again."""
     camera = rng.choice(sorted({camera for _, camera, _, _ in tracks}))
     by_person: dict[str, list[np.ndarray]] = defaultdict(list)
     for who, place, _, vectors in tracks:
-        if place == camera and len(vectors) > 1:
+        if place == camera:
             by_person[who].append(vectors)
     twice = [who for who, own in by_person.items() if len(own) > 1]
     once = [who for who, own in by_person.items() if len(own) == 1]
-    chosen: Drawn = []
+    chosen: Chosen = []
     for who in rng.permutation(twice)[: rng.integers(1, 12)]:
-        chosen += [(who, camera, by_person[who][i]) for i in rng.permutation(len(by_person[who]))[:2]]
+        kept = rng.permutation(len(by_person[who]))[: _pieces(len(by_person[who]), rng)]
+        chosen += [(who, camera, by_person[who][i]) for i in kept]
     others = max(int(rng.integers(8, 60)) - len(chosen), 0)
     return chosen + [(who, camera, by_person[who][0]) for who in rng.permutation(once)[:others]]
 
 
-def _two_cameras(tracks: list[tuple[str, str, str, np.ndarray]], rng: np.random.Generator) -> Drawn:
+def _two_cameras(tracks: list[tuple[str, str, str, np.ndarray]], rng: np.random.Generator) -> Chosen:
+    """People who each pass two of several cameras."""
     by_person: dict[str, dict[str, list[np.ndarray]]] = defaultdict(lambda: defaultdict(list))
     for who, camera, _, vectors in tracks:
         by_person[who][camera].append(vectors)
@@ -221,6 +243,24 @@ def _two_cameras(tracks: list[tuple[str, str, str, np.ndarray]], rng: np.random.
         for who in rng.permutation(seen_twice)[: rng.integers(5, 100)]
         for camera in rng.permutation(sorted(by_person[who]))[:2]
     ]
+
+
+def _in_pieces(tracks: list[tuple[str, str, str, np.ndarray]], rng: np.random.Generator) -> Chosen:
+    """People who pass several cameras, a share of them more than once: 2 to 5 tracks, of any camera."""
+    by_person: dict[str, list[tuple[str, np.ndarray]]] = defaultdict(list)
+    for who, camera, _, vectors in tracks:
+        by_person[who].append((camera, vectors))
+    chosen: Chosen = []
+    share = rng.uniform(0.1, 1)
+    for who in rng.permutation(sorted(by_person))[: rng.integers(5, 100)]:
+        own = by_person[who]
+        count = _pieces(len(own), rng) if rng.random() < share else 1
+        chosen += [(who, *own[i]) for i in rng.permutation(len(own))[:count]]
+    return chosen
+
+
+KINDS = {"one camera": (0.5, _one_camera), "two cameras": (0.25, _two_cameras), "in pieces": (0.25, _in_pieces)}
+"""How galleries are drawn, and by how much all of a kind weigh: the product's usual case is one video."""
 
 
 # Fitting.
@@ -247,35 +287,63 @@ def learned(tracks: Tracks, identities: set[str]) -> Curve:
         rest=float(values[:-DIRECTIONS].mean()),
         part_trace=within,
         arrival=(0.0, 0.0),
-        closed=(0.0, 0.0, 0.0, 0.0, 0.0),
+        alone=(0.0,) * (1 + ALONE),
+        closed=(0.0,) * (1 + FEATURES),
+        bent=STRAIGHT,
     )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Drawn:
+    """The similar pairs of a gallery: similarity (p,), features of the two alone (p, 5), who (p, 2), truth (p,)."""
+
+    kind: str
+    whole: bool
+    persons: int
+    similarity: np.ndarray
+    alone: np.ndarray
+    places: np.ndarray
+    same: np.ndarray
 
 
 def fit(tracks: Tracks, sha256: str, rng: np.random.Generator) -> Curve:
     """The curve of these weights."""
     people = sorted({who for who, _, _ in tracks})
-    features, similarity, same, weights, as_they_are = [], [], [], [], []
+    drawn: list[Drawn] = []
     for fold in range(FOLDS):
         held = set(people[fold::FOLDS])
-        curve = learned(tracks, set(people) - held)
+        unseen = learned(tracks, set(people) - held)
         for i in range(GALLERIES // FOLDS):
-            shortened = SHORTENED if i % 2 else 0.0
-            gallery = draw(tracks, held, rng, sha256, shortened=shortened)
-            pairs, cosines, truth = gallery.similar_pairs(FITTED_SIMILARITY)
-            if pairs:
-                features.append(GalleryScorer(curve, gallery.persons).features(pairs))
-                similarity.append(cosines)
-                same.append(truth)
-                # A large gallery has many more pairs and tells little more.
-                weights.append(np.full(len(pairs), len(pairs) ** -0.5))
-                as_they_are.append(np.full(len(pairs), not shortened))
-    truth, share = np.concatenate(same).astype(float), np.concatenate(weights)
-    usual = np.concatenate(as_they_are)
+            for kind in KINDS:
+                shortened = SHORTENED if i % 2 else 0.0
+                gallery = draw(tracks, held, rng, sha256, kind=kind, shortened=shortened)
+                pairs, similarity, same = gallery.similar_pairs(THRESHOLD)
+                if pairs:
+                    scorer, count = GalleryScorer(unseen, gallery.persons), len(gallery.persons)
+                    judged = (similarity, scorer.alone(pairs), scorer.places(pairs), same.astype(float))
+                    drawn.append(Drawn(kind, not shortened, count, *judged))
+    weight, same = _weights(drawn), np.concatenate([one.same for one in drawn])
+    # The odds of rivals are those that the two persons alone have, so these are fitted first.
+    alone = tuple(logistic(np.concatenate([one.alone for one in drawn]), same, weight, rising=COSINES))
+    features = np.concatenate([among_others(one.alone, one.places, alone, one.persons) for one in drawn])
+    # At arrival nothing is made of the number of crops, so the mix of them must be the usual one.
+    usual = np.concatenate([np.full(len(one.same), one.whole) for one in drawn])
+    similarity = np.concatenate([one.similarity for one in drawn])
+    closed = logistic(features, same, weight, rising=COSINES)
+    bent = bent_towards(features @ np.array(closed[1:]) + closed[0], same, weight)
     return with_coefficients(
-        learned(tracks, set(people)),
-        # At arrival nothing is made of the number of crops, so the mix of them must be the usual one.
-        logistic(np.concatenate(similarity)[usual, None], truth[usual], share[usual]),
-        logistic(np.concatenate(features), truth, share),
+        replace(learned(tracks, set(people)), alone=alone, bent=bent),
+        logistic(similarity[usual, None], same[usual], weight[usual]),
+        closed,
+    )
+
+
+def _weights(drawn: Sequence[Drawn]) -> np.ndarray:
+    """Of all pairs, (p,): each kind of galleries has its share."""
+    # A large gallery has many more pairs and tells little more.
+    of_kind = {kind: sum(len(one.same) ** 0.5 for one in drawn if one.kind == kind) for kind in KINDS}
+    return np.concatenate(
+        [np.full(len(one.same), KINDS[one.kind][0] / of_kind[one.kind] * len(one.same) ** -0.5) for one in drawn]
     )
 
 
@@ -343,8 +411,11 @@ def known_galleries(data: Path, embedder: Embedder, weights: str) -> dict[str, l
             [(who, place, v) for (who, place, _), v in tracks.items()], np.zeros((len(tracks),) * 2), sha256
         )
 
+    tracks, rng = embed_all(embedder, test_pictures(data, by_sequence=True)), np.random.default_rng(2)
+    people = {who for who, _, _ in tracks}
     return {
-        "Market test100": [gallery(test_pictures(data))],
+        "Market test100": [gallery(test_pictures(data, by_sequence=False))],
+        DRAWN: [draw(tracks, people, rng, sha256, kind=kind) for kind in KINDS for _ in range(FIGURES_GALLERIES)],
         "PETS09-S2L1": [pets_gallery(data, weights, sha256)],
         "MOT17-mini halves": [gallery(pictures) for pictures in mot_pictures(data).values()],
     }
@@ -355,12 +426,16 @@ def describe(name: str, judged: Judged, curve_settings: Calibration, rng: np.ran
     same, close = judged.same, judged.at_close
     shown, likely = close >= curve_settings.min_probability, close >= curve_settings.likely_probability
     raw, true_pairs = judged.similarity.clip(0, 1), same.sum()
-    published = calibration_error(close[shown], same[shown]) if shown.any() else 0.0
+    published, swept = (
+        error(close[shown], same[shown]) if shown.any() else 0.0 for error in (calibration_error, swept_error)
+    )
     return (
         f"{name}: {len(same)} pairs, base rate {same.mean():.3f}; ECE cosine {calibration_error(raw, same):.3f}, "
         f"at arrival {calibration_error(judged.at_arrival, same):.3f}, at close {calibration_error(close, same):.3f} "
-        f"(chance alone {error_if_perfect(close, rng):.3f}), of the {shown.sum()} published {published:.3f} "
-        f"(chance alone {error_if_perfect(close[shown], rng) if shown.any() else 0:.3f}); "
+        f"(chance alone {error_if_perfect(close, rng):.3f}), of the {shown.sum()} published, "
+        f"{same[shown].mean() if shown.any() else 0:.3f} of them right, {published:.3f} "
+        f"(chance alone {error_if_perfect(close[shown], rng) if shown.any() else 0:.3f}; swept {swept:.3f}; "
+        f"cosine {calibration_error(raw[shown], same[shown]) if shown.any() else 0:.3f}); "
         f"candidates recall {same[shown].sum() / true_pairs:.2f} "
         f"precision {same[shown].mean() if shown.any() else 1:.2f}; "
         f"likely recall {same[likely].sum() / true_pairs:.2f} "
@@ -400,13 +475,17 @@ def main() -> None:
             curves[sha256] = fit(embed_all(embedder, pictures), sha256, rng)
             args.out.write_bytes(curves_to_json(curves))
         curve, settings = curves[sha256], Calibration()
-        print(f"== {embedder.name} {sha256[:8]} {curve!r} arrival {curve.arrival} closed {curve.closed}")
+        print(
+            f"== {embedder.name} {sha256[:8]} {curve!r} arrival {curve.arrival} closed {curve.closed} bent {curve.bent}"
+        )
         judged = {
             what: Judged.of(galleries, curve, sha256)
             for what, galleries in known_galleries(args.data, embedder, name).items()
         }
-        pooled = Judged.together([judged["Market test100"], judged["PETS09-S2L1"]])
-        for what, pairs in {**judged, "Market test100 and PETS together": pooled}.items():
+        once = Judged.together([judged["Market test100"], judged["PETS09-S2L1"]])
+        often = Judged.together([judged[DRAWN], judged["PETS09-S2L1"]])
+        both = {"Market test100 and PETS": once, f"{DRAWN}, and PETS": often}
+        for what, pairs in {**judged, **both}.items():
             print(describe(what, pairs, settings, rng), flush=True)
         rows[embedder.name] = judged
     if args.diagram is not None:

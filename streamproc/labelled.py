@@ -11,7 +11,8 @@ import numpy as np
 from streamproc.errors import EventError, TracksError, UsageError
 from streamproc.evaluation import owners
 from streamproc.events import PersonEmbedding
-from streamproc.gallery import FLOAT32_SLACK, Curve, GalleryScorer, has_veto, pair_similarity
+from streamproc.gallery import FLOAT32_SLACK, Curve, GalleryScorer
+from streamproc.gallery.calibration import FEATURES
 from streamproc.gallery.fitting import (
     KNOWN_CURVE_WEIGHS,
     NOTHING_WEIGHS,
@@ -21,6 +22,7 @@ from streamproc.gallery.fitting import (
     judge,
     neutral_curve,
     refit,
+    similar_pairs,
 )
 from streamproc.gallery.reliability import calibration_error, error_if_perfect, log_losses
 from streamproc.people import load_tracks
@@ -258,20 +260,23 @@ def calibrate(
 def _examples(curve: Curve, galleries: Sequence[Mapping[str, PersonEmbedding]], known: Sequence[Known]) -> Examples:
     """Of the known pairs those that a probability would be asked for: above the threshold, with no veto."""
     numbers = {name: i for i, name in enumerate(sorted({name for item in known for name in item.people}))}
-    similarity, features, same, people = [np.zeros(0)], [np.zeros((0, 4))], [], []
+    similarity, features, same, people = [np.zeros(0)], [np.zeros((0, FEATURES))], [], []
     for i, persons in enumerate(galleries):
-        asked = []
-        for item in known:
-            if item.gallery == i:
-                a, b = (persons[key] for key in item.pair)
-                cosine = pair_similarity(a, b)
-                if cosine > max(_threshold_of(a), _threshold_of(b)) and not has_veto(a, b):
-                    asked.append((item, cosine))
+        # Of all similar pairs, known or not: each is a rival of those with which it shares a person.
+        found, cosines = similar_pairs(persons, min(map(_threshold_of, persons.values()), default=1.0) - FLOAT32_SLACK)
+        above = {
+            pair: cosine
+            for pair, cosine in zip(found, cosines.tolist(), strict=True)
+            if cosine > max(_threshold_of(persons[key]) for key in pair)
+        }
+        place = {pair: row for row, pair in enumerate(above)}
+        asked = [item for item in known if item.gallery == i and item.pair in above]
         if asked:
-            similarity.append(np.array([cosine for _, cosine in asked]))
-            features.append(GalleryScorer(curve, persons).features([item.pair for item, _ in asked]))
-            same += [item.same for item, _ in asked]
-            people += [[numbers[name] for name in item.people] for item, _ in asked]
+            similarity.append(np.array([above[item.pair] for item in asked]))
+            judged = GalleryScorer(curve, persons).features(list(above))
+            features.append(judged[[place[item.pair] for item in asked]])
+            same += [item.same for item in asked]
+            people += [[numbers[name] for name in item.people] for item in asked]
     return Examples(
         np.concatenate(similarity),
         np.concatenate(features),

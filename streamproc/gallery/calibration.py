@@ -11,8 +11,16 @@ video closes, all similar pairs of its gallery are judged again with labels that
   likelier each of them is.
 - A mean of few crops is noisier, so the same person's tracks are less alike then: of two pairs that look equally alike,
   the one with fewer crops is likelier one person.
+- Who is like others too is less likely this one: whatever speaks for a rival pair speaks against the pair, unless the
+  three may be one person (`rivals.py`). Scores are made comparable by those of others as in cohort normalisation
+  (s-norm: Kenny, Odyssey 2010; adaptive: Matejka et al., Interspeech 2017), here by the odds of the rivals themselves.
 
-A logistic regression (Platt 1999), fitted on identities that took no part in the above, turns that into a probability.
+- Where many have a double each similar pair is likelier one: how many doubles a person has on average is estimated from
+  the gallery's own pairs (prior shift: Saerens, Latinne and Decaestecker, Neural Computation 2002).
+
+Logistic regressions (Platt 1999), fitted on identities that took no part in the above, turn that into a probability:
+one by the two persons alone gives the odds of rivals and the number of doubles, a second one what is said. Its log-odds
+are bent last, since high and low ones want slopes of their own (beta calibration: Kull, Silva Filho and Flach, 2017).
 Both steps depend on the persons in the gallery alone, not on their order: keys are sorted before anything is summed up.
 """
 
@@ -27,6 +35,7 @@ import orjson
 
 from streamproc.errors import WeightsError
 from streamproc.events import hash_of
+from streamproc.gallery.rivals import rivalry
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -39,7 +48,7 @@ if TYPE_CHECKING:
 
     Float64Array = npt.NDArray[np.float64]
 
-METHOD = "centred-whitened-logistic-2"
+METHOD = "centred-whitened-rivals-3"
 """Part of every `calibration_id`: raise it when the arithmetic below changes."""
 
 MEAN_PERSONS = 3.0
@@ -52,6 +61,11 @@ MOST_CROPS = 8
 """Curves are fitted on means of 1 to so many crops; more count as so many."""
 SAMPLED_PERSONS = 2000
 """Of a larger gallery so many persons are enough for a mean and a covariance."""
+ALONE = 5
+"""So many features are of the two persons alone, one is of their rivals, one of the gallery's doubles."""
+FEATURES = ALONE + 2
+DOUBLES, DOUBLES_PERSONS = 1.0, 3.0
+"""With so many doubles among so many persons every gallery is taken to begin: of a small one its own say little."""
 _PROBABILITY_DIGITS = 2  # more would promise too much, and say "updated" for nothing
 _LARGEST_LOGIT = 50.0
 _PAIRS_AT_ONCE = 4096  # 32 MiB of vectors
@@ -74,9 +88,9 @@ class Curve:
 
     `mean` (dim,) of the training persons; their covariance within persons, of trace 1, is `spread` (k,) along the unit
     rows of `basis` (k, dim) and `rest` in every other direction; `part_trace` is the trace of the covariance within
-    tracks. `arrival`: intercept, weight of the similarity. `closed`: intercept, weights of the whitened cosine, of
-    being in one video, of the logarithm of how many others a person may be, and of that of the crops embedded (see
-    `GalleryScorer.features`).
+    tracks. `arrival`: intercept, weight of the similarity. `alone`: intercept and weights of the first features of
+    `GalleryScorer.features`, of two persons alone, for the odds of others; `closed`: intercept and weights of them all,
+    and `bent`: intercept, slope towards 0 and slope towards 1 of what they come to (see `bend`).
     """
 
     mean: Float32Array
@@ -85,13 +99,17 @@ class Curve:
     rest: float
     part_trace: float
     arrival: tuple[float, float]
-    closed: tuple[float, float, float, float, float]
+    alone: tuple[float, ...]
+    closed: tuple[float, ...]
+    bent: tuple[float, float, float]
     calibration_id: str = field(init=False)
 
     def __post_init__(self) -> None:
         k, dim = self.basis.shape
         if self.mean.shape != (dim,) or self.spread.shape != (k,):
             raise ValueError(f"expected mean ({dim},) and spread ({k},), got {self.mean.shape}, {self.spread.shape}")
+        if (len(self.alone), len(self.closed)) != (1 + ALONE, 1 + FEATURES):
+            raise ValueError(f"expected {1 + ALONE} and {1 + FEATURES} coefficients, got {self.alone}, {self.closed}")
         object.__setattr__(self, "calibration_id", hash_of(METHOD, self.to_json())[:16])
 
     def __repr__(self) -> str:
@@ -108,7 +126,9 @@ class Curve:
             "rest": self.rest,
             "part_trace": self.part_trace,
             "arrival": list(self.arrival),
+            "alone": list(self.alone),
             "closed": list(self.closed),
+            "bent": list(self.bent),
         }
 
     @classmethod
@@ -119,7 +139,7 @@ class Curve:
                 raise ValueError(f"expected the method {METHOD!r}, got {values['method']!r:.80}")
             dim = int(values["dim"])
             intercept, slope = map(float, values["arrival"])
-            closed = tuple(map(float, values["closed"]))
+            shift, low, high = map(float, values["bent"])
             curve = cls(
                 mean=_unpacked(values["mean"]),
                 basis=_unpacked(values["basis"]).reshape(-1, dim),
@@ -127,14 +147,18 @@ class Curve:
                 rest=float(values["rest"]),
                 part_trace=float(values["part_trace"]),
                 arrival=(intercept, slope),
-                closed=closed,  # type: ignore[arg-type] # its length is checked below
+                alone=tuple(map(float, values["alone"])),
+                closed=tuple(map(float, values["closed"])),
+                bent=(shift, low, high),
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"expected a curve, got one without or with another {error}") from error
-        numbers = [curve.rest, curve.part_trace, *curve.arrival, *curve.closed]
+        numbers = [curve.rest, curve.part_trace, *curve.arrival, *curve.alone, *curve.closed, *curve.bent]
         arrays = (curve.mean, curve.basis, curve.spread)
-        if len(closed) != 5 or not (np.isfinite(numbers).all() and all(np.isfinite(a).all() for a in arrays)):  # noqa: PLR2004
-            raise ValueError("expected 5 finite coefficients and finite arrays")
+        if not (np.isfinite(numbers).all() and all(np.isfinite(a).all() for a in arrays)):
+            raise ValueError("expected finite coefficients and arrays")
+        if low < 0 or high < 0:
+            raise ValueError(f"expected slopes that do not fall, got {low} and {high}")
         return curve
 
 
@@ -150,6 +174,16 @@ def sigmoid(logits: Float64Array) -> Float64Array:
     """Probabilities of log-odds."""
     chances: Float64Array = 1 / (1 + np.exp(-np.clip(logits, -_LARGEST_LOGIT, _LARGEST_LOGIT)))
     return chances
+
+
+STRAIGHT = (0.0, 1.0, 1.0)
+
+
+def bend(logits: Float64Array, bent: tuple[float, float, float]) -> Float64Array:
+    """Log-odds after beta calibration: -`low` ln(1 + e^-x) + `high` ln(1 + e^x) + `shift`, x by itself if STRAIGHT."""
+    shift, low, high = bent
+    new: Float64Array = shift - low * np.logaddexp(0, -logits) + high * np.logaddexp(0, logits)
+    return new
 
 
 class GalleryScorer:
@@ -202,25 +236,55 @@ class GalleryScorer:
         logs: Float64Array = np.log(np.maximum(others, 1))
         return logs
 
-    def features(self, pairs: Sequence[tuple[str, str]]) -> Float64Array:
-        """Features (p, 4) of pairs of keys: whitened cosine, whether in one video, mean logs of others and of crops."""
+    def alone(self, pairs: Sequence[tuple[str, str]]) -> Float64Array:
+        """Features (p, 5) of pairs of keys, of the two persons alone.
+
+        The whitened cosine of two in one video, that of two in different ones (the other is 0), whether they are in one
+        video, and the mean logarithms of how many others they may be and of the crops embedded.
+        """
         if not pairs:
-            return np.zeros((0, 4))
-        place = np.array([[self.index[a], self.index[b]] for a, b in pairs])  # (p, 2)
+            return np.zeros((0, ALONE))
+        place = self.places(pairs)
         involved, local = np.unique(place, return_inverse=True)
         local = local.reshape(place.shape)
         vectors = np.stack([self._persons[i].vector.numpy() for i in involved]).astype(np.float64) - self._mean
         white = _unit(np.linalg.solve(self._factor, vectors.T).T)
         chunks = np.array_split(local, len(local) // _PAIRS_AT_ONCE + 1)
         cosines = np.concatenate([np.einsum("pd,pd->p", white[chunk[:, 0]], white[chunk[:, 1]]) for chunk in chunks])
-        one_video = [self._persons[i].video_id == self._persons[j].video_id for i, j in place.tolist()]
+        videos = [self._persons[i].video_id == self._persons[j].video_id for i, j in place.tolist()]
+        one_video = np.array(videos, np.float64)
         logs = [log[place].mean(1) for log in (self._log_others, self._log_crops)]
-        return np.stack([cosines, np.array(one_video, np.float64), *logs], axis=1)
+        return np.stack([cosines * one_video, cosines * (1 - one_video), one_video, *logs], axis=1)
+
+    def features(self, pairs: Sequence[tuple[str, str]]) -> Float64Array:
+        """Features (p, 7) of pairs of keys.
+
+        Those of `alone`, how strong each one's rivals are among the others, and the logarithm of how many doubles a
+        person has on average: so `pairs` must be all that are similar and have no veto.
+        """
+        return among_others(self.alone(pairs), self.places(pairs), self._curve.alone, len(self._persons))
+
+    def places(self, pairs: Sequence[tuple[str, str]]) -> npt.NDArray[np.int64]:
+        """Which persons (p, 2) the pairs of keys are."""
+        return np.array([[self.index[a], self.index[b]] for a, b in pairs], np.int64).reshape(-1, 2)
 
     def probabilities(self, pairs: Sequence[tuple[str, str]]) -> Float64Array:
-        """Chance (p,) that each pair of keys is one person."""
+        """Chance (p,) that each pair of keys is one person; `pairs` must be all that are similar and have no veto."""
         intercept, *weights = self._curve.closed
-        return sigmoid(self.features(pairs) @ np.array(weights) + intercept)
+        return sigmoid(bend(self.features(pairs) @ np.array(weights) + intercept, self._curve.bent))
+
+
+def among_others(
+    alone: Float64Array, places: npt.NDArray[np.int64], coefficients: Sequence[float], persons: int
+) -> Float64Array:
+    """Features (p, 7) from those (p, 5) of the two persons alone: what the gallery's other pairs say is added.
+
+    `coefficients` are a curve's `alone`, `persons` is how many there are.
+    """
+    intercept, *weights = coefficients
+    log_odds = alone @ np.array(weights) + intercept
+    doubles = (2 * sigmoid(log_odds).sum() + DOUBLES) / (persons + DOUBLES_PERSONS)
+    return np.column_stack([alone, rivalry(places, log_odds), np.full(len(alone), np.log(doubles))])
 
 
 def _crops_embedded(person: PersonEmbedding) -> int:

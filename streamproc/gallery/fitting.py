@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from streamproc.gallery.calibration import Curve, sigmoid, within_tracks
+from streamproc.gallery.calibration import FEATURES, STRAIGHT, Curve, bend, sigmoid, within_tracks
 from streamproc.gallery.matcher import has_veto, pair_similarity
 
 if TYPE_CHECKING:
@@ -29,11 +29,15 @@ if TYPE_CHECKING:
 KNOWN_CURVE_WEIGHS = 10.0
 """Ridge in pairs: 10 of even odds move a coefficient a fifth of the way, 1,000 nearly all of it."""
 NOTHING_WEIGHS = 1.0
-SIMILARITY_SCALE, SCALES = 0.05, (0.15, 0.5, 0.5, 0.5)
+SIMILARITY_SCALE, SCALES = 0.05, (0.15, 0.15, 0.5, 0.5, 0.5, 1.5, 0.5)
 """Usual spread of similarity and features. A user's own would not do: what hardly varies there would get any slope."""
 FOLDS = 10
+COSINES = 2
+"""The first features are whitened cosines, in one video and across videos: their weights are never negative."""
 _PART_TRACE = 0.1  # of the package's curves, for persons without parts
+_ALONE = (2.0, 13.0, 14.0, -2.0, -1.5, -1.5)  # of the package's curves, roughly
 _LIGHT = (1e-9, 1e-3)
+_ROWS_AT_ONCE = 1024  # of a table of similarities
 _STEPS = 100
 _SMALLEST_STEP = 1e-9
 
@@ -47,16 +51,20 @@ class KnownGallery:
 
     def similar_pairs(self, least: float) -> tuple[list[tuple[str, str]], Float64Array, BoolArray]:
         """Pairs of known keys above `least` with no veto, their similarities (p,), whether they are one person (p,)."""
-        keys = sorted(self.identity)
-        if not keys:
-            return [], np.zeros(0), np.zeros(0, bool)
-        vectors = np.stack([self.persons[key].vector.numpy() for key in keys])
-        rows, columns = np.nonzero(np.triu(vectors @ vectors.T > least, 1))
-        pairs = [(keys[i], keys[j]) for i, j in zip(rows.tolist(), columns.tolist(), strict=True)]
-        pairs = [(a, b) for a, b in pairs if not has_veto(self.persons[a], self.persons[b])]
-        cosines = np.array([pair_similarity(self.persons[a], self.persons[b]) for a, b in pairs])
-        same = np.array([self.identity[a] == self.identity[b] for a, b in pairs], bool)
-        return pairs, cosines, same
+        pairs, cosines = similar_pairs({key: self.persons[key] for key in self.identity}, least)
+        return pairs, cosines, np.array([self.identity[a] == self.identity[b] for a, b in pairs], bool)
+
+
+def similar_pairs(persons: Mapping[str, PersonEmbedding], least: float) -> tuple[list[tuple[str, str]], Float64Array]:
+    """Pairs of keys above `least` with no veto, in order, and their similarities (p,)."""
+    keys = sorted(persons)
+    vectors = np.stack([persons[key].vector.numpy() for key in keys]) if keys else np.zeros((0, 1))
+    pairs = list[tuple[str, str]]()
+    for start in range(0, len(keys), _ROWS_AT_ONCE):
+        rows, columns = np.nonzero(np.triu(vectors[start : start + _ROWS_AT_ONCE] @ vectors.T > least, start + 1))
+        found = ((keys[start + i], keys[j]) for i, j in zip(rows.tolist(), columns.tolist(), strict=True))
+        pairs += [(a, b) for a, b in found if not has_veto(persons[a], persons[b])]
+    return pairs, np.array([pair_similarity(persons[a], persons[b]) for a, b in pairs])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,23 +92,31 @@ def logistic(
     towards: Sequence[float] | None = None,
     ridge: tuple[float, float] = _LIGHT,
     scale: Sequence[float] | None = None,
+    rising: int = 1,
+    bent: tuple[float, float, float] = STRAIGHT,
 ) -> list[float]:
     """Intercept and coefficients of a logistic regression of `same` (p,) on `features` (p, f), by Newton's method.
 
     They are held `towards` others (naught) by a `ridge` on the intercept and on each coefficient, as a share of all
     weight, where features are counted from their mean and in units of `scale` (their standard deviation). The first
-    coefficient is never negative: who looks more alike is not less likely one person.
+    `rising` coefficients are never negative: who looks more alike is not less likely one person. The log-odds are
+    `bent` before they count.
     """
     prior = np.zeros(features.shape[1] + 1) if towards is None else np.asarray(towards, np.float64)
     if not weights.sum() > 0:
         return [float(value) for value in prior]
     units = features.std(0) + 1e-9 if scale is None else np.asarray(scale, np.float64)
-    found = _held(features, same.astype(np.float64), weights, prior, units, ridge)
-    if found[1] < 0:
-        # The best with a slope of naught: the others are fitted again without that feature.
-        flat = np.r_[prior[0] + prior[1] * features[:, 0].mean(), prior[2:]]
-        rest = _held(features[:, 1:], same.astype(np.float64), weights, flat, units[1:], ridge)
-        found = np.r_[rest[0], 0.0, rest[1:]]
+    found, kept = np.zeros(len(prior)), np.arange(features.shape[1])
+    while True:
+        # Without those that would fall: the best with a slope of naught, the others are fitted again.
+        left_out = np.setdiff1d(np.arange(features.shape[1]), kept)
+        start = np.r_[prior[0] + features[:, left_out].mean(0) @ prior[1 + left_out], prior[1 + kept]]
+        fitted = _held(features[:, kept], same.astype(np.float64), weights, start, units[kept], ridge, bent)
+        falls = (fitted[1:] < 0) & (kept < rising)
+        if not falls.any():
+            break
+        kept = kept[~falls]
+    found[np.r_[0, 1 + kept]] = fitted
     return [float(value) for value in found]
 
 
@@ -111,6 +127,7 @@ def _held(
     prior: Float64Array,
     units: Float64Array,
     ridge: tuple[float, float],
+    bent: tuple[float, float, float],
 ) -> Float64Array:
     middle, shares = features.mean(0), weights / weights.sum()
     inputs = np.c_[np.ones(len(features)), (features - middle) / units]
@@ -118,14 +135,15 @@ def _held(
     held = np.array([ridge[0]] + [ridge[1]] * features.shape[1])
 
     def cost(beta: Float64Array) -> float:
-        logits = start + inputs @ beta
+        logits = bend(start + inputs @ beta, bent)
         return float(shares @ (np.logaddexp(0, logits) - same * logits) + 0.5 * held @ beta**2)
 
     beta = np.zeros(inputs.shape[1])
     for _ in range(_STEPS):
-        chance = sigmoid(start + inputs @ beta)
-        gradient = inputs.T @ (shares * (chance - same)) + held * beta
-        curvature = (inputs * (shares * chance * (1 - chance))[:, None]).T @ inputs + np.diag(held)
+        straight = start + inputs @ beta
+        chance, slope = sigmoid(bend(straight, bent)), bent[1] + (bent[2] - bent[1]) * sigmoid(straight)
+        gradient = inputs.T @ (shares * (chance - same) * slope) + held * beta
+        curvature = (inputs * (shares * chance * (1 - chance) * slope**2)[:, None]).T @ inputs + np.diag(held)
         step = np.linalg.solve(curvature, gradient)
         now = cost(beta)
         while cost(beta - step) > now and np.abs(step).max() > _SMALLEST_STEP:
@@ -139,7 +157,10 @@ def _held(
 
 
 def neutral_curve(persons: Sequence[PersonEmbedding]) -> Curve:
-    """A curve for weights of which nothing is known: these persons' mean, no direction more than another."""
+    """A curve for weights of which nothing is known: these persons' mean, no direction more than another.
+
+    What it takes for the odds of rivals is about what the package's curves do.
+    """
     vectors = np.stack([person.vector.numpy() for person in persons])
     dim = vectors.shape[1]
     residuals, degrees = within_tracks(persons, dim)
@@ -150,19 +171,32 @@ def neutral_curve(persons: Sequence[PersonEmbedding]) -> Curve:
         rest=1 / dim,
         part_trace=max(float((residuals**2).sum() / degrees), 1e-6) if degrees else _PART_TRACE,
         arrival=(0.0, 0.0),
-        closed=(0.0, 0.0, 0.0, 0.0, 0.0),
+        alone=_ALONE,
+        closed=(0.0,) * (1 + FEATURES),
+        bent=STRAIGHT,
     )
+
+
+def bent_towards(
+    logits: Float64Array, same: npt.NDArray[np.generic], weights: Float64Array
+) -> tuple[float, float, float]:
+    """How log-odds (p,) must be bent to say how often pairs are one person, with the weights (p,)."""
+    sides = np.stack([-np.logaddexp(0, -logits), np.logaddexp(0, logits)], axis=1)
+    shift, low, high = logistic(sides, same, weights, rising=2)
+    return shift, low, high
 
 
 def with_coefficients(curve: Curve, arrival: Sequence[float], closed: Sequence[float]) -> Curve:
     """The curve with other coefficients."""
     intercept, slope = arrival
-    first, cosine, one_video, others, crops = closed
-    return replace(curve, arrival=(intercept, slope), closed=(first, cosine, one_video, others, crops))
+    return replace(curve, arrival=(intercept, slope), closed=tuple(closed))
 
 
 def refit(curve: Curve, examples: Examples, *, weighs: float) -> Curve:
-    """The curve as the examples would have it, held towards what it is; that counts as `weighs` pairs."""
+    """The curve as the examples would have it, held towards what it is; that counts as `weighs` pairs.
+
+    What it takes for the odds of rivals stays, as the features were made with it, and how log-odds are bent.
+    """
     ridge, ones = weighs / max(len(examples), 1), np.ones(len(examples))
     return with_coefficients(
         curve,
@@ -174,7 +208,16 @@ def refit(curve: Curve, examples: Examples, *, weighs: float) -> Curve:
             ridge=(ridge, ridge),
             scale=(SIMILARITY_SCALE,),
         ),
-        logistic(examples.features, examples.same, ones, towards=curve.closed, ridge=(ridge, ridge), scale=SCALES),
+        logistic(
+            examples.features,
+            examples.same,
+            ones,
+            towards=curve.closed,
+            ridge=(ridge, ridge),
+            scale=SCALES,
+            rising=COSINES,
+            bent=curve.bent,
+        ),
     )
 
 
@@ -183,7 +226,7 @@ def judge(curve: Curve, examples: Examples) -> tuple[Float64Array, Float64Array]
     intercept, *weights = curve.closed
     return (
         sigmoid(curve.arrival[0] + curve.arrival[1] * examples.similarity),
-        sigmoid(examples.features @ np.array(weights) + intercept),
+        sigmoid(bend(examples.features @ np.array(weights) + intercept, curve.bent)),
     )
 
 

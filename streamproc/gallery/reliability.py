@@ -43,6 +43,22 @@ def calibration_error(chance: Float64Array, same: BoolArray) -> float:
     return sum(abs(mean - share) * count for mean, share, count in bins_of(chance, same)) / len(chance)
 
 
+def swept_error(chance: Float64Array, same: BoolArray) -> float:
+    """The error with as many bins as leave the share of right ones rising from bin to bin (Roelofs et al. 2022).
+
+    With few pairs chance alone adds less to it than to the error with a fixed number of bins.
+    """
+    order, error = np.argsort(chance, kind="stable"), 0.0
+    for count in range(1, len(order) + 1):
+        parts = np.array_split(order, count)
+        shares = np.array([same[part].mean() for part in parts])
+        if (np.diff(shares) < 0).any():
+            break
+        means, sizes = np.array([chance[part].mean() for part in parts]), np.array([len(part) for part in parts])
+        error = float(np.abs(means - shares) @ sizes / len(order))
+    return error
+
+
 def error_if_perfect(chance: Float64Array, rng: np.random.Generator) -> float:
     """What the error would come to with so many pairs, were every probability exactly right: chance alone."""
     return float(np.mean([calibration_error(chance, rng.random(len(chance)) < chance) for _ in range(_DRAWS)]))

@@ -14,6 +14,7 @@ from streamproc.errors import EventError, WeightsError
 from streamproc.events import DuplicateCandidate, PersonEmbedding, Segments
 from streamproc.gallery import Calibration, Curve, Gallery, GalleryScorer, apply, load_curves
 from streamproc.gallery import calibration as module
+from streamproc.gallery.calibration import STRAIGHT, bend
 from streamproc.gallery.state import Writes
 from streamproc.reid.manifest import package_file
 from streamproc.settings import Clustering
@@ -23,7 +24,16 @@ DIM = 6
 TIME = "2026-11-24T12:00:00Z"
 
 
-def make_curve(*, arrival=(-8.0, 10.0), closed=(-1.0, 6.0, 0.0, -0.5, 0.0), dim=DIM) -> Curve:
+ALONE = (-1.0, 6.0, 6.0, 0.0, -0.5, 0.0)
+CLOSED = (*ALONE, -0.5, 0.5)
+
+
+def always(log_odds):
+    """Coefficients of who thinks the same of all pairs."""
+    return (log_odds, *[0.0] * 7)
+
+
+def make_curve(*, arrival=(-8.0, 10.0), alone=ALONE, closed=CLOSED, bent=STRAIGHT, dim=DIM) -> Curve:
     rng = np.random.default_rng(7)
     basis = np.linalg.qr(rng.normal(size=(dim, 2)))[0].T
     return Curve(
@@ -33,7 +43,9 @@ def make_curve(*, arrival=(-8.0, 10.0), closed=(-1.0, 6.0, 0.0, -0.5, 0.0), dim=
         rest=0.3 / (dim - 2),
         part_trace=0.1,
         arrival=arrival,
+        alone=alone,
         closed=closed,
+        bent=bent,
     )
 
 
@@ -70,6 +82,13 @@ def announced(events):
 A, B = [1, 0, 0, 0, 0, 0], [0.9, np.sqrt(1 - 0.81), 0, 0, 0, 0]
 
 
+@given(st.lists(st.floats(-60, 60), min_size=2), st.floats(0, 3), st.floats(0, 3), st.floats(-3, 3))
+def test_bent_log_odds_keep_their_order(logits, low, high, shift):
+    logits = np.sort(logits)
+    assert (np.diff(bend(logits, (shift, low, high))) >= -1e-9).all()
+    np.testing.assert_allclose(bend(logits, STRAIGHT), logits, atol=1e-9)
+
+
 def test_weights_without_a_curve_are_judged_by_similarity_alone() -> None:
     said = feed(
         Gallery("g"), person(1, A), person(2, B), closed([1, 2]), calibration=Calibration({"b" * 64: make_curve()})
@@ -88,7 +107,7 @@ def test_at_arrival_the_probability_follows_from_the_similarity() -> None:
 
 def test_what_is_not_likely_enough_is_held_back_and_proposed_when_the_gallery_says_otherwise() -> None:
     gallery = Gallery("g")
-    calibration = calibrated(arrival=(-20.0, 10.0), closed=(3.0, 0.0, 0.0, 0.0, 0.0))
+    calibration = calibrated(arrival=(-20.0, 10.0), closed=always(3.0))
     assert feed(gallery, person(1, A), person(2, B), calibration=calibration) == []
     assert standing(gallery) == {}
     said = feed(gallery, closed([1, 2]), calibration=calibration)
@@ -99,7 +118,7 @@ def test_what_is_not_likely_enough_is_held_back_and_proposed_when_the_gallery_sa
 
 def test_what_the_gallery_finds_unlikely_is_withdrawn_with_its_reason() -> None:
     gallery = Gallery("g")
-    calibration = calibrated(arrival=(3.0, 0.0), closed=(-3.0, 0.0, 0.0, 0.0, 0.0))
+    calibration = calibrated(arrival=(3.0, 0.0), closed=always(-3.0))
     said = feed(gallery, person(1, A), person(2, B), closed([1, 2]), calibration=calibration)
     assert [(e.state, getattr(e, "reason", None)) for e in said] == [
         ("proposed", None),
@@ -113,14 +132,14 @@ def test_what_the_gallery_finds_unlikely_is_withdrawn_with_its_reason() -> None:
 
 def test_a_probability_that_stays_is_not_said_again() -> None:
     gallery = Gallery("g")
-    calibration = calibrated(arrival=(1.0, 0.0), closed=(1.0, 0.0, 0.0, 0.0, 0.0))
+    calibration = calibrated(arrival=(1.0, 0.0), closed=always(1.0))
     said = feed(gallery, person(1, A), person(2, B), closed([1, 2]), calibration=calibration)
     assert [e.state for e in said] == ["proposed", "done"]
 
 
 def test_a_person_whose_new_run_is_less_likely_is_withdrawn_at_once() -> None:
     gallery = Gallery("g")
-    calibration = calibrated(closed=(3.0, 0.0, 0.0, 0.0, 0.0))
+    calibration = calibrated(closed=always(3.0))
     feed(gallery, person(1, A), person(2, B), closed([1, 2]), calibration=calibration)
     again = [person(i, v, run="r2", minute=1) for i, v in ((1, A), (2, [0.71, np.sqrt(1 - 0.71**2), 0, 0, 0, 0]))]
     said = feed(gallery, *again, calibration=calibration)
@@ -138,8 +157,27 @@ def test_the_fewer_others_a_person_may_be_the_likelier_each() -> None:
     assert chance([]) < chance([2]) < chance([2, 3, 4, 5])
 
 
+def test_who_is_like_others_too_is_less_likely_this_one() -> None:
+    curve = make_curve(closed=(*ALONE, -1.0, 0.0))
+    people = {f"v/{i}": person(i, v) for i, v in enumerate(np.random.default_rng(3).normal(size=(6, DIM)))}
+    scorer, pair = GalleryScorer(curve, people), ("v/0", "v/1")
+
+    def chance(*others):
+        return scorer.probabilities([pair, *others])[0]
+
+    assert chance() > chance(("v/0", "v/2")) > chance(("v/0", "v/2"), ("v/1", "v/3"))
+    assert chance() == chance(("v/2", "v/3")), "others that are like each other are no rivals"
+
+
+def test_where_many_have_a_double_each_pair_is_likelier_one_person() -> None:
+    people = {f"v/{i}": person(i, v) for i, v in enumerate(np.random.default_rng(3).normal(size=(6, DIM)))}
+    scorer = GalleryScorer(make_curve(closed=(*ALONE, 0.0, 1.0)), people)
+    few, many = ([("v/0", "v/1"), *others] for others in ([], [("v/2", "v/3"), ("v/4", "v/5")]))
+    assert scorer.probabilities(few)[0] < scorer.probabilities(many)[0]
+
+
 def test_of_two_pairs_alike_the_one_with_fewer_crops_is_likelier_one_person() -> None:
-    curve = make_curve(closed=(-1.0, 6.0, 0.0, -0.5, -1.0))
+    curve = make_curve(closed=(-1.0, 6.0, 6.0, 0.0, -0.5, -1.0, 0.0, 0.0))
     vectors = np.random.default_rng(3).normal(size=(6, DIM))
 
     def chance(crops):
@@ -152,7 +190,7 @@ def test_of_two_pairs_alike_the_one_with_fewer_crops_is_likelier_one_person() ->
 
 def test_the_crops_that_count_are_those_embedded_not_those_cut() -> None:
     people = {f"v/{i}": person(i, v, crops=2).model_copy(update={"crop_count": 50}) for i, v in enumerate(np.eye(DIM))}
-    np.testing.assert_allclose(GalleryScorer(make_curve(), people).features([("v/0", "v/1")])[0, 3], np.log(2))
+    np.testing.assert_allclose(GalleryScorer(make_curve(), people).features([("v/0", "v/1")])[0, 4], np.log(2))
 
 
 def test_a_person_of_a_wrong_length_under_known_weights_keeps_its_first_judgement() -> None:
@@ -217,6 +255,9 @@ def test_a_curve_comes_back_from_its_json_and_its_id_says_what_it_is() -> None:
     [
         {"method": "other"},
         {"closed": [1, 2]},
+        {"alone": [1] * 5},
+        {"bent": [0, 1]},
+        {"bent": [0, -1, 1]},
         {"rest": float("nan")},
         {"mean": "AAAA"},
         {"arrival": None},
@@ -243,7 +284,7 @@ def test_the_packages_own_weights_have_a_curve() -> None:
     own = next(entry["sha256"] for entry in manifest["models"] if entry["url"] is None)
     assert find_weights(None, cache_folder=package_file("none")).name
     assert own in curves
-    assert all(curve.arrival[1] > 0 and curve.closed[1] > 0 for curve in curves.values())
+    assert all(min(c.arrival[1], *c.alone[1:3], *c.closed[1:3]) > 0 > c.closed[6] for c in curves.values())
 
 
 def test_the_settings_and_the_core_have_the_same_defaults() -> None:
@@ -258,7 +299,9 @@ def galleries(draw):
     seed, count = draw(st.integers(0, 2**32 - 1)), draw(st.integers(1, 7))
     rng = np.random.default_rng(seed)
     events = two_videos(rng, count, parts=True, weights=(WEIGHTS, "b" * 64))
-    curve = make_curve(arrival=(rng.normal(-6, 3), 8.0), closed=(rng.normal(), 4.0, rng.normal(), -0.5, -1.0))
+    curve = make_curve(
+        arrival=(rng.normal(-6, 3), 8.0), closed=(rng.normal(), 4.0, 4.0, rng.normal(), -0.5, -1.0, -1.0, 1.0)
+    )
     calibration = Calibration({WEIGHTS: curve}, min_probability=0.3, likely_probability=0.7)
     return events, count, calibration
 
@@ -368,14 +411,14 @@ def test_a_curve_fitted_on_some_people_is_right_about_others(monkeypatch) -> Non
     from models import calibrate
     from streamproc.gallery.reliability import calibration_error, diagram
 
-    monkeypatch.setattr(calibrate, "GALLERIES", 24)
+    monkeypatch.setattr(calibrate, "GALLERIES", 12)
     monkeypatch.setattr(calibrate, "DIRECTIONS", 4)
-    monkeypatch.setattr(calibrate, "FITTED_SIMILARITY", 0.3)
     monkeypatch.setattr(calibrate, "THRESHOLD", 0.3)
     rng = np.random.default_rng(2)
     curve = calibrate.fit(synthetic_tracks(rng), WEIGHTS, rng)
     others = synthetic_tracks(rng)
-    held = [calibrate.draw(others, {who for who, _, _ in others}, rng, WEIGHTS) for _ in range(12)]
+    who = {name for name, _, _ in others}
+    held = [calibrate.draw(others, who, rng, WEIGHTS, kind=kind) for kind in calibrate.KINDS for _ in range(6)]
     judged = calibrate.Judged.of(held, curve, WEIGHTS)
     assert 0.02 < judged.same.mean() < 0.6
     errors = [calibration_error(c, judged.same) for c in (judged.at_close, judged.similarity.clip(0, 1))]

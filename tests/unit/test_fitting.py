@@ -11,35 +11,38 @@ from hypothesis import strategies as st
 from persons import person
 
 from streamproc.gallery import Curve
-from streamproc.gallery.calibration import curves_to_json, load_curves, sigmoid
+from streamproc.gallery.calibration import STRAIGHT, bend, curves_to_json, load_curves, sigmoid
 from streamproc.gallery.fitting import (
     KNOWN_CURVE_WEIGHS,
     Examples,
     KnownGallery,
+    bent_towards,
     cross_validated,
     judge,
     logistic,
     neutral_curve,
     refit,
 )
-from streamproc.gallery.reliability import Panel, calibration_error, diagram, error_if_perfect, log_losses
+from streamproc.gallery.reliability import Panel, calibration_error, diagram, error_if_perfect, log_losses, swept_error
 
 DIM = 6
 
 
-def start(*, arrival=(-20.0, 22.0), closed=(1.0, 11.0, -2.0, -1.5, -1.0)) -> Curve:
+def start(*, arrival=(-20.0, 22.0), closed=(1.0, 11.0, 12.0, -2.0, -1.5, -1.0, -0.8, 1.0), bent=STRAIGHT) -> Curve:
     flat = {
         "mean": np.zeros(DIM, np.float32),
         "basis": np.zeros((0, DIM), np.float32),
         "spread": np.zeros(0, np.float32),
     }
-    return Curve(**flat, rest=1 / DIM, part_trace=0.1, arrival=arrival, closed=closed)
+    return Curve(**flat, rest=1 / DIM, part_trace=0.1, arrival=arrival, alone=(0.0,) * 6, closed=closed, bent=bent)
 
 
 def examples(rng, count, *, people=40, truth=None) -> Examples:
     """Pairs as galleries have them; `truth` (features) gives the log-odds, else the labels are tossed."""
     similarity = rng.uniform(0.7, 1, count)
-    features = np.c_[similarity - 0.6, rng.integers(0, 2, count), rng.uniform(0, 5, count), rng.uniform(0, 2.1, count)]
+    cosine, one_video = similarity - 0.6, rng.integers(0, 2, count)
+    most = (5, 2.1, 4, 1)  # of the logarithms of others and crops, of rivals, of doubles
+    features = np.c_[cosine * one_video, cosine * (1 - one_video), one_video, rng.uniform(0, most, (count, 4))]
     chance = np.full(count, 0.5) if truth is None else sigmoid(truth(features))
     return Examples(similarity, features, rng.random(count) < chance, rng.integers(0, people, (count, 2)))
 
@@ -55,19 +58,36 @@ def test_the_regression_finds_the_odds_that_made_its_data() -> None:
     np.testing.assert_allclose(found, [-1, 2, -0.5], atol=0.06)
 
 
+def test_log_odds_are_bent_as_the_pairs_say() -> None:
+    rng, bent = np.random.default_rng(2), (0.3, 0.5, 2.0)
+    logits = rng.normal(0, 2, 60_000)
+    same = rng.random(60_000) < sigmoid(bend(logits, bent))
+    at = np.linspace(-3, 3, 7)
+    found = bent_towards(logits, same, np.ones(60_000))
+    np.testing.assert_allclose(sigmoid(bend(at, found)), sigmoid(bend(at, bent)), atol=0.02)
+
+
+def test_the_regression_finds_the_odds_that_were_bent_afterwards() -> None:
+    rng, bent = np.random.default_rng(1), (-0.1, 0.7, 1.5)
+    features = rng.normal(size=(40_000, 2))
+    same = rng.random(40_000) < sigmoid(bend(-1 + features @ [2, -0.5], bent))
+    found = logistic(features, same, np.ones(40_000), bent=bent)
+    np.testing.assert_allclose(found, [-1, 2, -0.5], atol=0.06)
+
+
 @given(seeds, counts, st.sampled_from(["package", "nothing"]))
 def test_who_looks_more_alike_is_never_less_likely_one_person(seed, count, known) -> None:
     rng = np.random.default_rng(seed)
-    data = examples(rng, count, truth=lambda f: rng.normal(0, 30) * (f[:, 0] - 0.25))
-    curve = start() if known == "package" else start(arrival=(0.0, 0.0), closed=(0.0,) * 5)
+    data = examples(rng, count, truth=lambda f: rng.normal(0, 30, 2) @ (f[:, :2].T - 0.25))
+    curve = start() if known == "package" else start(arrival=(0.0, 0.0), closed=(0.0,) * 8)
     fitted = refit(curve, data, weighs=KNOWN_CURVE_WEIGHS)
     assert fitted.arrival[1] >= 0
-    assert fitted.closed[1] >= 0
+    assert min(fitted.closed[1:3]) >= 0
     assert np.isfinite([*fitted.arrival, *fitted.closed]).all()
 
 
-@given(seeds, counts)
-def test_the_same_labels_again_move_the_curve_further_the_same_way(seed, count) -> None:
+@given(seeds, counts, st.sampled_from([STRAIGHT, (-0.1, 1.0, 1.2)]))
+def test_the_same_labels_again_move_the_curve_further_the_same_way(seed, count, bent) -> None:
     """Twice the pairs: they are never less well explained, and the prior has less to say."""
     data = examples(np.random.default_rng(seed), count)
     twice = Examples(*(np.concatenate([getattr(data, name)] * 2) for name in Examples.__slots__))
@@ -75,7 +95,8 @@ def test_the_same_labels_again_move_the_curve_further_the_same_way(seed, count) 
     def loss(curve):
         return np.array([log_losses(chance, data.same).mean() for chance in judge(curve, data)])
 
-    none, once, more = start(), refit(start(), data, weighs=10.0), refit(start(), twice, weighs=10.0)
+    none = start(bent=bent)
+    once, more = (refit(none, pairs, weighs=10.0) for pairs in (data, twice))
     assert (loss(more) <= loss(once) + 1e-9).all()
     assert (loss(once) <= loss(none) + 1e-9).all()
 
@@ -95,18 +116,18 @@ def test_no_pairs_leave_the_curve_as_it_is() -> None:
 
 
 def test_many_pairs_overrule_the_packages_curve() -> None:
-    rng = np.random.default_rng(3)
-    data = examples(rng, 20_000, truth=lambda f: -3 + 20 * f[:, 0] + f[:, 1] - 0.5 * f[:, 2] - 0.3 * f[:, 3])
+    rng, true = np.random.default_rng(3), np.array([-3, 20, 14, 1, -0.5, -0.3, -1.5, 0.5])
+    data = examples(rng, 20_000, truth=lambda f: true[0] + f @ true[1:])
     fitted = refit(start(), data, weighs=KNOWN_CURVE_WEIGHS)
-    np.testing.assert_allclose(fitted.closed, (-3, 20, 1, -0.5, -0.3), rtol=0.2)
+    np.testing.assert_allclose(fitted.closed, true, rtol=0.2, atol=0.2)
     error = calibration_error(judge(fitted, data)[1], data.same)
     assert error < 0.02 < calibration_error(judge(start(), data)[1], data.same)
 
 
 def test_what_does_not_vary_among_a_users_pairs_keeps_its_weight() -> None:
     data = examples(np.random.default_rng(3), 300)
-    data.features[:, 1] = 1.0  # all in one video
-    assert refit(start(), data, weighs=10.0).closed[2] == pytest.approx(start().closed[2])
+    data.features[:, 1:3] = 0.0, 1.0  # all in one video
+    assert refit(start(), data, weighs=10.0).closed[2:4] == pytest.approx(start().closed[2:4])
 
 
 def test_figures_are_of_people_that_the_curve_was_not_fitted_on() -> None:
@@ -153,6 +174,15 @@ def test_errors_are_shares_and_losses_finite(chances, seed) -> None:
     assert 0 <= calibration_error(chance, same) <= 1
     assert 0 <= error_if_perfect(chance, rng) <= 1
     assert np.isfinite(log_losses(chance, same)).all()
+
+
+def test_of_right_probabilities_the_swept_error_is_small_and_of_wrong_ones_large() -> None:
+    rng = np.random.default_rng(1)
+    chance = rng.random(4000)
+    same = rng.random(4000) < chance
+    assert swept_error(chance, same) < 0.03
+    assert swept_error(chance / 2, same) == pytest.approx(0.25, abs=0.03)
+    assert swept_error(np.array([0.3]), np.array([True])) == pytest.approx(0.7)
 
 
 def test_the_diagram_is_xml_and_counts_its_pairs() -> None:
