@@ -408,7 +408,7 @@ def synthetic_tracks(rng, *, dim=16, people=45):
 
 def test_a_curve_fitted_on_some_people_is_right_about_others(monkeypatch) -> None:
     """Better than none, and nearly as often right as it says."""
-    from models import calibrate
+    from models import calibrate, known_people
     from streamproc.gallery.reliability import calibration_error, diagram
 
     monkeypatch.setattr(calibrate, "GALLERIES", 12)
@@ -418,7 +418,7 @@ def test_a_curve_fitted_on_some_people_is_right_about_others(monkeypatch) -> Non
     curve = calibrate.fit(synthetic_tracks(rng), WEIGHTS, rng)
     others = synthetic_tracks(rng)
     who = {name for name, _, _ in others}
-    held = [calibrate.draw(others, who, rng, WEIGHTS, kind=kind) for kind in calibrate.KINDS for _ in range(6)]
+    held = [known_people.draw(others, who, rng, WEIGHTS, kind=kind) for kind in known_people.KINDS for _ in range(6)]
     judged = calibrate.Judged.of(held, curve, WEIGHTS)
     assert 0.02 < judged.same.mean() < 0.6
     errors = [calibration_error(c, judged.same) for c in (judged.at_close, judged.similarity.clip(0, 1))]
