@@ -14,7 +14,7 @@ from streamproc.events import DuplicateCandidate, PersonEmbedding, VideoClosed, 
 from streamproc.gallery import UNCALIBRATED, apply
 from streamproc.people import find_track_file, load_tracks
 from streamproc.pipeline import Pipeline, Stop, VideoJob
-from streamproc.results import Findings, Member, Result, Source, report_of, result_of
+from streamproc.results import Findings, Member, Result, Source, report_of, result_of, versions
 from streamproc.stages import calibration_of, load_network, video_limits
 
 if TYPE_CHECKING:
@@ -133,6 +133,7 @@ class Replay:
     async def _process(self, pipeline: Pipeline, member: Member) -> None:
         try:
             job = await asyncio.to_thread(self._job, member)
+            pipeline.threads.animation.submit(self._prepare, member)  # the pipeline's end waits for it
             member.summary = await pipeline.process(job, member.stats, self.stop)
         except InputError as error:
             member.error = error
@@ -163,6 +164,12 @@ class Replay:
             ),
             similarity_threshold=settings.clustering.similarity_threshold,
         )
+
+    def _prepare(self, member: Member) -> None:
+        """Do what the end needs and does not depend on it, while the other core has nothing to do yet."""
+        versions()
+        if self._found.out is not None:
+            self._directory_of(member).prepare()
 
     async def _match(self, event: PersonEmbedding | VideoClosed) -> None:
         gallery = self._found.gallery_of(event.gallery_id)

@@ -58,8 +58,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-FRAMES_IN_FLIGHT = 8
-FRAMES_A_CALL = 4  # handing work to a thread costs about 80 µs: share it
+FRAMES_A_CALL = 8  # handing work to a thread costs about 80 µs and stirs the caches: share it
+BYTES_A_CALL = 13 * 2**20  # four frames of 1080p: three such lots are in memory at once
 MAX_SEGMENTS = 4
 SWITCH_SECONDS = 0.0005  # what a thread waits for the GIL before it asks: Python's 5 ms leave cores idle
 
@@ -203,12 +203,12 @@ class Pipeline:
 
         tracks, plan = await call(self.threads.crop, stats.seconds, "plan", prepare)
         _return_freed_memory()
-        await self.ready()
         stats.frames_planned, stats.persons_total = len(plan.frame_indices), len(plan.tracks)
-        run = _Run(self, job, video, plan, stats, stop, self._run_id(job, video_sha256, tracks.sha256))
+        run = _Run(self, job, video, plan, stats, stop, lambda: self._run_id(job, video_sha256, tracks.sha256))
         try:
             await run.stages()
         except InputError:
+            await run.identify()
             await run.publish(run.closed("failed"))
             raise
         cut_short = stop.is_set() and stats.frames_done < stats.frames_planned
@@ -236,7 +236,10 @@ class Pipeline:
 
 
 class _Run:
-    """One video on its way through the stages."""
+    """One video on its way through the stages.
+
+    Its first frames are decoded while the network still loads: only then its id is known, which names the weights.
+    """
 
     def __init__(
         self,
@@ -246,17 +249,23 @@ class _Run:
         plan: Plan,
         stats: VideoStats,
         stop: Stop,
-        run_id: str,
+        make_run_id: Callable[[], str],
     ) -> None:
         self._pipeline, self._job, self._video, self._plan = pipeline, job, video, plan
-        self._stats, self._stop, self.run_id = stats, stop, run_id
-        self._ids = RunIds(job.gallery_id, job.video_id, run_id)
+        self._stats, self._stop, self._make_run_id = stats, stop, make_run_id
+        self.run_id = ""
         self._publishing = asyncio.Lock()
         self._published: list[int] = []
         self.skipped: list[Skipped] = []
 
+    async def identify(self) -> None:
+        """Wait for the network, then know the run's id; raises what loading it raised."""
+        if not self.run_id:
+            await self._pipeline.ready()
+            self.run_id = self._make_run_id()
+
     async def stages(self) -> None:
-        frames: Channel[Frame] = Channel(FRAMES_IN_FLIGHT)
+        frames: Channel[list[Frame]] = Channel(1)
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._decode(frames), name="decode")
@@ -264,26 +273,28 @@ class _Run:
         except BaseExceptionGroup as group_error:
             raise _first_cause(group_error) from group_error
 
-    async def _decode(self, frames: Channel[Frame]) -> None:
+    async def _decode(self, frames: Channel[list[Frame]]) -> None:
         source = self._video.frames(self._plan.frame_indices)
+        frame_bytes = self._video.width * self._video.height * 3 // 2
+        count = max(1, min(FRAMES_A_CALL, BYTES_A_CALL // frame_bytes))
         while not self._stop.is_set():
-            batch = await self._in_thread("decode", lambda: list(islice(source, FRAMES_A_CALL)))
-            for frame in batch:
-                await frames.put(frame)
-            if len(batch) < FRAMES_A_CALL:
+            lot = await self._in_thread("decode", lambda: list(islice(source, count)))
+            await frames.put(lot)
+            if len(lot) < count:
                 break
         await frames.close()
 
-    async def _crop(self, frames: Channel[Frame], group: asyncio.TaskGroup) -> None:
+    async def _crop(self, frames: Channel[list[Frame]], group: asyncio.TaskGroup) -> None:
         buckets = Buckets(self._plan, crops_embedded=self._job.options.crops_embedded)
-        async for batch in frames.batches(FRAMES_A_CALL, 0):
-            cut = await self._in_thread("crop", partial(self._cut, batch))
-            for frame, crops in zip(batch, cut, strict=True):
+        async for (lot,) in frames.batches(1, 0):
+            cut = await self._in_thread("crop", partial(self._cut, lot))
+            for frame, crops in zip(lot, cut, strict=True):
                 self._stats.frames_done += 1
                 self._stats.crops_cut += len(crops)
                 for bucket in buckets.add(frame.frame_index, crops):
                     await self._hand_on(bucket, group)
-            del batch, cut
+            del lot, cut
+        await self.identify()
         for bucket in buckets.finish():
             await self._hand_on(bucket, group)
 
@@ -295,12 +306,14 @@ class _Run:
 
     async def _hand_on(self, bucket: Bucket, group: asyncio.TaskGroup) -> None:
         """Give a full bucket to the network and to the side consumer."""
+        await self.identify()
         if not bucket.crops:
             reason = "given up before its first crop" if self._stop.is_set() else "none of its frames could be decoded"
             self.skipped.append(Skipped(bucket.person_id, reason))
             return
         if self._pipeline.animate is not None:
-            self._pipeline.animate.offer(self._ids, bucket, self._stats)
+            ids = RunIds(self._job.gallery_id, self._job.video_id, self.run_id)
+            self._pipeline.animate.offer(ids, bucket, self._stats)
         if self._pipeline.embed is not None:
             vectors = await self._pipeline.embed.submit(bucket)
             group.create_task(self._announce(bucket, vectors))

@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from streamproc.stages import VideoStats
 from streamproc.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from streamproc.crops import Plan
@@ -108,6 +109,12 @@ class Findings:
         return self.galleries.setdefault(gallery_id, Gallery(gallery_id, max_persons=limit))
 
 
+@cache
+def versions() -> Mapping[str, str]:
+    """What this ran on, for run.json; looking it up takes 5 ms once."""
+    return {name: metadata.version(name) for name in _VERSIONS_OF} | {"python": platform.python_version()}
+
+
 def result_of(found: Findings, members: Sequence[Member], *, several: bool, wall_seconds: float) -> Result:
     """The result of one gallery, or of one video's part of it (`several` false: persons go by their plain ids)."""
     embedder, threshold = found.embedder, found.settings.clustering.similarity_threshold
@@ -148,7 +155,7 @@ def _run_record(
     seconds = sum((member.stats.seconds for member in members), Counter[str]())
     return {
         "streamproc_version": __version__,
-        "versions": {name: metadata.version(name) for name in _VERSIONS_OF} | {"python": platform.python_version()},
+        "versions": dict(versions()),
         "timestamp": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
         "settings": found.settings.model_dump(mode="json"),

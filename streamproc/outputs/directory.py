@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Self
 
 from streamproc.errors import MachineError, UsageError
 from streamproc.outputs.artifacts import ARTIFACT_NAMES, artifacts
-from streamproc.outputs.page import ASSET_NAMES, PAGE_NAME, page_files
+from streamproc.outputs.page import ASSET_NAMES, PAGE_NAME, asset_files, needless_assets, page_html
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import TracebackType
 
     from streamproc.outputs.report import GalleryReport
@@ -48,6 +49,7 @@ class OutputDirectory:
         self.path = Path(path)
         self._made = not self.path.exists()
         self._has_report = False
+        self._assets: set[str] = set()  # staged already
         self._lock = _locked_directory(self.path)
         try:
             self._remove_stagings()  # we hold the lock, so whoever made them is dead
@@ -74,13 +76,25 @@ class OutputDirectory:
         self._stage(relative, data)
         return relative.relative_to(_VIEWER).as_posix()
 
+    def prepare(self) -> None:
+        """Stage what the page needs whatever the report says (4.5 MB), while there is time.
+
+        May be left out, and may fail: `write_report` does the rest, and says what is wrong. Any thread may call it, but
+        not beside `write_report`, `commit` or `abort`.
+        """
+        with contextlib.suppress(OSError, MachineError):
+            self._stage_assets()
+
     def write_report(self, report: GalleryReport) -> None:
         """Stage the artifacts and the page; raises MachineError where the disk is full or fails."""
         try:
             for name, data in artifacts(report):
                 self._stage(Path(name), data)
-            for name, data in page_files(report):
-                self._stage(_VIEWER / name, data)
+            needless = needless_assets(report)
+            self._stage_assets(needless)
+            for name in needless:
+                (self._open_staging() / _VIEWER / name).unlink(missing_ok=True)
+            self._stage(_VIEWER / PAGE_NAME, page_html(report))
         except OSError as error:
             raise MachineError(_could_not_write(self.path, error)) from error
         self._has_report = True
@@ -119,6 +133,12 @@ class OutputDirectory:
             with contextlib.suppress(OSError):  # not empty: committed, or another's files
                 self.path.rmdir()
         os.close(self._lock)
+
+    def _stage_assets(self, but: Sequence[str] = ()) -> None:
+        for name, source in asset_files():
+            if name not in but and name not in self._assets:
+                self._stage(_VIEWER / name, source.read_bytes())
+                self._assets.add(name)
 
     def _stage(self, relative: Path, data: bytes) -> None:
         path = self._open_staging() / relative

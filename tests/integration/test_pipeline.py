@@ -159,6 +159,28 @@ async def test_animations_that_fail_are_named_each_and_stop_nothing(embedder, sa
     assert stats.animations_done == 3
 
 
+async def test_decoding_begins_while_the_network_still_loads(embedder, sample, monkeypatch) -> None:
+    cut = threading.Event()
+
+    def tell(frame, cuts, store):
+        cut.set()
+        return cut_frame(frame, cuts, store)
+
+    def load():
+        assert cut.wait(60), "nothing was decoded before the network was there"
+        return embedder
+
+    monkeypatch.setattr("streamproc.pipeline.cut_frame", tell)
+    published, stats = Published(), VideoStats()
+    running = Pipeline(
+        load_network=load, publish=published, write_animation=None, crop_memory_bytes=2**26, limits=Limits()
+    )
+    async with running:
+        summary = await running.process(job(sample), stats, Stop())
+    assert {event.run_id for event in published.events} == {summary.run_id}
+    assert len(published.vectors()) == 6
+
+
 async def test_without_a_network_animations_come_and_the_video_closes_with_nobody(sample) -> None:
     drawn = []
     stats = VideoStats()

@@ -227,6 +227,34 @@ def test_a_full_disk_at_the_report_is_a_fault_of_the_machine(tmp_path):
     assert files(tmp_path) == set()
 
 
+def test_what_was_prepared_is_what_a_report_alone_writes(tmp_path):
+    write(tmp_path / "plain", 1, 2)
+    with OutputDirectory(tmp_path / "prepared") as directory:
+        directory.prepare()
+        directory.prepare()
+        for person_id in (1, 2):
+            directory.write_webp(person_id, b"webp of %d" % person_id)
+        directory.write_report(report(1, 2))
+        directory.commit()
+    assert contents(tmp_path / "prepared") == contents(tmp_path / "plain")
+
+
+def test_a_page_without_a_heatmap_gets_no_plotly_though_it_was_prepared(tmp_path):
+    with OutputDirectory(tmp_path) as directory:
+        directory.prepare()
+        directory.write_report(report(1))
+        directory.commit()
+    assert not list(tmp_path.rglob("plotly.min.js"))
+    assert list(tmp_path.rglob("page.js"))
+
+
+def test_preparing_on_a_full_disk_leaves_the_fault_to_the_report(tmp_path, full_disk):
+    with OutputDirectory(tmp_path / "out") as directory:
+        directory.prepare()
+        with pytest.raises(MachineError, match="No space left"):
+            directory.write_report(report(1, 2))
+
+
 def test_plotly_itself_is_not_imported(tmp_path):
     """Importing it takes longer than writing the page."""
     program = f"""

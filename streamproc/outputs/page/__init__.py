@@ -37,17 +37,28 @@ _MIN_HEATMAP_PERSONS = 2
 _DECIMALS = 4
 
 
-def page_files(report: GalleryReport) -> Iterator[tuple[str, bytes]]:
-    """Yield path (relative to webp_viewer) and content of the page and its assets.
+def asset_files() -> Iterator[tuple[str, Path]]:
+    """Yield path (relative to webp_viewer) and source of all that a page may need beside it, whatever the report says.
 
-    Raises MachineError where the installed plotly lacks its script, OSError where an asset cannot be read.
+    Raises MachineError where the installed plotly lacks its script.
     """
-    has_heatmap = _MIN_HEATMAP_PERSONS <= len(report.embedded_ids) <= _MAX_HEATMAP_PERSONS
     for name in _OWN_ASSETS:
-        yield f"assets/{name}", (_HERE / name).read_bytes()
-    if has_heatmap:
-        yield f"assets/{_PLOTLY}", _plotly_script().read_bytes()
-    yield PAGE_NAME, _html(report, has_heatmap=has_heatmap).encode()
+        yield f"assets/{name}", _HERE / name
+    yield f"assets/{_PLOTLY}", _plotly_script()
+
+
+def needless_assets(report: GalleryReport) -> tuple[str, ...]:
+    """Those of the assets that the page of this report does not load."""
+    return () if _has_heatmap(report) else (f"assets/{_PLOTLY}",)
+
+
+def page_html(report: GalleryReport) -> bytes:
+    """The page; raises OSError where its template cannot be read."""
+    return _html(report, has_heatmap=_has_heatmap(report)).encode()
+
+
+def _has_heatmap(report: GalleryReport) -> bool:
+    return _MIN_HEATMAP_PERSONS <= len(report.embedded_ids) <= _MAX_HEATMAP_PERSONS
 
 
 def _html(report: GalleryReport, *, has_heatmap: bool) -> str:
