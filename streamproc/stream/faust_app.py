@@ -23,6 +23,7 @@ from streamproc.errors import MachineError
 from streamproc.stream.faust_consumer import EventConsumer, FlowControl
 from streamproc.stream.in_order import InOrder, Turn
 from streamproc.stream.kafka import Record, client_options, group_of, unreachable
+from streamproc.stream.log_offsets import LogOffsets
 from streamproc.stream.topics import TABLE, changelog_of
 
 if TYPE_CHECKING:
@@ -151,6 +152,8 @@ class FaustTable:
         self._app = make_app(settings, folder, url)
         self._app.flow_control = FlowControl()
         self._order = InOrder()
+        self._events = settings.kafka.topic_prefix + "person-embeddings"
+        self._offsets = LogOffsets(settings, self._events)
         self._empty_until: dict[int, int] = {}  # by partition
         self._app.transport.Consumer = type(
             "_Consumer", (EventConsumer,), {"on_committed": staticmethod(self._start_from)}
@@ -164,8 +167,8 @@ class FaustTable:
 
         It also gets a function that shows the messages of up to so many events that come next, without taking them.
         """
-        name = self._settings.kafka.topic_prefix + "person-embeddings"
-        topic = self._app.topic(name, key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw")
+        raw = {"key_type": bytes, "value_type": bytes, "key_serializer": "raw", "value_serializer": "raw"}
+        topic = self._app.topic(self._events, **raw)
 
         async def agent(stream: Any) -> None:  # noqa: ANN401 - Faust is untyped
             def waiting(count: int) -> list[Any]:
@@ -184,17 +187,28 @@ class FaustTable:
         order = self._order
         async for event in events:
             message, consumer = event.message, self._app.consumer
-            partition, expected = message.partition, order.next_offset(message.partition)
-            turn = order.turn_of(partition, message.offset)
-            if turn in {Turn.NEXT, Turn.NEXT_AFTER_GAP}:
-                if turn is Turn.NEXT_AFTER_GAP:
-                    await consumer.mark_as_no_messages(message.tp, expected, message.offset - 1)
+            turn = order.turn_of(message.partition, message.offset)
+            if turn is Turn.PASSED_OVER:
+                await self._skip_what_is_none(message.tp)
+                turn = order.turn_of(message.partition, message.offset)
+            if turn is Turn.NEXT:
                 yield event
                 continue
             consumer.leave(message)
-            if turn is Turn.PASSED_OVER:
-                log.warning("partition %d: reading again from offset %d, not %d", partition, expected, message.offset)
+            expected = order.next_offset(message.partition)
+            if turn is Turn.PASSED_OVER and expected is not None:
+                log.warning("partition %d: from offset %d again, not %d", message.partition, expected, message.offset)
                 await consumer.go_back(message.tp, expected)
+
+    async def _skip_what_is_none(self, tp: Any) -> None:  # noqa: ANN401 - Faust is untyped
+        """Pass the offsets that come next and are no messages, where Kafka says so."""
+        expected = self._order.next_offset(tp.partition)
+        assert expected is not None
+        first = await self._offsets.first_from(tp.partition, expected)
+        still_here = self._order.next_offset(tp.partition) == expected
+        if first is not None and first > expected and still_here:
+            await self._app.consumer.mark_as_no_messages(tp, expected, first - 1)
+            self._order.skip_to(tp.partition, first)
 
     def on_moved(
         self, let_go: Callable[[], Awaitable[None]], load: Callable[[Collection[int]], Awaitable[bool]]
@@ -271,13 +285,12 @@ class FaustTable:
                     raise MachineError(f"partition {partition}: events wait, and Faust does not take them")
 
     def _events_of(self, partition: int) -> Any:  # noqa: ANN401 - Faust is untyped
-        return faust.types.TP(self._settings.kafka.topic_prefix + "person-embeddings", partition)
+        return faust.types.TP(self._events, partition)
 
     async def _waiting(self) -> dict[int, tuple[int, int]]:
         """The partitions with events that are not committed: from which offset, and the end."""
         consumer = self._app.consumer
-        topic = self._settings.kafka.topic_prefix + "person-embeddings"
-        own = [tp for tp in consumer.assignment() if tp.topic == topic]
+        own = [tp for tp in consumer.assignment() if tp.topic == self._events]
         if not own:
             return {}
         try:

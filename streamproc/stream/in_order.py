@@ -5,26 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-_READINGS = 3
-
 
 class Turn(Enum):
     """What is to be done with a message."""
 
     NEXT = "take it"
     LATER = "leave it: it was taken, or comes again"
-    PASSED_OVER = "leave it, and have the partition read again from `next_offset`"
-    NEXT_AFTER_GAP = "take it: the offsets before it are no messages"
+    PASSED_OVER = "offsets before it are missing: if they are messages, have the partition read again from there"
 
 
 @dataclass(slots=True)
 class _Place:
     next_offset: int
-    began_at: int = -1
-    """The first offset of the reading at hand, where that is not `next_offset`."""
     highest: int = -1
-    readings: int = 0
-    """How many readings in a row began there."""
+    """Of the reading that passed `next_offset` over, -1 where none did."""
 
 
 @dataclass(slots=True)
@@ -32,8 +26,8 @@ class InOrder:
     """Says of each message whether it is the one to take now.
 
     While partitions move nothing is taken: `close`, then `start` for each partition with its committed offset, and
-    `open`, in any order. Some offsets are no messages (a transaction's end, what was compacted or has expired): where
-    three readings in a row begin behind one, it does not exist.
+    `open`, in any order. Some offsets are no messages (a transaction's end, what was compacted or has expired): whoever
+    knows that of those that a reading passed over says so with `skip_to`.
     """
 
     _places: dict[int, _Place] = field(default_factory=dict)
@@ -57,6 +51,12 @@ class InOrder:
         place = self._places.get(partition)
         return None if place is None else place.next_offset
 
+    def skip_to(self, partition: int, offset: int) -> None:
+        """Go on at an offset: what is missing before it are no messages."""
+        place = self._places.get(partition)
+        if place is not None and place.next_offset < offset:
+            self._places[partition] = _Place(offset)
+
     def turn_of(self, partition: int, offset: int) -> Turn:
         """Judge a message that was handed over; one that is to be taken moves its partition on."""
         place = self._places.get(partition)
@@ -65,12 +65,6 @@ class InOrder:
         if offset == place.next_offset:
             self._places[partition] = _Place(offset + 1)
             return Turn.NEXT
-        if place.readings and offset > place.highest:
-            place.highest = offset
-            return Turn.LATER  # of the same reading
-        place.readings = place.readings + 1 if offset == place.began_at else 1
-        place.began_at = place.highest = offset
-        if place.readings < _READINGS:
-            return Turn.PASSED_OVER
-        self._places[partition] = _Place(offset + 1)
-        return Turn.NEXT_AFTER_GAP
+        same_reading = -1 < place.highest < offset
+        place.highest = offset
+        return Turn.LATER if same_reading else Turn.PASSED_OVER

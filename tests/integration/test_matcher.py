@@ -250,7 +250,7 @@ chance, put = random.Random(1), FlowControlQueue.put_nowait_enhanced
 forgotten = pathlib.Path(os.environ["MARKS"])
 
 def forget(self, value, **options):
-    if value.message.topic.endswith("person-embeddings") and chance.random() < 0.05:
+    if value.message.topic.endswith("person-embeddings") and chance.random() < 0.1:
         with forgotten.open("a") as file:
             file.write("x")
         return False
