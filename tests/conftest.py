@@ -38,6 +38,12 @@ def sample() -> Path:
     return ROOT / "tests" / "sample"
 
 
+@pytest.fixture(scope="session")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder that tests share: torch takes some ten seconds to export a checkpoint."""
+    return tmp_path_factory.mktemp("exports")
+
+
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [

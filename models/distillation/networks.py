@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own habit
 from torch import nn
 
+from streamproc.events import sha256_of
 from streamproc.reid.embedder import IMAGENET_MEAN, IMAGENET_STD
 from streamproc.reid.osnet import OSNet, from_state
 from streamproc.reid.weights import read_checkpoint
@@ -51,7 +52,7 @@ def load_teacher(path: Path, device: torch.device, folder: Path, size: tuple[int
     """Return a function from network input to the maps of all parts; on the CPU run by onnxruntime, 4 times faster."""
     model = _Maps(from_state(read_checkpoint(path))).eval().to(device)
     if device.type == "cpu":
-        return _onnx_teacher(model, folder / f"{path.stem}.{size[0]}.onnx", size)
+        return _onnx_teacher(model, folder / f"{sha256_of(path)}.{size[0]}.onnx", size)
 
     @torch.no_grad()
     def run(x: torch.Tensor) -> list[torch.Tensor]:
@@ -63,15 +64,18 @@ def load_teacher(path: Path, device: torch.device, folder: Path, size: tuple[int
 def _onnx_teacher(model: nn.Module, path: Path, size: tuple[int, int]) -> Teacher:
     import onnxruntime
 
-    torch.onnx.export(
-        model,
-        (torch.zeros(2, 3, *size),),
-        path,
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
-        dynamo=True,
-        verbose=False,
-        external_data=False,
-    )
+    if not path.is_file():  # it is when a training goes on
+        part = path.with_suffix(".part")
+        torch.onnx.export(
+            model,
+            (torch.zeros(2, 3, *size),),
+            part,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamo=True,
+            verbose=False,
+            external_data=False,
+        )
+        part.replace(path)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.add_session_config_entry("session.set_denormal_as_zero", "1")

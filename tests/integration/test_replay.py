@@ -459,13 +459,14 @@ def test_a_kill_in_the_middle_leaves_no_file_and_the_next_run_cleans_up(shared, 
 
 
 @pytest.mark.parametrize("weights", ["osnet_x0_25_msmt17.pth", "osnet_x0_25_msmt17.B.converted.pt"])
-def test_all_duplicates_of_pets_are_found_at_the_precision_promised(shared, weights) -> None:
+def test_all_duplicates_of_pets_are_found_at_the_precision_promised(shared, exports, weights) -> None:
     """12 of 171 pairs are true; recall 1.0 and precision .60 or more at defaults with published weights."""
     pytest.importorskip("torch", reason="torch is not installed: the extra gpu brings it")
     result = replay(
         shared / "data" / "videos" / "vtest.avi",
         persons=shared / "data" / "persons" / "PETS09-S2L1.canonical_persons.npz",
         clustering__osnet_model=str(shared / "models" / weights),
+        cache_folder=exports,
     )
     groups = json.loads((shared / "data" / "gt" / "PETS09-S2L1.identity.json").read_text())["track_to_person"]
     ids = sorted(map(int, groups))

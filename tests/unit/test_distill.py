@@ -80,7 +80,7 @@ def test_the_recipe_trains_goes_on_and_leaves_weights(data, tmp_path) -> None:
     state = torch.load(out / "checkpoint.pt", weights_only=True)
     # However long the first steps took: on from there.
     done_minutes = state["elapsed_s"] / 60
-    distill(data, out, "--resume", "--phases", f"64x32:{done_minutes + 0.03}:1e-3", "64x32:0.2:1e-3:fixed")
+    distill(data, out, "--resume", "--phases", f"64x32:{done_minutes + 0.03}:1e-3", "64x32:0.04:1e-3:fixed")
     gone_on = from_state(read_checkpoint(out / "ema.pth"))
     assert torch.load(out / "checkpoint.pt", weights_only=True)["step"] > state["step"] > 0
     images = torch.rand(4, 3, 256, 128)

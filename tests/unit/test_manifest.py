@@ -112,19 +112,19 @@ def test_weights_that_are_not_here_say_what_to_type(tmp_path) -> None:
         need(entry(), (tmp_path,))
 
 
-def test_weights_by_name_are_never_those_of_another_file(tmp_path, shared) -> None:
+def test_weights_by_name_are_never_those_of_another_file(tmp_path, shared, exports) -> None:
     """A folder holding weights B under the name that both circulate by: refused by name, taken by path."""
     wrong = tmp_path / f"{A}.pt"
     wrong.write_bytes((shared / "models" / f"{A}.B.converted.pt").read_bytes())
     with pytest.raises(WeightsError, match="is another file"):
         find_weights(A, cache_folder=tmp_path / "cache", models_folder=tmp_path)
     pytest.importorskip("torch", reason="torch is not installed: a checkpoint by path is exported by it")
-    assert find_weights(str(wrong), cache_folder=tmp_path / "cache", models_folder=tmp_path).sha256 == sha256_of(wrong)
+    assert find_weights(str(wrong), cache_folder=exports, models_folder=tmp_path).sha256 == sha256_of(wrong)
 
 
-def test_weights_by_name_are_found_in_the_offline_folder(tmp_path, shared) -> None:
+def test_weights_by_name_are_found_in_the_offline_folder(shared, exports) -> None:
     pytest.importorskip("torch", reason="torch is not installed: a checkpoint is exported by it")
-    weights = find_weights(A, cache_folder=tmp_path, models_folder=shared / "models")
+    weights = find_weights(A, cache_folder=exports, models_folder=shared / "models")
     assert (weights.name, weights.sha256) == (A, load_manifest().find(A).sha256)
     assert weights.checkpoint_path == shared / "models" / f"{A}.pth"
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from streamproc.errors import WeightsError
+from streamproc.events import sha256_of
 from streamproc.reid import Embedder, find_weights, person_vector, unit
 from streamproc.reid.manifest import package_file
 from streamproc.reid.onnx_backend import BATCH_CROPS, MAX_THREADS, SPLIT_CROPS, normalise, part_bounds
@@ -24,13 +25,8 @@ def need_torch():
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
-def default(cache):
-    return Embedder(find_weights(None, cache_folder=cache))
+def default(exports):
+    return Embedder(find_weights(None, cache_folder=exports))
 
 
 def noise(count, seed=0):
@@ -67,24 +63,24 @@ def test_a_batch_is_cut_into_equal_parts_for_all_threads(count, threads) -> None
         assert len(sizes) == count or len(sizes) % threads == 0
 
 
-def test_threads_do_not_change_a_vector(cache) -> None:
+def test_threads_do_not_change_a_vector(exports) -> None:
     crops = noise(2 * BATCH_CROPS + 3)
     vectors = [
-        Embedder(find_weights(None, cache_folder=cache), threads=n, device="cpu").embed(crops) for n in (1, 2, 5)
+        Embedder(find_weights(None, cache_folder=exports), threads=n, device="cpu").embed(crops) for n in (1, 2, 5)
     ]
     np.testing.assert_allclose(vectors[1], vectors[0], atol=1e-5)
     np.testing.assert_allclose(vectors[2], vectors[0], atol=1e-5)
 
 
-def test_our_embeddings_equal_the_independent_reference(need_torch, shared, cache) -> None:
+def test_our_embeddings_equal_the_independent_reference(need_torch, shared, exports) -> None:
     """Published weights A through our OSNet and export, beside somebody else's ONNX of them, on real people."""
-    ours = Embedder(find_weights(str(shared / "models" / "osnet_x0_25_msmt17.pth"), cache_folder=cache))
-    reference = Embedder(find_weights(str(shared / "models" / "osnet_x0_25_msmt17.czqosu.onnx"), cache_folder=cache))
+    ours = Embedder(find_weights(str(shared / "models" / "osnet_x0_25_msmt17.pth"), cache_folder=exports))
+    reference = Embedder(find_weights(str(shared / "models" / "osnet_x0_25_msmt17.czqosu.onnx"), cache_folder=exports))
     crops = people(shared)
     np.testing.assert_allclose(ours.embed(crops), reference.embed(crops), atol=1e-4)
 
 
-def test_the_export_equals_eager_torch(need_torch, shared, cache) -> None:
+def test_the_export_equals_eager_torch(need_torch, shared, exports) -> None:
     from streamproc.reid.osnet import from_state
     from streamproc.reid.weights import read_checkpoint
 
@@ -92,23 +88,24 @@ def test_the_export_equals_eager_torch(need_torch, shared, cache) -> None:
     crops = people(shared, 8)
     with need_torch.inference_mode():
         eager = from_state(read_checkpoint(path))(need_torch.from_numpy(normalise(crops))).numpy()
-    exported = Embedder(find_weights(str(path), cache_folder=cache))
+    exported = Embedder(find_weights(str(path), cache_folder=exports))
     np.testing.assert_allclose(exported.embed(crops), unit(eager), atol=1e-5)
 
 
-def test_the_committed_files_are_the_same_weights(need_torch, cache, default) -> None:
+def test_the_committed_files_are_the_same_weights(need_torch, exports, default) -> None:
     path = package_file("osnet_x0_25_ours.safetensors")
-    exported = Embedder(find_weights(str(path), cache_folder=cache))
+    exported = Embedder(find_weights(str(path), cache_folder=exports))
     assert exported.weights_sha256 == default.weights_sha256, "an export carries the sha256 of what it was made from"
     np.testing.assert_allclose(exported.embed(noise(4)), default.embed(noise(4)), atol=1e-5)
 
 
-def test_an_export_is_made_once(need_torch, shared, tmp_path) -> None:
-    path = str(shared / "models" / "osnet_x0_25_market1501.pth")
-    first = find_weights(path, cache_folder=tmp_path).onnx_path
-    made = first.stat().st_mtime_ns
-    assert find_weights(path, cache_folder=tmp_path).onnx_path.stat().st_mtime_ns == made
-    assert [p.name for p in tmp_path.iterdir()] == [first.name]
+def test_an_export_is_made_once(need_torch, exports) -> None:
+    path = package_file("osnet_x0_25_ours.safetensors")
+    first = find_weights(str(path), cache_folder=exports).onnx_path
+    made = {path.name: path.stat().st_mtime_ns for path in exports.iterdir()}
+    assert find_weights(str(path), cache_folder=exports).onnx_path == first
+    assert {path.name: path.stat().st_mtime_ns for path in exports.iterdir()} == made
+    assert [name for name in made if name.startswith(sha256_of(path))] == [first.name]
 
 
 @pytest.mark.parametrize("width", [1.0, 0.75, 0.5])
