@@ -18,7 +18,7 @@ demo: $(RUN_STAMP)
 
 test: $(DEV_STAMP)
 	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || echo "no chromium: the browser tests will say so"
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 # Services and the broker killed at random under load: three minutes of it. `make soak`: an hour, another seed each time.
 test-crash: $(DEV_STAMP)

@@ -21,6 +21,17 @@ def pytest_report_header() -> str:
     return f"broker: {kafka.broker_source()[0]}"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Say which tests run in one process where there are two: those of a file, and all that work with a broker.
+
+    The latter mostly wait, but not for each other: two of them at once would be a load that their waits are not for.
+    """
+    with_broker = {item.path for item in items if "bootstrap" in getattr(item, "fixturenames", ())}
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group("broker" if item.path in with_broker else item.path.stem))
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of research data beside the checkout."""
@@ -40,8 +51,11 @@ def sample() -> Path:
 
 @pytest.fixture(scope="session")
 def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache folder that tests share: torch takes some ten seconds to export a checkpoint."""
-    return tmp_path_factory.mktemp("exports")
+    """A cache folder that all tests share, in all processes: torch takes some ten seconds to export a checkpoint."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "exports"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(autouse=True)
