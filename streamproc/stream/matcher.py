@@ -55,6 +55,8 @@ log = logging.getLogger(__name__)
 _UNSETTLED_EVENTS = 1000
 _LINGER_MS = 10
 _ROWS_A_TURN = 200
+_GC_THRESHOLDS = (50_000, 10, 10)
+"""How often the collector looks for cycles: Python's 700 allocations come with every few events, and cost a fifth."""
 _STOP_SECONDS = 10.0
 """After a fault: how long Faust may take to leave the group."""
 
@@ -234,6 +236,7 @@ class Matcher:
             return False
         seconds = time.perf_counter() - started
         gc.freeze()  # rows are many objects that stay: going through them all again and again would cost seconds
+        gc.set_threshold(*_GC_THRESHOLDS)
         self.galleries, self._loaded, self._service.ready = galleries, frozenset(partitions), True
         log.info("partitions %s: read %d rows in %.1f s", sorted(partitions), galleries.rows, seconds)
         return True
