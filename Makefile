@@ -10,6 +10,9 @@ RUN_STAMP := $(VENV)/run-$(HASH).stamp
 DEV_STAMP := $(VENV)/dev-$(HASH).stamp
 DEPLOY_STAMP := $(VENV)/deploy-$(HASH).stamp
 
+# tests/conftest.py says which tests go where; in the order of the folders those with a broker, the longest, begin first.
+TWO_PROCESSES := -n 2 --no-loadscope-reorder
+
 .PHONY: demo test test-crash test-compose soak lint bench clean
 
 demo: $(RUN_STAMP)
@@ -18,7 +21,7 @@ demo: $(RUN_STAMP)
 
 test: $(DEV_STAMP)
 	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || echo "no chromium: the browser tests will say so"
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest $(TWO_PROCESSES)
 
 # Services and the broker killed at random under load: three minutes of it. `make soak`: an hour, another seed each time.
 test-crash: $(DEV_STAMP)

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parent.parent
+WITH_BROKER = {"test_client.py", "test_matcher.py", "test_security.py", "test_stream.py", "test_worker.py"}
 # No deadline: a slow machine is no fault. Derandomised in CI, so that a failure there can be repeated.
 settings.register_profile("ci", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("dev", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -21,15 +22,20 @@ def pytest_report_header() -> str:
     return f"broker: {kafka.broker_source()[0]}"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Say which tests run in one process where there are two: those of a file, and all that work with a broker.
+@pytest.hookimpl(optionalhook=True)  # pytest-xdist's
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Share the files among the processes, and give those that work with a broker to one of them.
 
-    The latter mostly wait, but not for each other: two of them at once would be a load that their waits are not for.
+    They mostly wait, but two of them at once would be a load that their waits are not for.
     """
-    with_broker = {item.path for item in items if "bootstrap" in getattr(item, "fixturenames", ())}
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group("broker" if item.path in with_broker else item.path.stem))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduler(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "broker" if Path(file).name in WITH_BROKER else file
+
+    return Scheduler(config, log)
 
 
 @pytest.fixture(scope="session")

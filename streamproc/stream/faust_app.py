@@ -205,10 +205,8 @@ class FaustTable:
         expected = self._order.next_offset(tp.partition)
         assert expected is not None
         first = await self._offsets.first_from(tp.partition, expected)
-        still_here = self._order.next_offset(tp.partition) == expected
-        if first is not None and first > expected and still_here:
+        if first is not None and self._order.skip(tp.partition, expected, first):
             await self._app.consumer.mark_as_no_messages(tp, expected, first - 1)
-            self._order.skip_to(tp.partition, first)
 
     def on_moved(
         self, let_go: Callable[[], Awaitable[None]], load: Callable[[Collection[int]], Awaitable[bool]]

@@ -27,7 +27,7 @@ class InOrder:
 
     While partitions move nothing is taken: `close`, then `start` for each partition with its committed offset, and
     `open`, in any order. Some offsets are no messages (a transaction's end, what was compacted or has expired): whoever
-    knows that of those that a reading passed over says so with `skip_to`.
+    knows that of those that a reading passed over says so with `skip`.
     """
 
     _places: dict[int, _Place] = field(default_factory=dict)
@@ -51,11 +51,16 @@ class InOrder:
         place = self._places.get(partition)
         return None if place is None else place.next_offset
 
-    def skip_to(self, partition: int, offset: int) -> None:
-        """Go on at an offset: what is missing before it are no messages."""
+    def skip(self, partition: int, start: int, stop: int) -> bool:
+        """Pass the offsets from `start` up to `stop`, not included, which are no messages.
+
+        Returns False, and does nothing, where the partition does not stand at `start`, as when it moved meanwhile.
+        """
         place = self._places.get(partition)
-        if place is not None and place.next_offset < offset:
-            self._places[partition] = _Place(offset)
+        if place is None or place.next_offset != start or start >= stop:
+            return False
+        self._places[partition] = _Place(stop)
+        return True
 
     def turn_of(self, partition: int, offset: int) -> Turn:
         """Judge a message that was handed over; one that is to be taken moves its partition on."""

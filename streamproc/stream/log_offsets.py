@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from bisect import bisect_left
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,8 @@ from streamproc.stream.kafka import client_options
 
 if TYPE_CHECKING:
     from streamproc.settings import Settings
+
+log = logging.getLogger(__name__)
 
 _WAIT_SECONDS = 10.0
 
@@ -53,7 +56,8 @@ class LogOffsets:
                 consumer.seek(place, offset)
                 records = await consumer.getmany(place, timeout_ms=round(_WAIT_SECONDS * 1000))
                 return [record.offset for record in records.get(place, ())]
-        except (KafkaError, TimeoutError):
-            return []  # the broker is away
+        except (KafkaError, TimeoutError) as error:
+            log.warning("%s[%d]: cannot say what is there from offset %d (%r)", self._topic, partition, offset, error)
+            return []
         finally:
             await consumer.stop()

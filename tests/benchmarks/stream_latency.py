@@ -1,6 +1,7 @@
 """From a person's bucket being full to its candidates on the topic: `stream_latency.py [--videos N]`.
 
-Worker and matcher run as processes on a real broker; nothing else does, and the client only waits. Each video is the
+Worker and matcher run as processes on a real broker; nothing else does, and the client only waits, or sends persons of
+another gallery to the matcher, so many a second. Each video is the
 sample clip with the tracks of two people who are one: when the second bucket is full, its crops are embedded, the
 person is sent to the matcher and the candidate comes. Both ends are times of this machine's clock: the bucket's being
 handed to the network, noted in the worker, and the candidate record's creation. Beside it, of the same videos: how
@@ -14,11 +15,15 @@ import asyncio
 import json
 import sys
 import tempfile
+import threading
 import time
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
+from aiokafka import AIOKafkaProducer
 from common import ROOT, print_machine
+from matcher_speed import Load
 
 sys.path.insert(0, str(ROOT / "tests"))
 import kafka
@@ -30,6 +35,7 @@ from streamproc.stream.topics import create_topics
 PERSONS = (1, 6)
 WARM_UP_VIDEOS = 10
 IDLE_SECONDS = 0.5
+LOAD_HZ = 100
 
 WORKER = r"""
 import json, os, sys, time
@@ -78,15 +84,40 @@ def embedded(lines: list[list]) -> tuple[float, float, float] | None:
     return (full[-1], *runs[0]) if runs else None
 
 
-def measure(stream: Stream, notes: Path, videos: int) -> tuple[np.ndarray, np.ndarray]:
-    """Milliseconds from full to candidate, and of the network alone, a video each."""
+@contextmanager
+def others(stream: Stream, hz: int):
+    """Meanwhile persons of another gallery come, five at once."""
+    ended = threading.Event()
+
+    async def send() -> None:
+        load, topic = Load(), f"{stream.settings.kafka.topic_prefix}person-embeddings"
+        async with AIOKafkaProducer(bootstrap_servers=list(stream.settings.bootstrap)) as producer:
+            while not ended.is_set():
+                for value in load.events(5):
+                    await producer.send(topic, value, key=b"bench0")
+                await asyncio.sleep(5 / hz)
+
+    thread = threading.Thread(target=lambda: asyncio.run(send()))
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def start(stream: Stream) -> None:
     (stream.media / "a.mp4").write_bytes((ROOT / "tests" / "sample" / "sample.mp4").read_bytes())
     two_people(stream.media / "a.mot.txt")
     asyncio.run(create_topics(stream.settings))
     stream.start("worker", code=WORKER)
     stream.start("matcher")
+
+
+def measure(stream: Stream, notes: Path, numbers: range) -> tuple[np.ndarray, np.ndarray]:
+    """Milliseconds from full to candidate, and of the network alone, a video each; after the first ones."""
     noted = []
-    for number in range(WARM_UP_VIDEOS + videos):
+    for number in numbers:
         before = len(lines_of(notes))
         stream.announce("a.mp4", video_id=f"v{number}", gallery_id=f"g{number}")
         eventually(lambda before=before: embedded(lines_of(notes)[before:]), f"video {number}")
@@ -97,7 +128,7 @@ def measure(stream: Stream, notes: Path, videos: int) -> tuple[np.ndarray, np.nd
         event = json.loads(record.value)
         if event["state"] == "proposed":
             made[event["gallery_id"]] = record.timestamp
-    full = [made[f"g{number}"] - 1000 * at for number, (at, *_) in enumerate(noted)]
+    full = [made[f"g{number}"] - 1000 * at for number, (at, *_) in zip(numbers, noted, strict=True)]
     network = [1000 * (end - start) for _, start, end in noted]
     return np.array(full[WARM_UP_VIDEOS:]), np.array(network[WARM_UP_VIDEOS:])
 
@@ -116,13 +147,17 @@ def main() -> None:
     environment = stream.environment
     stream.environment = lambda **more: environment(**more) | {"NOTES": str(notes)}  # type: ignore[method-assign]
     try:
-        full, network = measure(stream, notes, videos)
+        start(stream)
+        for hz, first in ((0, 0), (LOAD_HZ, 10**6)):
+            with others(stream, hz) if hz else nullcontext():
+                full, network = measure(stream, notes, range(first, first + WARM_UP_VIDEOS + videos))
+            print(f"beside {hz} persons a second" if hz else "unloaded (asked: p50 25 ms, p99 100 ms)")
+            for what, values in (("bucket full to candidate", full), ("of it the network", network)):
+                p50, p99 = np.percentile(values, (50, 99))
+                print(f"  {what}: p50 {p50:.1f} ms, p99 {p99:.1f} ms ({len(values)} videos)", flush=True)
     finally:
         stream.close()
         broker.stop()
-    for what, values in (("bucket full to candidate", full), ("  of it the network", network)):
-        p50, p99 = np.percentile(values, (50, 99))
-        print(f"{what}: p50 {p50:.1f} ms, p99 {p99:.1f} ms ({len(values)} videos; asked of the whole: 25 and 100)")
 
 
 if __name__ == "__main__":

@@ -14,8 +14,6 @@ from services import eventually
 from streamproc.events import video_id_of
 from streamproc.stream import broker as broker_module
 
-pytestmark = pytest.mark.xdist_group("broker")
-
 USER, PASSWORD = "streamproc", "a secret"
 
 
