@@ -2,10 +2,12 @@
 
 The same code runs on torch's CPU device, where the tests hold it against eager torch. Half precision is fp16: its
 cosine to float32 is above .9999, bfloat16's is as low as .997 with the published weights B.
+Crops come from the host in batches of at most 128: while the GPU works on one, the next is copied.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import time
 from typing import TYPE_CHECKING
@@ -15,6 +17,7 @@ import torch
 from torch.nn import functional
 
 from streamproc.reid.device import DeviceLostError
+from streamproc.reid.gpu_network import LEAST_CAPABILITY, GpuNetwork
 from streamproc.reid.osnet import PixelNetwork, folded, from_state
 from streamproc.reid.weights import Weights, read_checkpoint
 from streamproc.types import CROP_HEIGHT_PX, CROP_WIDTH_PX
@@ -22,13 +25,16 @@ from streamproc.types import CROP_HEIGHT_PX, CROP_WIDTH_PX
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from streamproc.reid.osnet import OSNet
     from streamproc.types import Float32Array, Uint8Array
 
     Forward = Callable[[torch.Tensor], torch.Tensor]  # (b, 256, 128, 3) uint8 to (b, dim) float32
 
 log = logging.getLogger(__name__)
 
-BATCH_SIZES = (8, 32, 128, 512)
+BATCH_SIZES = (8, 32, 128)
+HOST_CROPS = 128
+"""Of larger batches a GPU would wait for the copying (measured on an H200: 512 at once are half as fast)."""
 COMPILE_AFTER_CROPS = 20_000
 """Compiling takes a minute or so, which a short video never gets back; a worker does."""
 LEAST_COSINE = 0.999
@@ -39,12 +45,28 @@ _CROP_SHAPE = (CROP_HEIGHT_PX, CROP_WIDTH_PX, 3)
 def open_gpu(weights: Weights) -> TorchBackend:
     """Load onto the GPU. Raises WeightsError for bad weights, DeviceLostError where the GPU refuses."""
     assert weights.checkpoint_path is not None
-    network = PixelNetwork(folded(from_state(read_checkpoint(weights.checkpoint_path))), torch.float16)
+    network = network_for(from_state(read_checkpoint(weights.checkpoint_path)), why_no_kernels())
     try:
         network = network.to("cuda")
     except RuntimeError as error:
         raise DeviceLostError(_first_line(error)) from error
     return TorchBackend(network, device="cuda", compiler=_compile)
+
+
+def why_no_kernels() -> str | None:
+    """Return why the GPU's own kernels cannot run here, None where they can."""
+    if importlib.util.find_spec("triton") is None:
+        return "there is no Triton"
+    capability = torch.cuda.get_device_capability()
+    return None if capability >= LEAST_CAPABILITY else f"its capability is {capability}, Triton asks {LEAST_CAPABILITY}"
+
+
+def network_for(network: OSNet, no_kernels: str | None) -> torch.nn.Module:
+    """The form of `network` that a GPU runs best, or for a reason against it the plain one, folded."""
+    if no_kernels is None:
+        return GpuNetwork(network)
+    log.warning("the GPU runs the plain network, which is slower: %s", no_kernels)
+    return PixelNetwork(folded(network), torch.float16)
 
 
 class TorchBackend:
@@ -68,8 +90,9 @@ class TorchBackend:
         self._network = network
         self._forwards: dict[int, Forward] = dict.fromkeys(sorted(sizes), network)
         self._compiler, self._crops_until_compile = compiler, compile_after_crops
-        # Page-locked, so that the GPU fetches it by itself; reused, since locking costs more than copying.
-        self._staging = torch.empty((max(sizes), *_CROP_SHAPE), dtype=torch.uint8, pin_memory=device == "cuda")
+        self._staging = [
+            _Staging(max(sizes), device) for _ in range(2)
+        ]  # one is filled while the GPU fetches the other
         self.dim = self._probe()
 
     @property
@@ -79,17 +102,18 @@ class TorchBackend:
 
     def run(self, crops: Uint8Array | Sequence[Uint8Array]) -> Float32Array:
         """Features (n, dim), not unit length, of crops (n, 256, 128, 3) or of n crops (h, w, 3) of any size."""
-        features = np.empty((len(crops), self.dim), np.float32)
+        parts: list[torch.Tensor] = []
         done = 0
         while done < len(crops):
-            size = self._size_for(len(crops) - done)
+            size = self._size_for(min(len(crops) - done, HOST_CROPS))
             batch = crops[done : done + size]
             try:
-                features[done : done + len(batch)] = self._run_batch(batch, size)
+                parts.append(self._begin(batch, size))
             except RuntimeError as error:  # torch's own errors derive from it
                 self._shrink_or_give_up(error)
                 continue
             done += len(batch)
+        features = self._fetched(parts)
         self._count(len(crops))
         return features
 
@@ -114,7 +138,7 @@ class TorchBackend:
     def _probe(self) -> int:
         size = min(self._forwards)
         try:
-            return int(self._run_batch(np.zeros((1, *_CROP_SHAPE), np.uint8), size).shape[1])
+            return int(self._fetched([self._begin(np.zeros((1, *_CROP_SHAPE), np.uint8), size)]).shape[1])
         except RuntimeError as error:
             raise DeviceLostError(_first_line(error)) from error
 
@@ -123,9 +147,18 @@ class TorchBackend:
         fits = [size for size in self._forwards if size >= count and (2 * count >= size or size == min(self._forwards))]
         return min(fits) if fits else max(size for size in self._forwards if size <= count)
 
-    def _run_batch(self, crops: Uint8Array | Sequence[Uint8Array], size: int) -> Float32Array:
+    def _begin(self, crops: Uint8Array | Sequence[Uint8Array], size: int) -> torch.Tensor:
+        """Queue a batch and return its features, which the device still has to compute."""
         output = self.run_on_device(self._on_device(crops, size))
-        features: Float32Array = output[: len(crops)].cpu().numpy()  # waits for the device
+        return output[: len(crops)].clone()  # a CUDA graph writes its next output to the same place
+
+    def _fetched(self, parts: list[torch.Tensor]) -> Float32Array:
+        if not parts:
+            return np.zeros((0, self.dim), np.float32)
+        try:
+            features: Float32Array = torch.cat(parts).cpu().numpy()  # waits for the device
+        except RuntimeError as error:
+            raise DeviceLostError(_first_line(error)) from error
         if not np.isfinite(features).all():
             raise DeviceLostError(f"half precision overflows with these weights on {self.device}")
         return features
@@ -133,9 +166,8 @@ class TorchBackend:
     def _on_device(self, crops: Uint8Array | Sequence[Uint8Array], size: int) -> torch.Tensor:
         """Bring crops to the device, resize them there where they need it, and pad the batch to `size`."""
         if isinstance(crops, np.ndarray) and crops.shape[1:] == _CROP_SHAPE:
-            staged = self._staging[:size]
-            staged.numpy()[: len(crops)] = crops  # what lies behind them is of an earlier batch, and its output unread
-            return staged.to(self.device, non_blocking=True)
+            self._staging.reverse()
+            return self._staging[0].send(crops, size)
         pixels = torch.zeros((size, *_CROP_SHAPE), dtype=torch.uint8, device=self.device)
         by_shape: dict[tuple[int, ...], list[int]] = {}
         for i, crop in enumerate(crops):
@@ -173,6 +205,27 @@ class TorchBackend:
                 raise RuntimeError(f"compiled vectors differ at batch {size}: cosine {least:.4f}")
             spent = [seconds_a_run(forward, pixels) for forward in (self._network, compiled)]
         return compiled if spent[1] < spent[0] else self._network
+
+
+class _Staging:
+    """Page-locked memory, from which the GPU fetches by itself; reused, since locking costs more than copying."""
+
+    def __init__(self, crops: int, device: str) -> None:
+        self._device = device
+        on_gpu = device == "cuda"
+        self._memory = torch.empty((crops, *_CROP_SHAPE), dtype=torch.uint8, pin_memory=on_gpu)
+        self._fetched = torch.cuda.Event() if on_gpu else None
+
+    def send(self, crops: Uint8Array, size: int) -> torch.Tensor:
+        """Pixels (size, 256, 128, 3) on the device; what is there of the last ones is unread."""
+        if self._fetched is not None:
+            self._fetched.synchronize()
+        staged = self._memory[:size]
+        staged.numpy()[: len(crops)] = crops
+        pixels = staged.to(self._device, non_blocking=True)
+        if self._fetched is not None:
+            self._fetched.record()
+        return pixels
 
 
 def resize(pixels: torch.Tensor) -> torch.Tensor:

@@ -24,7 +24,14 @@ def print_machine() -> None:
     avx512 = "avx512f" in cpu
     print(f"processor: {model}, {os.cpu_count()} cores, avx512={avx512}; Python {platform.python_version()}")
     names = ("av", "numpy", "onnxruntime", "pillow", "torch", "opencv-python-headless")
-    print("versions:", ", ".join(f"{name} {metadata.version(name)}" for name in names))
+    print("versions:", ", ".join(f"{name} {_version(name)}" for name in names))
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "is not here"
 
 
 def clip_1080p(frames: int, gop: int) -> tuple[Path, Path]:

@@ -24,12 +24,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from common import SHARED, print_machine
+from PIL import Image
 from torchvision import transforms
 
 from streamproc.reid import Embedder, find_weights
 from streamproc.reid.embedder import _thread
+from streamproc.reid.gpu_network import GpuNetwork
 from streamproc.reid.onnx_backend import BATCH_CROPS, IMAGENET_MEAN, IMAGENET_STD, normalise, open_session
-from streamproc.reid.osnet import OSNet, OSNetConfig, PixelNetwork, folded, from_state
+from streamproc.reid.osnet import ConvBN, LightConv3x3, OSNet, OSNetConfig, from_state
 from streamproc.reid.torch_backend import BATCH_SIZES, TorchBackend, _compile, seconds_a_run
 from streamproc.reid.weights import read_checkpoint
 
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 
 PUBLISHED = SHARED / "models" / "osnet_x0_25_msmt17.pth"
 THEIR_BATCH = 8
+PIPELINE_CROPS = 32
 
 
 @dataclass
@@ -80,8 +83,6 @@ def as_published(weights: Path) -> OSNet:
 
 def people(count: int) -> np.ndarray:
     """Crops (count, 256, 128, 3): Market's test people where they are, else noise."""
-    from PIL import Image
-
     files = sorted((SHARED / "data" / "reid" / "market1501_test100").glob("*.jpg"))[:count]
     if len(files) < count:
         return np.random.default_rng(0).integers(0, 256, (count, 256, 128, 3), np.uint8)
@@ -143,20 +144,20 @@ def cpu_part(weights: Path, *, threads: int, rounds: int, seconds: float, clock:
     print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
 
 
-def bytes_a_crop(network: PixelNetwork, pixels: torch.Tensor) -> float:
-    """Least memory traffic: each layer with weights reads its input and weights and writes its output, once."""
-    moved = [float(pixels.nbytes)]
+def bytes_a_crop(weights: Path) -> float:
+    """Least memory traffic in half precision: each layer reads its input and writes its output once."""
+    moved = [float(np.prod((256, 128, 3)))]
 
-    def count(module: torch.nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
-        moved.append(inputs[0].nbytes + output.nbytes + sum(parameter.nbytes for parameter in module.parameters()))
+    def count(_: torch.nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        moved.append(2.0 * (inputs[0].numel() + output.numel()))
 
-    layers = [m for m in network.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
-    hooks = [layer.register_forward_hook(count) for layer in layers]
+    network = from_state(read_checkpoint(weights))
+    for module in network.modules():
+        if isinstance(module, ConvBN | LightConv3x3 | torch.nn.Linear):
+            module.register_forward_hook(count)
     with torch.inference_mode():
-        network(pixels)
-    for hook in hooks:
-        hook.remove()
-    return sum(moved) / len(pixels)
+        network(torch.zeros(1, 3, 256, 128))
+    return sum(moved)
 
 
 def bytes_a_second(device: str, mib: int) -> float:
@@ -168,51 +169,74 @@ def bytes_a_second(device: str, mib: int) -> float:
 
 
 def gpu_part(weights: Path, *, device: str, sizes: list[int], runs: int) -> None:
-    """Eager float32 beside ours for each batch size, crops on the device and from the host."""
+    """Eager float32 beside ours for each batch size, crops on the device and from the host.
+
+    Eager's crops are normalised already, ours are pixels.
+    """
     on_gpu = device == "cuda"
     name = torch.cuda.get_device_name() if on_gpu else "torch's CPU device: figures of no meaning, a test of this code"
     eager = as_published(weights).to(device)
-    ours = PixelNetwork(folded(from_state(read_checkpoint(weights))), torch.float16).to(device)
-    bandwidth = bytes_a_second(device, 1024 if on_gpu else 16)
-    print(f"GPU: {name}; copies {bandwidth / 1e9:.0f} GB/s; {weights.name}")
+    network = GpuNetwork(from_state(read_checkpoint(weights))).to(device)
+    compiler = _compile if on_gpu else None
+    backend = TorchBackend(network, device=device, sizes=sorted({*BATCH_SIZES, *sizes}), compiler=compiler)
+    start = time.perf_counter()
+    backend.compile_now()
+    print(f"GPU: {name}; {weights.name}; batch sizes {backend.sizes}; compiled in {time.perf_counter() - start:.0f} s")
+    bandwidth, least_bytes = bytes_a_second(device, 1024 if on_gpu else 16), bytes_a_crop(weights)
+    print(f"copies {bandwidth / 1e9:.0f} GB/s; at least {least_bytes / 1e6:.1f} MB a crop", flush=True)
     for size in sizes:
-        backend = TorchBackend(ours, device=device, sizes=(size,), compiler=_compile if on_gpu else None)
-        start = time.perf_counter()
-        backend.compile_now()
-        compiled = backend._forwards[size] is not ours
         pixels = np.random.default_rng(size).integers(0, 256, (size, 256, 128, 3), np.uint8)
         there = torch.from_numpy(pixels).to(device)
         host = torch.from_numpy(normalise(pixels))
         ready = host.to(device)
         with torch.inference_mode():
             least = torch.nn.functional.cosine_similarity(eager(ready), backend.run_on_device(there)).min()
-            for function in (eager, partial(_from_host, eager, device)):
-                function(ready)
-            eager_on, ours_on = seconds_a_run(eager, ready, runs), seconds_a_run(backend.run_on_device, there, runs)
-            eager_host = _seconds(partial(_from_host, eager, device, host), runs)
-            ours_host = _seconds(partial(backend.run, pixels), runs)
-        share = bytes_a_crop(ours, there) * size / ours_on / bandwidth
+            functions = (
+                partial(eager, ready),
+                partial(backend.run_on_device, there),
+                partial(_from_host, eager, device, host),
+                partial(backend.run, pixels),
+            )
+            eager_on, ours_on, eager_host, ours_host = (size / _seconds(f, runs, on_gpu=on_gpu) for f in functions)
+        share = ours_on * least_bytes / bandwidth
         print(
-            f"batch {size}: on the device eager {size / eager_on:.0f} ours {size / ours_on:.0f} crops/s "
-            f"ratio={eager_on / ours_on:.2f}, {share:.0%} of the memory bandwidth; from the host eager "
-            f"{size / eager_host:.0f} ours {size / ours_host:.0f} crops/s ratio={eager_host / ours_host:.2f}; "
-            f"least cosine {float(least):.5f}; {'compiled' if compiled else 'not compiled'} "
-            f"in {time.perf_counter() - start:.0f} s",
+            f"batch {size}: on the device eager {eager_on:.0f} ours {ours_on:.0f} crops/s "
+            f"ratio={ours_on / eager_on:.2f}, {share:.0%} of the memory bandwidth; from the host eager "
+            f"{eager_host:.0f} ours {ours_host:.0f} crops/s ratio={ours_host / eager_host:.2f}; "
+            f"least cosine {float(least):.5f}",
             flush=True,
         )
+
+    cut = [crop[: 60 + 5 * i, : 30 + 2 * i].copy() for i, crop in enumerate(people(PIPELINE_CROPS))]
+
+    def resized() -> torch.Tensor:
+        images = [Image.fromarray(crop).resize((128, 256), Image.Resampling.BILINEAR) for crop in cut]
+        with torch.inference_mode():
+            return eager(torch.from_numpy(normalise(np.stack(images))).to(device)).cpu()
+
+    theirs, ours = (PIPELINE_CROPS / _seconds(f, runs, on_gpu=on_gpu) for f in (resized, partial(backend.run, cut)))
+    print(
+        f"{PIPELINE_CROPS} crops of as many sizes, from the host, as a worker's batch: eager, resized by Pillow "
+        f"{theirs:.0f} ours {ours:.0f} crops/s ratio={ours / theirs:.2f}"
+    )
 
 
 def _from_host(network: OSNet, device: str, images: torch.Tensor) -> torch.Tensor:
     return network(images.to(device)).cpu()
 
 
-def _seconds(function: object, runs: int) -> float:
-    """Mean seconds of a call that waits for its own result."""
+def _seconds(function: Callable[[], object], runs: int, *, on_gpu: bool) -> float:
+    """Median of five means of `runs` calls, the device's work included."""
     function()
-    start = time.perf_counter()
-    for _ in range(runs):
-        function()
-    return (time.perf_counter() - start) / runs
+    means = []
+    for _ in range(5):
+        start = time.perf_counter()
+        for _ in range(runs):
+            function()
+        if on_gpu:
+            torch.cuda.synchronize()
+        means.append((time.perf_counter() - start) / runs)
+    return statistics.median(means)
 
 
 def main() -> None:
@@ -227,7 +251,7 @@ def main() -> None:
         "--clock", choices=["wall", "processor"], default="wall", help="processor: for a machine that others load"
     )
     parser.add_argument("--device", default="cuda", help="of the GPU part; cpu only tries its code")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[*BATCH_SIZES])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[*BATCH_SIZES, 512])
     parser.add_argument("--runs", type=int, default=30, help="of each measurement of the GPU part")
     args = parser.parse_args()
     print_machine()

@@ -1,0 +1,150 @@
+"""The GPU's form of OSNet against eager torch, its kernels against torch's layers; and all of it on a GPU, if any."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed: the extra gpu brings it")
+
+from streamproc.reid.gpu_network import GpuNetwork, light_convs  # noqa: E402 - after the check that torch is there
+from streamproc.reid.onnx_backend import normalise  # noqa: E402
+from streamproc.reid.osnet import OSNet, OSNetConfig, PixelNetwork  # noqa: E402
+from streamproc.reid.torch_backend import HOST_CROPS, TorchBackend, _compile, network_for  # noqa: E402
+
+WIDTHS = {
+    "x0.25": (16, 64, 96, 128),
+    "x0.5": (32, 128, 192, 256),
+    "x0.75": (48, 192, 288, 384),
+    "x1.0": (64, 256, 384, 512),
+}
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here that torch can use")
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="there is no Triton here")
+
+INTERPRETED = """
+import torch
+from streamproc.reid import gpu_kernels, gpu_network
+
+torch.manual_seed(0)
+half = lambda *shape: torch.randn(shape).half()
+for channels, given, streams, height, width in ((16, 1, 4, 8, 4), (24, 3, 3, 6, 5), (32, 2, 2, 4, 4), (64, 2, 2, 3, 3)):
+    layer = half(given, 3, height, width, channels), half(streams, 9, channels, channels) / 10, half(streams, channels)
+    torch.testing.assert_close(gpu_kernels.light_convs(*layer), gpu_network.light_convs(*layer), atol=0.01, rtol=0.01)
+for channels in (16, 48):
+    layer = half(2, 38, 24, 4), half(7, 32, channels) / 10, half(channels)
+    torch.testing.assert_close(gpu_kernels.stem(*layer), gpu_network.stem(*layer), atol=0.01, rtol=0.01)
+for mid, n_in, n_out in ((16, 16, 64), (16, 64, 64), (24, 64, 96), (24, 96, 96), (32, 128, 128)):
+    end = [half(2, 8, 6, mid) for _ in range(4)], torch.rand(4, 2, mid), half(mid, n_out) / 5, half(n_out)
+    project = None if n_in == n_out else half(n_in, n_out) / 5
+    end = (*end, half(2, 8, 6, n_in), project)
+    torch.testing.assert_close(gpu_kernels.leave(*end), gpu_network.leave(*end), atol=0.02, rtol=0.01)
+print("all alike")
+"""
+
+
+def untrained(channels, seed=0):
+    """An OSNet with batch norms as training leaves them: of no scale and mean that all layers share."""
+    torch.manual_seed(seed)
+    network = OSNet(OSNetConfig(channels, 512)).eval()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 2)
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias, 0, 0.1)
+    return network
+
+
+def crops(count):
+    return np.random.default_rng(count).integers(0, 256, (count, 256, 128, 3), np.uint8)
+
+
+def least_cosine(network, pixels, features):
+    with torch.inference_mode():
+        expected = network(torch.from_numpy(normalise(pixels)))
+    return torch.nn.functional.cosine_similarity(torch.as_tensor(features), expected).min()
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_it_computes_what_osnet_computes_at_every_width(width) -> None:
+    pixels = crops(2)
+    with torch.inference_mode():
+        features = GpuNetwork(untrained(WIDTHS[width]))(torch.from_numpy(pixels))
+    assert features.dtype == torch.float32
+    assert least_cosine(untrained(WIDTHS[width]), pixels, features) >= 0.999
+    assert least_cosine(untrained(WIDTHS[width], seed=1), pixels, features) < 0.9  # it is not any network
+
+
+def test_one_input_stands_for_all_streams() -> None:
+    x, weight, bias = torch.randn(1, 2, 5, 4, 16), torch.randn(3, 9, 16, 16), torch.randn(3, 16)
+    torch.testing.assert_close(light_convs(x, weight, bias), light_convs(x.expand(3, -1, -1, -1, -1), weight, bias))
+
+
+@needs_triton
+def test_the_kernels_compute_what_torchs_layers_compute() -> None:
+    """In Triton's interpreter, which must be asked for before Triton is loaded."""
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    words = [sys.executable, "-W", "ignore", "-c", INTERPRETED]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
+    assert done.stdout == "all alike\n", done.stderr
+
+
+def test_without_the_kernels_the_plain_network_runs_and_that_is_said(caplog) -> None:
+    assert isinstance(network_for(untrained(WIDTHS["x0.25"]), None), GpuNetwork)
+    plain = network_for(untrained(WIDTHS["x0.25"]), "there is no Triton")
+    assert isinstance(plain, PixelNetwork)
+    assert "slower: there is no Triton" in caplog.text
+
+
+def test_many_crops_go_in_parts_so_that_copying_and_computing_overlap() -> None:
+    batches = []
+
+    def forward(pixels):
+        batches.append(len(pixels))
+        return pixels.float().mean((1, 2))
+
+    pixels = crops(2 * HOST_CROPS + 3)
+    features = TorchBackend(forward, device="cpu", sizes=(4, HOST_CROPS, 4 * HOST_CROPS)).run(pixels)
+    assert batches == [4, HOST_CROPS, HOST_CROPS, 4]  # the first one is the probe
+    np.testing.assert_allclose(features, pixels.mean((1, 2)), rtol=1e-4)
+
+
+@needs_gpu
+@pytest.mark.parametrize("width", WIDTHS)
+def test_on_a_gpu_all_ways_in_give_eager_torchs_vectors(width) -> None:
+    eager, pixels = untrained(WIDTHS[width]), crops(HOST_CROPS + 40)
+    backend = TorchBackend(GpuNetwork(untrained(WIDTHS[width])).cuda(), device="cuda")
+    assert least_cosine(eager, pixels, backend.run(pixels)) >= 0.999
+    small = [np.ascontiguousarray(crop[: 60 + i]) for i, crop in enumerate(pixels[:9])]
+    assert np.isfinite(backend.run(small)).all()
+
+
+@needs_gpu
+def test_on_a_gpu_compiling_pays_and_changes_nothing(caplog) -> None:
+    eager, pixels = untrained(WIDTHS["x0.25"]), crops(2 * HOST_CROPS + 9)
+    plain = GpuNetwork(untrained(WIDTHS["x0.25"])).cuda()
+    backend = TorchBackend(plain, device="cuda", sizes=(8, HOST_CROPS), compiler=_compile)
+    backend.compile_now()
+    assert "uncompiled" not in caplog.text
+    assert all(forward is not plain for forward in backend._forwards.values())
+    assert least_cosine(eager, pixels, backend.run(pixels)) >= 0.999
+
+
+@needs_gpu
+def test_on_a_gpu_without_memory_batches_get_smaller(caplog) -> None:
+    backend = TorchBackend(GpuNetwork(untrained(WIDTHS["x0.25"])).cuda(), device="cuda", sizes=(8, HOST_CROPS))
+    expected = backend.run(crops(HOST_CROPS))
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 60 * 2**20) / total)
+    try:
+        features = backend.run(crops(HOST_CROPS))
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert "has no memory for 128 crops at once; from now 8" in caplog.text
+    assert torch.nn.functional.cosine_similarity(torch.from_numpy(features), torch.from_numpy(expected)).min() >= 0.999
