@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 from streamproc.errors import InputError, TracksError, UsageError, VideoError, WeightsError
 from streamproc.events import DuplicateCandidate, PersonEmbedding, VideoClosed, now, video_id_of
 from streamproc.gallery import UNCALIBRATED, apply
+from streamproc.job import VideoJob
 from streamproc.people import find_track_file, load_tracks
-from streamproc.pipeline import Pipeline, Stop, VideoJob
+from streamproc.pipeline import Pipeline, Stop
 from streamproc.results import Findings, Member, Result, Source, report_of, result_of, versions
 from streamproc.stages import calibration_of, load_network, video_limits
 

@@ -6,6 +6,7 @@
 Which frames are decoded is planned from the tracks first, so a bucket is complete at its last planned frame: the person
 is embedded and published then, while the video goes on. Stages are plain synchronous classes and functions; only this
 file is asynchronous. Decoding, cropping and the network have one long-lived thread each; the event loop never blocks.
+In the stream the network, while idle, embeds crops of nearly full buckets ahead; the full bucket alone decides.
 Back-pressure goes upstream only through bounded channels. Memory does not grow with the video's length: crops have
 their final size at once, and all of them share one byte budget (`PixelStore`).
 """
@@ -21,26 +22,14 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Literal, Self, TypeVar
 
-import numpy as np
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from streamproc.channel import Channel
-from streamproc.crops import Buckets, CropOptions, PixelStore, Plan, cut_frame, plan_crops
+from streamproc.crops import Buckets, PixelStore, Plan, cut_frame, plan_crops
 from streamproc.errors import InputError, StreamprocError
-from streamproc.events import (
-    CropInfo,
-    ModelInfo,
-    PersonEmbedding,
-    Segments,
-    SkippedPerson,
-    Vector,
-    VideoClosed,
-    hash_of,
-    person_key_of,
-    sha256_of,
-)
+from streamproc.events import ModelInfo, PersonEmbedding, VideoClosed, sha256_of
+from streamproc.job import VideoJob, closed_event, person_event
 from streamproc.people import fit_to_video
-from streamproc.reid import person_vector
 from streamproc.stages import AnimateStage, EmbedStage, RunIds, Threads, VideoStats, WriteAnimation, call
 from streamproc.types import Skipped
 from streamproc.video import Frame, Limits, Video, open_video
@@ -48,38 +37,21 @@ from streamproc.video import Frame, Limits, Video, open_video
 if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Awaitable, Callable
-    from pathlib import Path
     from types import TracebackType
 
+    import numpy as np
     import numpy.typing as npt
 
+    from streamproc.job import Outcome
     from streamproc.reid import Embedder
     from streamproc.types import Bucket, Crop, Float32Array, TrackSet
 
 T = TypeVar("T")
 
 FRAMES_A_CALL = 8  # handing work to a thread costs about 80 µs and stirs the caches: share it
+FRAMES_AHEAD = 64  # how many planned frames before a bucket is full its crops are embedded, where the network is idle
 BYTES_A_CALL = 13 * 2**20  # four frames of 1080p: three such lots are in memory at once
-MAX_SEGMENTS = 4
 SWITCH_SECONDS = 0.0005  # what a thread waits for the GIL before it asks: Python's 5 ms leave cores idle
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class VideoJob:
-    """What is to be done with one video. Made by replay or the worker.
-
-    `load_tracks` is called once, in a thread, when the video is open; what it returns is let go after the planning.
-    """
-
-    path: Path
-    video_id: str
-    gallery_id: str
-    load_tracks: Callable[[], TrackSet]
-    submitted_at: str
-    options: CropOptions
-    similarity_threshold: float
-    recorded_at: str | None = None
-    camera_id: str | None = None
 
 
 class Stop(asyncio.Event):
@@ -93,7 +65,7 @@ class VideoSummary:
     """What became of one video."""
 
     run_id: str
-    outcome: Literal["done", "cancelled", "failed"]
+    outcome: Outcome
     plan: Plan
     skipped: tuple[Skipped, ...]
     frame_count: int
@@ -111,6 +83,8 @@ class Pipeline:
     Use as an async context manager. `load_network` runs in a thread beside the first video's opening and planning;
     where it returns None no person is published. `publish` gets each event as soon as it is complete, never two at a
     time for one video. `weights_sha256` names the weights where another process embeds, so that runs have equal ids.
+    `embed_ahead`: the network, while idle, embeds what nearly full buckets will probably choose. Their persons are
+    published sooner and no vector changes, but some crops are embedded in vain: so only while one video runs alone.
     """
 
     def __init__(
@@ -123,6 +97,7 @@ class Pipeline:
         limits: Limits,
         decode_threads: int = 0,
         weights_sha256: str = "",
+        embed_ahead: bool = False,
     ) -> None:
         self._stack = AsyncExitStack()
         self.threads = Threads()
@@ -135,6 +110,8 @@ class Pipeline:
         self._limits = limits
         self._decode_threads = decode_threads
         self._weights_sha256 = weights_sha256
+        self._embed_ahead = embed_ahead
+        self._running = 0
 
     async def __aenter__(self) -> Self:
         self._stack.enter_context(self.threads)
@@ -160,6 +137,11 @@ class Pipeline:
             await (self.animate.finish() if kind is None else self.animate.abandon())
         await self._stack.__aexit__(kind, e, t)
 
+    @property
+    def embeds_ahead(self) -> bool:
+        """Whether crops are embedded ahead now."""
+        return self._embed_ahead and self._running == 1
+
     async def ready(self) -> None:
         """Wait until the network is loaded; raises what `load_network` raised."""
         assert self._network is not None
@@ -171,6 +153,13 @@ class Pipeline:
         Raises VideoError or TracksError for bad input (after a `video-closed` with the outcome `failed`, if persons
         may have been published), MachineError for a fault of the machine.
         """
+        self._running += 1
+        try:
+            return await self._process(job, stats, stop)
+        finally:
+            self._running -= 1
+
+    async def _process(self, job: VideoJob, stats: VideoStats, stop: Stop) -> VideoSummary:
         video_sha256 = asyncio.ensure_future(
             call(self.threads.crop, stats.seconds, "hash", lambda: sha256_of(job.path))
         )
@@ -204,7 +193,9 @@ class Pipeline:
         tracks, plan = await call(self.threads.crop, stats.seconds, "plan", prepare)
         _return_freed_memory()
         stats.frames_planned, stats.persons_total = len(plan.frame_indices), len(plan.tracks)
-        run = _Run(self, job, video, plan, stats, stop, lambda: self._run_id(job, video_sha256, tracks.sha256))
+        run = _Run(
+            self, job, video, plan, stats, stop, lambda: job.run_id(video_sha256, tracks.sha256, self._weights_sha256)
+        )
         try:
             await run.stages()
         except InputError:
@@ -212,7 +203,7 @@ class Pipeline:
             await run.publish(run.closed("failed"))
             raise
         cut_short = stop.is_set() and stats.frames_done < stats.frames_planned
-        outcome: Literal["done", "cancelled", "failed"] = stop.outcome if cut_short else "done"
+        outcome: Outcome = stop.outcome if cut_short else "done"
         await run.publish(run.closed(outcome))
         return VideoSummary(
             run_id=run.run_id,
@@ -226,12 +217,6 @@ class Pipeline:
             problems=tracks.problems,
             hints=tracks.hints,
             description=_described(video, video_sha256),
-        )
-
-    def _run_id(self, job: VideoJob, video_sha256: str, tracks_sha256: str) -> str:
-        options = [getattr(job.options, name) for name in job.options.__slots__]
-        return hash_of(
-            job.video_id, video_sha256, tracks_sha256, options, job.similarity_threshold, self._weights_sha256
         )
 
 
@@ -293,6 +278,8 @@ class _Run:
                 self._stats.crops_cut += len(crops)
                 for bucket in buckets.add(frame.frame_index, crops):
                     await self._hand_on(bucket, group)
+            if self._pipeline.embeds_ahead and self._pipeline.embed is not None:
+                self._pipeline.embed.offer(buckets.likely(FRAMES_AHEAD))
             del lot, cut
         await self.identify()
         for bucket in buckets.finish():
@@ -319,8 +306,10 @@ class _Run:
             group.create_task(self._announce(bucket, vectors))
 
     async def _announce(self, bucket: Bucket, vectors: asyncio.Future[Float32Array]) -> None:
-        event = self._person(bucket, await vectors)
-        await self.publish(event)
+        embedder = self._pipeline.embed.embedder  # type: ignore[union-attr] # there are vectors, so there is a network
+        own = await vectors
+        model = ModelInfo(name=embedder.name, weights_sha256=embedder.weights_sha256)
+        await self.publish(person_event(self._job, self.run_id, self._video, self._plan, bucket, own, model))
         self._published.append(bucket.person_id)
         self._stats.persons_embedded += 1
         self._stats.crops_embedded += len(bucket.embedded)
@@ -329,49 +318,11 @@ class _Run:
         async with self._publishing:
             await self._pipeline.publish(event)
 
-    def _person(self, bucket: Bucket, vectors: Float32Array) -> PersonEmbedding:
-        track = self._plan.tracks[bucket.person_id]
-        first, last = track.first_frame_index, track.last_frame_index
-        seconds = self._video.frame_table.pts_seconds
-        embedder = self._pipeline.embed.embedder  # type: ignore[union-attr] # there are vectors, so there is a network
-        return PersonEmbedding.make(
-            gallery_id=self._job.gallery_id,
-            video_id=self._job.video_id,
-            run_id=self.run_id,
-            submitted_at=self._job.submitted_at,
-            person_id=bucket.person_id,
-            person_key=person_key_of(self._job.video_id, bucket.person_id),
-            vector=Vector.of(person_vector(vectors)),
-            model=ModelInfo(name=embedder.name, weights_sha256=embedder.weights_sha256),
-            crops=[_crop_info(bucket.crops[i]) for i in bucket.embedded],
-            crop_count=len(bucket.crops),
-            segments=_segments(bucket, vectors),
-            first_frame_index=first,
-            last_frame_index=last,
-            first_seen_seconds=round(float(seconds[first]), 6),
-            last_seen_seconds=round(float(seconds[last]), 6),
-            frames_tracked=track.box_count,
-            seen_with=list(self._plan.seen_with.get(bucket.person_id, ())),
-            similarity_threshold=self._job.similarity_threshold,
-            recorded_at=self._job.recorded_at,
-            camera_id=self._job.camera_id,
-        )
-
     def all_skipped(self) -> tuple[Skipped, ...]:
         return tuple(sorted([*self._plan.skipped, *self.skipped], key=lambda s: s.person_id))
 
-    def closed(self, outcome: Literal["done", "cancelled", "failed"]) -> VideoClosed:
-        return VideoClosed.make(
-            gallery_id=self._job.gallery_id,
-            video_id=self._job.video_id,
-            run_id=self.run_id,
-            submitted_at=self._job.submitted_at,
-            outcome=outcome,
-            person_ids=sorted(self._published),
-            skipped=[SkippedPerson(person_id=s.person_id, reason=s.reason) for s in self.all_skipped()],
-            frame_count=self._video.frame_count,
-            truncated=self._video.missing_frames > 0,
-        )
+    def closed(self, outcome: Outcome) -> VideoClosed:
+        return closed_event(self._job, self.run_id, self._video, outcome, self._published, self.all_skipped())
 
 
 def _return_freed_memory() -> None:
@@ -403,20 +354,3 @@ def _first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
     while isinstance(cause, BaseExceptionGroup):
         cause = cause.exceptions[0]
     return cause
-
-
-def _crop_info(crop: Crop) -> CropInfo:
-    x0, y0, x1, y1 = crop.box_xyxy
-    return CropInfo(
-        frame_index=crop.frame_index,
-        pts_seconds=round(crop.pts_seconds, 6),
-        box_xyxy=(round(x0, 2), round(y0, 2), round(x1, 2), round(y1, 2)),
-        quality=crop.quality,
-    )
-
-
-def _segments(bucket: Bucket, vectors: Float32Array) -> Segments:
-    """Unit means of up to four consecutive parts of the embedded crops, in time order."""
-    in_time = np.argsort(np.array(bucket.embedded))
-    parts = np.array_split(in_time, min(MAX_SEGMENTS, len(in_time)))
-    return Segments.of(np.stack([person_vector(vectors[part]) for part in parts]), [len(part) for part in parts])

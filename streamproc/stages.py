@@ -8,7 +8,9 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Protocol, Self, TypeVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -19,19 +21,21 @@ from streamproc.reid.manifest import package_file
 from streamproc.video import Limits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Sequence
     from types import TracebackType
 
     from streamproc.reid import Embedder
     from streamproc.reid.device import Device
     from streamproc.settings import Clustering, Settings
-    from streamproc.types import Bucket, Float32Array, Uint8Array
+    from streamproc.types import Bucket, Crop, Float32Array, Uint8Array
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 BUCKETS_IN_FLIGHT = 32
 BUCKETS_A_BATCH = 4  # with 8 crops each: 32 crops, where the network is at its best
+CROPS_AHEAD_A_BATCH = 4  # a full bucket that comes meanwhile waits for them
+CROPS_AHEAD_WAITING = 32  # more come with the next frames
 ANIMATIONS_WAITING = 4096  # waiting crops lie in the PixelStore, so this bounds a count, not memory
 ANIMATION_THREADS = 2
 
@@ -121,16 +125,26 @@ class EmbedStage:
 
     A batch begins as soon as the network is free: those that come meanwhile share the next. Nobody waits for others.
     Use as an async context manager; any number of videos submit. A fault of the network reaches whoever submitted.
+
+    It also takes crops that a bucket will probably choose, and embeds them while it has nothing else to do. A vector is
+    kept as long as its crop lives, and is not computed again.
     """
 
     def __init__(self, embedder: Embedder) -> None:
         self.embedder = embedder
         self._channel: Channel[tuple[Bucket, asyncio.Future[Float32Array], float]] = Channel(BUCKETS_IN_FLIGHT)
         self._loop_task: asyncio.Task[None] | None = None
+        self._busy = False
+        self._likely: list[Crop] = []
+        self._ahead_task: asyncio.Task[None] | None = None
+        self._vectors: WeakKeyDictionary[Crop, Float32Array] = WeakKeyDictionary()
         self.seconds: Counter[str] = Counter()
-        """`embed`: busy; `wait`: what buckets waited for their batch, together."""
+        """`embed`: busy, also ahead; `wait`: what buckets waited for their batch, together."""
         self.batches = self.buckets = self.crops = 0
-        """What was embedded so far: buckets / batches / BUCKETS_A_BATCH is how full the batches are."""
+        """What was embedded so far: buckets / batches / BUCKETS_A_BATCH is how full the batches are. `crops` are those
+        of the buckets, wherever they were embedded; a batch whose crops all were embedded ahead counts as well."""
+        self.crops_ahead = self.crops_ahead_used = 0
+        """Crops embedded ahead, and those of them that a full bucket then chose."""
 
     @property
     def waiting(self) -> int:
@@ -149,12 +163,40 @@ class EmbedStage:
             if kind is not None:
                 self._loop_task.cancel()
             await asyncio.gather(self._loop_task, return_exceptions=True)
+        if self._ahead_task is not None:
+            self._ahead_task.cancel()
+            await asyncio.gather(self._ahead_task, return_exceptions=True)
 
     async def submit(self, bucket: Bucket) -> asyncio.Future[Float32Array]:
         """Wait for room; the future gives one unit vector (n, dim) for each of the bucket's crops to embed."""
         future: asyncio.Future[Float32Array] = asyncio.get_running_loop().create_future()
         await self._channel.put((bucket, future, time.perf_counter()))
         return future
+
+    def offer(self, likely: Iterable[Crop]) -> None:
+        """Take crops to embed ahead, most urgent first, in place of those offered before; none where buckets wait."""
+        if not self.waiting:
+            self._likely = list(islice((crop for crop in likely if crop not in self._vectors), CROPS_AHEAD_WAITING))
+            self._go_ahead()
+
+    def _go_ahead(self) -> None:
+        if self._likely and self._ahead_task is None and not self._busy:
+            self._ahead_task = asyncio.create_task(self._embed_ahead(), name="embed ahead")
+
+    async def _embed_ahead(self) -> None:
+        """Embed what was offered, in small batches, until a bucket is full."""
+        try:
+            while self._likely and not (self._busy or self.waiting):
+                crops = self._likely[:CROPS_AHEAD_A_BATCH]
+                vectors = await self._embed([crop.pixels for crop in crops])
+                self._vectors.update(zip(crops, vectors, strict=True))
+                self.crops_ahead += len(crops)
+                self._likely = [crop for crop in self._likely if crop not in self._vectors]
+        except Exception:
+            log.debug("crops could not be embedded ahead", exc_info=True)  # if it lasts, their bucket's batch raises it
+            self._likely = []
+        finally:
+            self._ahead_task = None
 
     async def _embed(self, pixels: list[Uint8Array]) -> Float32Array:
         start = time.perf_counter()
@@ -164,25 +206,43 @@ class EmbedStage:
 
     async def _run(self) -> None:
         async for batch in self._channel.batches(BUCKETS_A_BATCH, 0):
-            start = time.perf_counter()
-            self.seconds["wait"] += sum(start - came for _, _, came in batch)  # type: ignore[assignment] # as below
-            pixels = [bucket.crops[i].pixels for bucket, _, _ in batch for i in bucket.embedded]
+            self._busy = True
+            if self._ahead_task is not None:
+                await asyncio.wait([self._ahead_task])  # a small batch; it may be of just these buckets
             try:
-                vectors = await self._embed(pixels)
+                await self._embed_batch(batch)
             except Exception as error:  # noqa: BLE001 - whatever it was, those who wait must hear of it
                 for _, future, _ in batch:
                     if not future.done():
                         future.set_exception(error)
-                continue
-            self.batches, self.buckets, self.crops = (
-                self.batches + 1,
-                self.buckets + len(batch),
-                self.crops + len(pixels),
-            )
-            bounds = np.cumsum([len(bucket.embedded) for bucket, _, _ in batch])[:-1]
-            for (_, future, _), own in zip(batch, np.split(vectors, bounds), strict=True):
-                if not future.done():
-                    future.set_result(own)
+            batch.clear()  # else its crops would stay until the next
+            self._busy = False
+            self._go_ahead()
+
+    async def _embed_batch(self, batch: list[tuple[Bucket, asyncio.Future[Float32Array], float]]) -> None:
+        start = time.perf_counter()
+        self.seconds["wait"] += sum(start - came for _, _, came in batch)  # type: ignore[assignment] # as in _embed
+        chosen = [[bucket.crops[i] for i in bucket.embedded] for bucket, _, _ in batch]
+        closed = {crop for bucket, _, _ in batch for crop in bucket.crops}
+        self._likely = [crop for crop in self._likely if crop not in closed]
+        vectors = await self._vectors_of([crop for crops in chosen for crop in crops])
+        self.batches, self.buckets, self.crops = (
+            self.batches + 1,
+            self.buckets + len(batch),
+            self.crops + len(vectors),
+        )
+        bounds = np.cumsum([len(crops) for crops in chosen])[:-1]
+        for (_, future, _), own in zip(batch, np.split(vectors, bounds), strict=True):
+            if not future.done():
+                future.set_result(own)
+
+    async def _vectors_of(self, crops: Sequence[Crop]) -> Float32Array:
+        """The vectors (n, dim) of chosen crops: those embedded ahead, the rest from the network."""
+        rest = [crop for crop in crops if crop not in self._vectors]
+        embedded = await self._embed([crop.pixels for crop in rest]) if rest else ()
+        found = dict(zip(rest, embedded, strict=True))
+        self.crops_ahead_used += len(crops) - len(rest)
+        return np.stack([found[crop] if crop in found else self._vectors[crop] for crop in crops])
 
 
 @dataclass(frozen=True, slots=True)

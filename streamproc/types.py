@@ -97,9 +97,9 @@ class Cut:
     """Quality as far as boxes alone tell it (size, edge, overlap, confidence), in [0, 1]."""
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False, weakref_slot=True)
 class Crop:
-    """The pixels of one track in one frame. Made by `crops`, used by `reid` and `animation`.
+    """The pixels of one track in one frame. Made by `crops`, used by `reid` and `animation`; equal to itself alone.
 
     `pixels` (h, w, 3) uint8 RGB: as cut where they are fewer than 256x128, which OSNet takes, else shrunk to that;
     `aspect_ratio` (width / height) gives the shape back.

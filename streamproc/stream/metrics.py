@@ -65,6 +65,12 @@ class VideoMetrics(Collector):
             yield CounterMetricFamily("streamproc_batch_buckets", "Persons in these batches", value=embed.buckets)
             fill = embed.buckets / (embed.batches * BUCKETS_A_BATCH) if embed.batches else 0.0
             yield GaugeMetricFamily("streamproc_batch_fill", "Mean fill of the batches, 0 to 1", value=fill)
+            yield CounterMetricFamily(
+                "streamproc_crops_ahead", "Crops embedded before their bucket was full", value=embed.crops_ahead
+            )
+            yield CounterMetricFamily(
+                "streamproc_crops_ahead_used", "Of these, those that were chosen", value=embed.crops_ahead_used
+            )
             yield GaugeMetricFamily(
                 "streamproc_buckets_waiting", "Persons waiting for the network", value=embed.waiting
             )

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Literal
 from streamproc.crops import CropOptions
 from streamproc.errors import EventError, TracksError
 from streamproc.events import TracksRef, VideoReady
+from streamproc.job import VideoJob
 from streamproc.people import load_tracks
-from streamproc.pipeline import VideoJob
 from streamproc.stream.kafka import patiently
 from streamproc.stream.media import MediaAccess
 

@@ -66,6 +66,7 @@ class _Worker:
             crop_memory_bytes=settings.crop_memory_mib * 1024 * 1024,
             limits=video_limits(settings),
             decode_threads=settings.threads,
+            embed_ahead=True,
         )
         self._metrics = VideoMetrics(service.registry, self._jobs, self._pipeline)
 

@@ -1,11 +1,12 @@
 """From a person's bucket being full to its candidates on the topic: `stream_latency.py [--videos N]`.
 
 Worker and matcher run as processes on a real broker; nothing else does, and the client only waits, or sends persons of
-another gallery to the matcher, so many a second. Each video is the
-sample clip with the tracks of two people who are one: when the second bucket is full, its crops are embedded, the
-person is sent to the matcher and the candidate comes. Both ends are times of this machine's clock: the bucket's being
-handed to the network, noted in the worker, and the candidate record's creation. Beside it, of the same videos: how
-much of that the network took for its 8 crops. Between videos half a second passes in which nothing happens.
+another gallery to the matcher, so many a second. Each video is the sample clip with the tracks of two people who are
+one: when the second bucket is full, those of its crops that were not embedded ahead are embedded, the person is sent to
+the matcher and the candidate comes. Both ends are times of this machine's clock: the bucket's being handed to the
+network, noted in the worker, and the candidate record's creation. Beside it, of the same videos: how much of that it
+was until the bucket had its 8 vectors, how much from the person's event to the candidate, and how many of the crops had
+been embedded ahead. Between videos half a second passes in which nothing happens.
 """
 
 from __future__ import annotations
@@ -43,19 +44,20 @@ from streamproc import stages
 from streamproc.cli import main
 
 notes = open(os.environ["NOTES"], "a", buffering=1)
-submit, embed = stages.EmbedStage.submit, stages.EmbedStage._embed
+submit = stages.EmbedStage.submit
 
 async def noted_submit(self, bucket):
-    notes.write(json.dumps(["full", time.time()]) + "\n")
-    return await submit(self, bucket)
+    full, ahead = time.time(), sum(bucket.crops[i] in self._vectors for i in bucket.embedded)
 
-async def noted_embed(self, pixels):
-    start = time.time()
-    vectors = await embed(self, pixels)
-    notes.write(json.dumps(["embedded", start, time.time()]) + "\n")
+    def noted(_):
+        counts = [ahead, self.crops_ahead, self.crops_ahead_used]
+        notes.write(json.dumps([bucket.person_id, full, time.time(), *counts]) + "\n")
+
+    vectors = await submit(self, bucket)
+    vectors.add_done_callback(noted)
     return vectors
 
-stages.EmbedStage.submit, stages.EmbedStage._embed = noted_submit, noted_embed
+stages.EmbedStage.submit = noted_submit
 sys.argv = ["streamproc", sys.argv[1]]
 main()
 """
@@ -73,15 +75,6 @@ def two_people(path: Path) -> None:
 
 def lines_of(notes: Path) -> list[list]:
     return [json.loads(line) for line in notes.read_text().splitlines()]
-
-
-def embedded(lines: list[list]) -> tuple[float, float, float] | None:
-    """When the last bucket was full, and when the network began and ended its crops; None while that is to come."""
-    full = [at for what, at, *_ in lines if what == "full"]
-    runs = [
-        times for what, *times in lines if what == "embedded" and len(full) == len(PERSONS) and times[0] >= full[-1]
-    ]
-    return (full[-1], *runs[0]) if runs else None
 
 
 @contextmanager
@@ -114,23 +107,33 @@ def start(stream: Stream) -> None:
     stream.start("matcher")
 
 
-def measure(stream: Stream, notes: Path, numbers: range) -> tuple[np.ndarray, np.ndarray]:
-    """Milliseconds from full to candidate, and of the network alone, a video each; after the first ones."""
+def measure(stream: Stream, notes: Path, numbers: range) -> dict[str, np.ndarray]:
+    """Of each video after the first ones: ms from full to candidate and to vectors, crops that were ahead of 8."""
     noted = []
     for number in numbers:
         before = len(lines_of(notes))
         stream.announce("a.mp4", video_id=f"v{number}", gallery_id=f"g{number}")
-        eventually(lambda before=before: embedded(lines_of(notes)[before:]), f"video {number}")
+        eventually(lambda before=before: len(lines_of(notes)[before:]) == len(PERSONS), f"video {number}")
         time.sleep(IDLE_SECONDS)
-        noted.append(embedded(lines_of(notes)[before:]))
-    made = {}
+        noted.append(lines_of(notes)[-1])
+    sent, made = {}, {}
+    for record in stream.records("person-embeddings"):
+        if b'"crops":' in record.value:  # a person, not a video's end
+            sent[record.key.decode()] = record.timestamp
     for record in stream.records("duplicate-candidates"):
         event = json.loads(record.value)
         if event["state"] == "proposed":
             made[event["gallery_id"]] = record.timestamp
-    full = [made[f"g{number}"] - 1000 * at for number, (at, *_) in zip(numbers, noted, strict=True)]
-    network = [1000 * (end - start) for _, start, end in noted]
-    return np.array(full[WARM_UP_VIDEOS:]), np.array(network[WARM_UP_VIDEOS:])
+    _, full, embedded, ahead, crops_ahead, crops_used = np.array(noted).T
+    event, candidate = (np.array([of[f"g{number}"] for number in numbers]) for of in (sent, made))
+    print(f"crops embedded ahead so far: {crops_ahead[-1]:.0f}, chosen of them {crops_used[-1]:.0f}")
+    found = {
+        "bucket full to candidate, ms": candidate - 1000 * full,
+        "of it until its vectors, ms": 1000 * (embedded - full),
+        "of it from the person's event, ms": candidate - event,
+        "of its 8 crops embedded ahead": ahead,
+    }
+    return {what: values[WARM_UP_VIDEOS:] for what, values in found.items()}
 
 
 def main() -> None:
@@ -150,11 +153,11 @@ def main() -> None:
         start(stream)
         for hz, first in ((0, 0), (LOAD_HZ, 10**6)):
             with others(stream, hz) if hz else nullcontext():
-                full, network = measure(stream, notes, range(first, first + WARM_UP_VIDEOS + videos))
+                found = measure(stream, notes, range(first, first + WARM_UP_VIDEOS + videos))
             print(f"beside {hz} persons a second" if hz else "unloaded (asked: p50 25 ms, p99 100 ms)")
-            for what, values in (("bucket full to candidate", full), ("of it the network", network)):
+            for what, values in found.items():
                 p50, p99 = np.percentile(values, (50, 99))
-                print(f"  {what}: p50 {p50:.1f} ms, p99 {p99:.1f} ms ({len(values)} videos)", flush=True)
+                print(f"  {what}: p50 {p50:.1f}, p99 {p99:.1f} ({len(values)} videos)", flush=True)
     finally:
         stream.close()
         broker.stop()

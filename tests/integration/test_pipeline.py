@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from concurrent.futures import Future
 
@@ -12,8 +13,9 @@ import pytest
 from streamproc.crops import CropOptions, cut_frame
 from streamproc.errors import MachineError
 from streamproc.events import PersonEmbedding, VideoClosed
+from streamproc.job import VideoJob
 from streamproc.people import load_tracks
-from streamproc.pipeline import Pipeline, Stop, VideoJob
+from streamproc.pipeline import Pipeline, Stop
 from streamproc.reid import Embedder, find_weights
 from streamproc.stages import VideoStats
 from streamproc.video import Limits
@@ -36,13 +38,14 @@ def job(sample, video_id="v", **options) -> VideoJob:
     )
 
 
-def pipeline(embedder, publish, *, write_animation=None, memory=64 * 2**20) -> Pipeline:
+def pipeline(embedder, publish, *, write_animation=None, memory=64 * 2**20, embed_ahead=False) -> Pipeline:
     return Pipeline(
         load_network=lambda: embedder,
         publish=publish,
         write_animation=write_animation,
         crop_memory_bytes=memory,
         limits=Limits(),
+        embed_ahead=embed_ahead,
     )
 
 
@@ -112,6 +115,35 @@ async def test_a_tiny_memory_budget_changes_no_vector(embedder, sample) -> None:
     tight, _, _ = await process(embedder, job(sample), memory=1)
     for person, vector in roomy.vectors().items():
         np.testing.assert_array_equal(tight.vectors()[person], vector)
+
+
+async def test_embedding_ahead_changes_nothing_but_when(embedder, sample) -> None:
+    plain, plain_stats, _ = await process(embedder, job(sample))
+    ahead, stats, published = None, VideoStats(), Published()
+    async with pipeline(embedder, published, embed_ahead=True) as running:
+        await running.ready()
+        await running.process(job(sample), stats, Stop())
+        gc.collect()
+        assert len(running.embed._vectors) == 0, "the video's crops are gone, and with them their vectors"
+        ahead = running.embed.crops_ahead_used
+    assert ahead > 0
+    assert stats.crops_embedded == plain_stats.crops_embedded == 48
+    assert [e.event_id for e in published.events] == [e.event_id for e in plain.events]
+    for one, other in zip(plain.events[:-1], published.events[:-1], strict=True):
+        assert (one.person_id, one.crops, one.crop_count) == (other.person_id, other.crops, other.crop_count)
+        np.testing.assert_allclose(other.vector.numpy(), one.vector.numpy(), atol=1e-6)
+
+
+async def test_nothing_is_embedded_ahead_while_videos_share_the_network(embedder, sample) -> None:
+    published = Published()
+    async with pipeline(embedder, published, embed_ahead=True) as running:
+        await running.ready()
+        jobs = (running.process(job(sample, video_id), VideoStats(), Stop()) for video_id in ("v1", "v2"))
+        together = asyncio.gather(*jobs)
+        while not published.events:
+            assert running.embed.crops_ahead == 0
+            await asyncio.sleep(0)
+        await together
 
 
 async def test_videos_at_the_same_time_share_batches_and_do_not_mix(embedder, sample) -> None:

@@ -15,8 +15,9 @@ from streamproc.crops import Buckets, CropOptions, PixelStore, cut_frame, plan_c
 from streamproc.crops.boxes import find_overlaps, placement_quality
 from streamproc.crops.buckets import choose_embedded
 from streamproc.crops.cutter import resized, sharpness
+from streamproc.crops.plan import Plan, TrackSpan
 from streamproc.crops.store import CROP_BYTES
-from streamproc.types import Crop, FrameTable, Track
+from streamproc.types import Crop, Cut, FrameTable, Track
 
 SIZE = {"width": 640, "height": 480}
 
@@ -256,6 +257,66 @@ def test_frames_that_never_come_leave_a_smaller_bucket() -> None:
     buckets = Buckets(made, crops_embedded=3)
     done = [b.person_id for index in made.frame_indices.tolist()[6:8] for b in buckets.add(index, [])]
     assert done + [b.person_id for b in buckets.finish()] == [1, 2]
+
+
+def one_person_plan(placed, *, every=1):
+    """A plan of one person with crops of these placement qualities, in every so many-th of the planned frames."""
+    frames = np.arange(len(placed) * every)
+    cuts = {slot * every: (Cut(1, slot, (0, 0, 1, 1), 0.9, quality),) for slot, quality in enumerate(placed)}
+    last = (len(placed) - 1) * every
+    return Plan(frames, cuts, {1: TrackSpan(0, last, len(placed))}, {1: last}, {1: len(placed)}, {}, ())
+
+
+sixteenths = st.integers(0, 16).map(lambda n: n / 16)  # sums of these are exact
+
+
+@given(st.lists(sixteenths, min_size=2, max_size=60), st.integers(1, 12), st.data())
+def test_what_is_likely_is_what_is_chosen_where_sharpness_stays(placed, count, data) -> None:
+    so_far = data.draw(st.integers(1, len(placed) - 1))
+    sharpness = data.draw(st.sampled_from([0.75, 0.875, 1.0]))
+    buckets = Buckets(one_person_plan(placed), crops_embedded=count)
+    crops = crops_of([sharpness * quality for quality in placed])
+    if not any(placed[max(0, so_far - 3) : so_far]):  # the latest crops are worth nothing: their sharpness is unknown
+        return
+    for crop in crops[:so_far]:
+        assert buckets.add(crop.frame_index, [crop]) == []
+    likely = list(buckets.likely(len(placed)))
+    assert [crop.slot for crop in likely] == sorted(i for i in choose_embedded(crops, count) if i < so_far)
+    assert all(any(crop is own for own in crops) for crop in likely)
+
+
+@given(st.integers(2, 60), st.integers(1, 12), st.data())
+def test_of_equal_crops_all_that_can_be_known_is_foreseen(planned, count, data) -> None:
+    so_far = data.draw(st.integers(1, planned - 1))
+    buckets = Buckets(one_person_plan([0.8] * planned), crops_embedded=count)
+    for crop in crops_of([0.7] * so_far):
+        buckets.add(crop.frame_index, [crop])
+    spread = np.linspace(0, planned - 1, count).round() if planned > count else np.arange(planned)
+    assert [crop.slot for crop in buckets.likely(planned)] == [i for i in spread if i < so_far]
+
+
+def test_only_buckets_due_soon_are_looked_at_and_the_soonest_first() -> None:
+    made = plan([track(1, range(50)), track(2, range(60), (300, 100, 350, 250)), track(3, range(300))], gop=1)
+    buckets = Buckets(made, crops_embedded=50)
+    frame, store = PlainFrame(noise(480, 640)), PixelStore(10**8)
+    for index in made.frame_indices[made.frame_indices < 45].tolist():
+        frame.frame_index = index
+        buckets.add(index, cut_frame(frame, made.cuts[index], store))
+        assert made.last_frame[1] - index > 3 or list(buckets.likely(4))
+    ahead = int(np.count_nonzero((made.frame_indices >= 45) & (made.frame_indices <= made.last_frame[1])))
+    assert list(buckets.likely(ahead - 1)) == []
+    assert {crop.person_id for crop in buckets.likely(ahead)} == {1}
+    order = [person for person, _ in itertools.groupby(buckets.likely(10**6), key=lambda crop: crop.person_id)]
+    assert order == [1, 2, 3]
+
+
+def test_frames_that_never_came_are_not_expected_any_more() -> None:
+    buckets = Buckets(one_person_plan([0.8] * 20), crops_embedded=8)
+    crops = [crop for crop in crops_of([0.7] * 20) if crop.slot >= 15]  # the first 15 could not be decoded
+    for crop in crops[:-1]:
+        buckets.add(crop.frame_index, [crop])
+    assert list(buckets.likely(20)) == crops[:-1], "with the last there are five, fewer than eight"
+    assert list(Buckets(one_person_plan([0.8] * 20), crops_embedded=8).likely(20)) == []
 
 
 def test_the_store_keeps_equal_pixels_within_its_budget_and_beyond() -> None:
