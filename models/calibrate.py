@@ -41,6 +41,7 @@ from streamproc.gallery.calibration import (
     ALONE,
     FEATURES,
     METHOD,
+    SIZE_COUNTS,
     STRAIGHT,
     Calibration,
     among_others,
@@ -141,7 +142,7 @@ def fit(tracks: Tracks, sha256: str, rng: np.random.Generator) -> Curve:
     return with_coefficients(
         replace(learned(tracks, set(people)), alone=alone, bent=bent),
         logistic(similarity[usual, None], same[usual], weight[usual]),
-        closed,
+        (*closed, SIZE_COUNTS),  # Market's pictures are of one size
     )
 
 

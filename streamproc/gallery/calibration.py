@@ -11,6 +11,7 @@ video closes, all similar pairs of its gallery are judged again with labels that
   likelier each of them is.
 - A mean of few crops is noisier, so the same person's tracks are less alike then: of two pairs that look equally alike,
   the one with fewer crops is likelier one person.
+- In one video, who is found again is about as large as when last seen (`evidence.py`).
 - Who is like others too is less likely this one: whatever speaks for a rival pair speaks against the pair, unless the
   three may be one person (`rivals.py`). Scores are made comparable by those of others as in cohort normalisation
   (s-norm: Kenny, Odyssey 2010; adaptive: Matejka et al., Interspeech 2017), here by the odds of the rivals themselves.
@@ -35,6 +36,7 @@ import orjson
 
 from streamproc.errors import WeightsError
 from streamproc.events import hash_of
+from streamproc.gallery.evidence import size_evidence
 from streamproc.gallery.rivals import rivalry
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ if TYPE_CHECKING:
 
     Float64Array = npt.NDArray[np.float64]
 
-METHOD = "centred-whitened-rivals-3"
+METHOD = "centred-whitened-rivals-size-4"
 """Part of every `calibration_id`: raise it when the arithmetic below changes."""
 
 MEAN_PERSONS = 3.0
@@ -62,8 +64,11 @@ MOST_CROPS = 8
 SAMPLED_PERSONS = 2000
 """Of a larger gallery so many persons are enough for a mean and a covariance."""
 ALONE = 5
-"""So many features are of the two persons alone, one is of their rivals, one of the gallery's doubles."""
-FEATURES = ALONE + 2
+"""So many features are of the two persons' looks alone; then come rivals, the gallery's doubles, and sizes."""
+AMONG = ALONE + 2
+FEATURES = AMONG + 1
+SIZE_COUNTS = 1.0
+"""The last coefficient, where nobody's pairs say otherwise: what sizes say is log-odds already."""
 DOUBLES, DOUBLES_PERSONS = 1.0, 3.0
 """With so many doubles among so many persons every gallery is taken to begin: of a small one its own say little."""
 _PROBABILITY_DIGITS = 2  # more would promise too much, and say "updated" for nothing
@@ -257,12 +262,14 @@ class GalleryScorer:
         return np.stack([cosines * one_video, cosines * (1 - one_video), one_video, *logs], axis=1)
 
     def features(self, pairs: Sequence[tuple[str, str]]) -> Float64Array:
-        """Features (p, 7) of pairs of keys.
+        """Features (p, 8) of pairs of keys.
 
-        Those of `alone`, how strong each one's rivals are among the others, and the logarithm of how many doubles a
-        person has on average: so `pairs` must be all that are similar and have no veto.
+        Those of `alone`, how strong each one's rivals are among the others, the logarithm of how many doubles a person
+        has on average (so `pairs` must be all that are similar and have no veto), and what their sizes say.
         """
-        return among_others(self.alone(pairs), self.places(pairs), self._curve.alone, len(self._persons))
+        places = self.places(pairs)
+        among = among_others(self.alone(pairs), places, self._curve.alone, len(self._persons))
+        return np.column_stack([among, size_evidence(self._persons, places)])
 
     def places(self, pairs: Sequence[tuple[str, str]]) -> npt.NDArray[np.int64]:
         """Which persons (p, 2) the pairs of keys are."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from streamproc.gallery.calibration import FEATURES, STRAIGHT, Curve, bend, sigmoid, within_tracks
+from streamproc.gallery.calibration import FEATURES, SIZE_COUNTS, STRAIGHT, Curve, bend, sigmoid, within_tracks
 from streamproc.gallery.matcher import has_veto, pair_similarity
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 KNOWN_CURVE_WEIGHS = 10.0
 """Ridge in pairs: 10 of even odds move a coefficient a fifth of the way, 1,000 nearly all of it."""
 NOTHING_WEIGHS = 1.0
-SIMILARITY_SCALE, SCALES = 0.05, (0.15, 0.15, 0.5, 0.5, 0.5, 1.5, 0.5)
+SIMILARITY_SCALE, SCALES = 0.05, (0.15, 0.15, 0.5, 0.5, 0.5, 1.5, 0.5, 0.5)
 """Usual spread of similarity and features. A user's own would not do: what hardly varies there would get any slope."""
 FOLDS = 10
 COSINES = 2
@@ -172,7 +172,7 @@ def neutral_curve(persons: Sequence[PersonEmbedding]) -> Curve:
         part_trace=max(float((residuals**2).sum() / degrees), 1e-6) if degrees else _PART_TRACE,
         arrival=(0.0, 0.0),
         alone=_ALONE,
-        closed=(0.0,) * (1 + FEATURES),
+        closed=(*(0.0,) * FEATURES, SIZE_COUNTS),
         bent=STRAIGHT,
     )
 

@@ -25,12 +25,12 @@ TIME = "2026-11-24T12:00:00Z"
 
 
 ALONE = (-1.0, 6.0, 6.0, 0.0, -0.5, 0.0)
-CLOSED = (*ALONE, -0.5, 0.5)
+CLOSED = (*ALONE, -0.5, 0.5, 1.0)
 
 
 def always(log_odds):
     """Coefficients of who thinks the same of all pairs."""
-    return (log_odds, *[0.0] * 7)
+    return (log_odds, *[0.0] * 8)
 
 
 def make_curve(*, arrival=(-8.0, 10.0), alone=ALONE, closed=CLOSED, bent=STRAIGHT, dim=DIM) -> Curve:
@@ -158,7 +158,7 @@ def test_the_fewer_others_a_person_may_be_the_likelier_each() -> None:
 
 
 def test_who_is_like_others_too_is_less_likely_this_one() -> None:
-    curve = make_curve(closed=(*ALONE, -1.0, 0.0))
+    curve = make_curve(closed=(*ALONE, -1.0, 0.0, 0.0))
     people = {f"v/{i}": person(i, v) for i, v in enumerate(np.random.default_rng(3).normal(size=(6, DIM)))}
     scorer, pair = GalleryScorer(curve, people), ("v/0", "v/1")
 
@@ -171,13 +171,13 @@ def test_who_is_like_others_too_is_less_likely_this_one() -> None:
 
 def test_where_many_have_a_double_each_pair_is_likelier_one_person() -> None:
     people = {f"v/{i}": person(i, v) for i, v in enumerate(np.random.default_rng(3).normal(size=(6, DIM)))}
-    scorer = GalleryScorer(make_curve(closed=(*ALONE, 0.0, 1.0)), people)
+    scorer = GalleryScorer(make_curve(closed=(*ALONE, 0.0, 1.0, 0.0)), people)
     few, many = ([("v/0", "v/1"), *others] for others in ([], [("v/2", "v/3"), ("v/4", "v/5")]))
     assert scorer.probabilities(few)[0] < scorer.probabilities(many)[0]
 
 
 def test_of_two_pairs_alike_the_one_with_fewer_crops_is_likelier_one_person() -> None:
-    curve = make_curve(closed=(-1.0, 6.0, 6.0, 0.0, -0.5, -1.0, 0.0, 0.0))
+    curve = make_curve(closed=(-1.0, 6.0, 6.0, 0.0, -0.5, -1.0, 0.0, 0.0, 0.0))
     vectors = np.random.default_rng(3).normal(size=(6, DIM))
 
     def chance(crops):
@@ -300,7 +300,7 @@ def galleries(draw):
     rng = np.random.default_rng(seed)
     events = two_videos(rng, count, parts=True, weights=(WEIGHTS, "b" * 64))
     curve = make_curve(
-        arrival=(rng.normal(-6, 3), 8.0), closed=(rng.normal(), 4.0, 4.0, rng.normal(), -0.5, -1.0, -1.0, 1.0)
+        arrival=(rng.normal(-6, 3), 8.0), closed=(rng.normal(), 4.0, 4.0, rng.normal(), -0.5, -1.0, -1.0, 1.0, 1.0)
     )
     calibration = Calibration({WEIGHTS: curve}, min_probability=0.3, likely_probability=0.7)
     return events, count, calibration

@@ -28,7 +28,7 @@ from streamproc.gallery.reliability import Panel, calibration_error, diagram, er
 DIM = 6
 
 
-def start(*, arrival=(-20.0, 22.0), closed=(1.0, 11.0, 12.0, -2.0, -1.5, -1.0, -0.8, 1.0), bent=STRAIGHT) -> Curve:
+def start(*, arrival=(-20.0, 22.0), closed=(1.0, 11.0, 12.0, -2.0, -1.5, -1.0, -0.8, 1.0, 1.0), bent=STRAIGHT) -> Curve:
     flat = {
         "mean": np.zeros(DIM, np.float32),
         "basis": np.zeros((0, DIM), np.float32),
@@ -42,7 +42,8 @@ def examples(rng, count, *, people=40, truth=None) -> Examples:
     similarity = rng.uniform(0.7, 1, count)
     cosine, one_video = similarity - 0.6, rng.integers(0, 2, count)
     most = (5, 2.1, 4, 1)  # of the logarithms of others and crops, of rivals, of doubles
-    features = np.c_[cosine * one_video, cosine * (1 - one_video), one_video, rng.uniform(0, most, (count, 4))]
+    among = np.c_[cosine * one_video, cosine * (1 - one_video), one_video, rng.uniform(0, most, (count, 4))]
+    features = np.c_[among, one_video * rng.uniform(-1.5, 0.5, count)]  # what sizes say
     chance = np.full(count, 0.5) if truth is None else sigmoid(truth(features))
     return Examples(similarity, features, rng.random(count) < chance, rng.integers(0, people, (count, 2)))
 
@@ -79,7 +80,7 @@ def test_the_regression_finds_the_odds_that_were_bent_afterwards() -> None:
 def test_who_looks_more_alike_is_never_less_likely_one_person(seed, count, known) -> None:
     rng = np.random.default_rng(seed)
     data = examples(rng, count, truth=lambda f: rng.normal(0, 30, 2) @ (f[:, :2].T - 0.25))
-    curve = start() if known == "package" else start(arrival=(0.0, 0.0), closed=(0.0,) * 8)
+    curve = start() if known == "package" else start(arrival=(0.0, 0.0), closed=(0.0,) * 9)
     fitted = refit(curve, data, weighs=KNOWN_CURVE_WEIGHS)
     assert fitted.arrival[1] >= 0
     assert min(fitted.closed[1:3]) >= 0
@@ -116,7 +117,7 @@ def test_no_pairs_leave_the_curve_as_it_is() -> None:
 
 
 def test_many_pairs_overrule_the_packages_curve() -> None:
-    rng, true = np.random.default_rng(3), np.array([-3, 20, 14, 1, -0.5, -0.3, -1.5, 0.5])
+    rng, true = np.random.default_rng(3), np.array([-3, 20, 14, 1, -0.5, -0.3, -1.5, 0.5, 0.8])
     data = examples(rng, 20_000, truth=lambda f: true[0] + f @ true[1:])
     fitted = refit(start(), data, weighs=KNOWN_CURVE_WEIGHS)
     np.testing.assert_allclose(fitted.closed, true, rtol=0.2, atol=0.2)

@@ -85,6 +85,21 @@ def test_one_input_stands_for_all_streams() -> None:
     torch.testing.assert_close(light_convs(x, weight, bias), light_convs(x.expand(3, -1, -1, -1, -1), weight, bias))
 
 
+@pytest.mark.slow
+def test_it_compiles_as_one_graph(caplog) -> None:
+    """No graph break, so that a GPU replays one CUDA graph a batch; torch's own kernels, as a C++ compiler may lack."""
+    network, pixels = GpuNetwork(untrained(WIDTHS["x0.25"])), crops(4)
+    backend = TorchBackend(
+        network,
+        device="cpu",
+        sizes=(4,),
+        compiler=lambda one: torch.compile(one, backend="aot_eager", fullgraph=True, dynamic=False),
+    )
+    backend.compile_now()
+    assert "uncompiled" not in caplog.text
+    assert least_cosine(untrained(WIDTHS["x0.25"]), pixels, backend.run(pixels)) >= 0.999
+
+
 @needs_triton
 def test_the_kernels_compute_what_torchs_layers_compute() -> None:
     """In Triton's interpreter, which must be asked for before Triton is loaded."""

@@ -115,18 +115,6 @@ def test_weights_that_overflow_half_precision_are_refused(ours) -> None:
         backend(too_large, torch.float16)
 
 
-@pytest.mark.slow
-def test_the_network_compiles_as_one_graph(ours, people) -> None:
-    """No graph break, so that a GPU replays one CUDA graph a batch; torch's own kernels, as a C++ compiler may lack."""
-    compiled = backend(
-        ours,
-        sizes=(4,),
-        compiler=lambda network: torch.compile(network, backend="aot_eager", fullgraph=True, dynamic=False),
-    )
-    compiled.compile_now()
-    assert cosines(compiled.run(people), eager(ours, people)).min() >= 0.9999
-
-
 def test_compiling_waits_until_it_pays_and_is_tried_once(ours, people) -> None:
     asked = []
 
