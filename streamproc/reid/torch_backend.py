@@ -36,7 +36,7 @@ BATCH_SIZES = (8, 32, 128)
 HOST_CROPS = 128
 """Of larger batches a GPU would wait for the copying (measured on an H200: 512 at once are half as fast)."""
 COMPILE_AFTER_CROPS = 20_000
-"""Compiling takes a minute or so, which a short video never gets back; a worker does."""
+"""Compiling takes half a minute or more, which a short video never gets back; a worker does."""
 LEAST_COSINE = 0.999
 
 _CROP_SHAPE = (CROP_HEIGHT_PX, CROP_WIDTH_PX, 3)
@@ -45,12 +45,8 @@ _CROP_SHAPE = (CROP_HEIGHT_PX, CROP_WIDTH_PX, 3)
 def open_gpu(weights: Weights) -> TorchBackend:
     """Load onto the GPU. Raises WeightsError for bad weights, DeviceLostError where the GPU refuses."""
     assert weights.checkpoint_path is not None
-    network = network_for(from_state(read_checkpoint(weights.checkpoint_path)), why_no_kernels())
-    try:
-        network = network.to("cuda")
-    except RuntimeError as error:
-        raise DeviceLostError(_first_line(error)) from error
-    return TorchBackend(network, device="cuda", compiler=_compile)
+    state = read_checkpoint(weights.checkpoint_path)
+    return backend_on("cuda", lambda: from_state(state), no_kernels=why_no_kernels())
 
 
 def why_no_kernels() -> str | None:
@@ -61,12 +57,25 @@ def why_no_kernels() -> str | None:
     return None if capability >= LEAST_CAPABILITY else f"its capability is {capability}, Triton asks {LEAST_CAPABILITY}"
 
 
-def network_for(network: OSNet, no_kernels: str | None) -> torch.nn.Module:
-    """The form of `network` that a GPU runs best, or for a reason against it the plain one, folded."""
+def backend_on(device: str, load: Callable[[], OSNet], *, no_kernels: str | None) -> TorchBackend:
+    """The form of the network that a GPU runs best, or for a reason against it, or a fault of it, the plain one."""
     if no_kernels is None:
-        return GpuNetwork(network)
+        try:
+            return TorchBackend(_moved(GpuNetwork(load()), device), device=device, compiler=_compile)
+        except DeviceLostError:
+            raise
+        except Exception as error:  # noqa: BLE001 - Triton has errors of its own, for what a GPU cannot do
+            no_kernels = _first_line(error)
     log.warning("the GPU runs the plain network, which is slower: %s", no_kernels)
-    return PixelNetwork(folded(network), torch.float16)
+    plain = PixelNetwork(folded(load()), torch.float16)
+    return TorchBackend(_moved(plain, device), device=device, compiler=_compile)
+
+
+def _moved(network: torch.nn.Module, device: str) -> torch.nn.Module:
+    try:
+        return network.to(device)
+    except RuntimeError as error:
+        raise DeviceLostError(_first_line(error)) from error
 
 
 class TorchBackend:
@@ -90,9 +99,8 @@ class TorchBackend:
         self._network = network
         self._forwards: dict[int, Forward] = dict.fromkeys(sorted(sizes), network)
         self._compiler, self._crops_until_compile = compiler, compile_after_crops
-        self._staging = [
-            _Staging(max(sizes), device) for _ in range(2)
-        ]  # one is filled while the GPU fetches the other
+        # One is filled while the GPU fetches the other.
+        self._staging = [_Staging(max(sizes), device) for _ in range(2)]
         self.dim = self._probe()
 
     @property

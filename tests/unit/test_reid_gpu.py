@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed: the extra g
 from streamproc.reid.gpu_network import GpuNetwork, light_convs  # noqa: E402 - after the check that torch is there
 from streamproc.reid.onnx_backend import normalise  # noqa: E402
 from streamproc.reid.osnet import OSNet, OSNetConfig, PixelNetwork  # noqa: E402
-from streamproc.reid.torch_backend import HOST_CROPS, TorchBackend, _compile, network_for  # noqa: E402
+from streamproc.reid.torch_backend import HOST_CROPS, TorchBackend, _compile, backend_on  # noqa: E402
 
 WIDTHS = {
     "x0.25": (16, 64, 96, 128),
@@ -109,11 +109,22 @@ def test_the_kernels_compute_what_torchs_layers_compute() -> None:
     assert done.stdout == "all alike\n", done.stderr
 
 
-def test_without_the_kernels_the_plain_network_runs_and_that_is_said(caplog) -> None:
-    assert isinstance(network_for(untrained(WIDTHS["x0.25"]), None), GpuNetwork)
-    plain = network_for(untrained(WIDTHS["x0.25"]), "there is no Triton")
-    assert isinstance(plain, PixelNetwork)
-    assert "slower: there is no Triton" in caplog.text
+@pytest.mark.parametrize("why", ["there is no Triton", "a kernel does not compile"])
+def test_without_the_kernels_the_plain_network_runs_and_that_is_said(caplog, monkeypatch, why) -> None:
+    def load():
+        return untrained(WIDTHS["x0.25"])
+
+    def refuses(*_):
+        raise ValueError(why)  # Triton's errors are of no common kind
+
+    assert isinstance(backend_on("cpu", load, no_kernels=None)._network, GpuNetwork)
+    assert not caplog.text
+    if why == "a kernel does not compile":
+        monkeypatch.setattr(GpuNetwork, "forward", refuses)
+    backend = backend_on("cpu", load, no_kernels=why if "Triton" in why else None)
+    assert isinstance(backend._network, PixelNetwork)
+    assert f"slower: {'' if 'Triton' in why else 'ValueError: '}{why}" in caplog.text
+    assert least_cosine(load(), crops(2), backend.run(crops(2))) >= 0.999
 
 
 def test_many_crops_go_in_parts_so_that_copying_and_computing_overlap() -> None:
