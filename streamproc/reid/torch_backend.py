@@ -62,9 +62,7 @@ def backend_on(device: str, load: Callable[[], OSNet], *, no_kernels: str | None
     if no_kernels is None:
         try:
             return TorchBackend(_moved(GpuNetwork(load()), device), device=device, compiler=_compile)
-        except DeviceLostError:
-            raise
-        except Exception as error:  # noqa: BLE001 - Triton has errors of its own, for what a GPU cannot do
+        except Exception as error:  # noqa: BLE001 - Triton's own errors, no C compiler for it, a folder without exec
             no_kernels = _first_line(error)
     log.warning("the GPU runs the plain network, which is slower: %s", no_kernels)
     plain = PixelNetwork(folded(load()), torch.float16)

@@ -114,9 +114,14 @@ def test_without_the_kernels_the_plain_network_runs_and_that_is_said(caplog, mon
     def load():
         return untrained(WIDTHS["x0.25"])
 
+    def features(_, pixels):
+        return torch.zeros(len(pixels), 512)
+
     def refuses(*_):
         raise ValueError(why)  # Triton's errors are of no common kind
 
+    for form in (GpuNetwork, PixelNetwork):  # what each computes is asked above
+        monkeypatch.setattr(form, "forward", features)
     assert isinstance(backend_on("cpu", load, no_kernels=None)._network, GpuNetwork)
     assert not caplog.text
     if why == "a kernel does not compile":
@@ -124,7 +129,6 @@ def test_without_the_kernels_the_plain_network_runs_and_that_is_said(caplog, mon
     backend = backend_on("cpu", load, no_kernels=why if "Triton" in why else None)
     assert isinstance(backend._network, PixelNetwork)
     assert f"slower: {'' if 'Triton' in why else 'ValueError: '}{why}" in caplog.text
-    assert least_cosine(load(), crops(2), backend.run(crops(2))) >= 0.999
 
 
 def test_many_crops_go_in_parts_so_that_copying_and_computing_overlap() -> None:
