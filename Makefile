@@ -10,7 +10,7 @@ RUN_STAMP := $(VENV)/run-$(HASH).stamp
 DEV_STAMP := $(VENV)/dev-$(HASH).stamp
 DEPLOY_STAMP := $(VENV)/deploy-$(HASH).stamp
 
-# tests/conftest.py says which tests go where; in the order of the folders those with a broker, the longest, begin first.
+# tests/conftest.py says which tests go where, and that the longest begin first.
 TWO_PROCESSES := -n 2 --no-loadscope-reorder
 
 .PHONY: demo test test-crash test-compose soak lint bench clean

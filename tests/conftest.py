@@ -11,6 +11,16 @@ from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parent.parent
 WITH_BROKER = {"test_client.py", "test_matcher.py", "test_security.py", "test_stream.py", "test_worker.py"}
+LONG = (
+    "test_distill.py",
+    "test_replay.py",
+    "test_page.py",
+    "test_reid_torch.py",
+    "test_calibrate.py",
+    "test_reid.py",
+    "test_reid_gpu.py",
+    "test_media_s3.py",
+)
 # No deadline: a slow machine is no fault. Derandomised in CI, so that a failure there can be repeated.
 settings.register_profile("ci", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("dev", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -20,6 +30,16 @@ settings.load_profile("ci" if os.environ.get("CI") else "dev")
 def pytest_report_header() -> str:
     """Say whose Kafka the integration tests will run against."""
     return f"broker: {kafka.broker_source()[0]}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those with a broker first, then other long ones: at the end only short ones are left to share."""
+
+    def rank(item: pytest.Item) -> int:
+        name = item.path.name
+        return -1 if name in WITH_BROKER else LONG.index(name) if name in LONG else len(LONG)
+
+    items.sort(key=rank)
 
 
 @pytest.hookimpl(optionalhook=True)  # pytest-xdist's
