@@ -207,16 +207,17 @@ def gpu_part(weights: Path, *, device: str, sizes: list[int], runs: int) -> None
             flush=True,
         )
 
-    cut = [crop[: 60 + 5 * i, : 30 + 2 * i].copy() for i, crop in enumerate(people(PIPELINE_CROPS))]
+    count = PIPELINE_CROPS if on_gpu else 2
+    cut = [crop[: 60 + 5 * i, : 30 + 2 * i].copy() for i, crop in enumerate(people(count))]
 
     def resized() -> torch.Tensor:
         images = [Image.fromarray(crop).resize((128, 256), Image.Resampling.BILINEAR) for crop in cut]
         with torch.inference_mode():
             return eager(torch.from_numpy(normalise(np.stack(images))).to(device)).cpu()
 
-    theirs, ours = (PIPELINE_CROPS / _seconds(f, runs, on_gpu=on_gpu) for f in (resized, partial(backend.run, cut)))
+    theirs, ours = (count / _seconds(f, runs, on_gpu=on_gpu) for f in (resized, partial(backend.run, cut)))
     print(
-        f"{PIPELINE_CROPS} crops of as many sizes, from the host, as a worker's batch: eager, resized by Pillow "
+        f"{count} crops of as many sizes, from the host, as a worker's batch: eager, resized by Pillow "
         f"{theirs:.0f} ours {ours:.0f} crops/s ratio={ours / theirs:.2f}"
     )
 
