@@ -13,7 +13,7 @@ DEPLOY_STAMP := $(VENV)/deploy-$(HASH).stamp
 # tests/conftest.py says which tests go where, and that the longest begin first.
 TWO_PROCESSES := -n 2 --no-loadscope-reorder
 
-.PHONY: demo test test-crash test-compose soak lint bench clean
+.PHONY: demo test test-long test-crash test-compose soak lint bench clean
 
 demo: $(RUN_STAMP)
 	$(BIN)/streamproc replay tests/sample/sample.mp4 --out demo-out
@@ -22,6 +22,10 @@ demo: $(RUN_STAMP)
 test: $(DEV_STAMP)
 	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || echo "no chromium: the browser tests will say so"
 	$(BIN)/python -m pytest $(TWO_PROCESSES)
+
+# What trains or measures: the distillation's recipe, the GPU benchmark's code.
+test-long: $(DEV_STAMP)
+	$(BIN)/python -m pytest -m long
 
 # Services and the broker killed at random under load: three minutes of it. `make soak`: an hour, another seed each time.
 test-crash: $(DEV_STAMP)

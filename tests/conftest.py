@@ -12,7 +12,6 @@ from hypothesis import HealthCheck, settings
 ROOT = Path(__file__).resolve().parent.parent
 WITH_BROKER = {"test_client.py", "test_matcher.py", "test_security.py", "test_stream.py", "test_worker.py"}
 LONG = (
-    "test_distill.py",
     "test_replay.py",
     "test_page.py",
     "test_reid_torch.py",

@@ -69,6 +69,7 @@ def distill(data: Path, out: Path, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.long
 def test_the_recipe_trains_goes_on_and_leaves_weights(data, tmp_path) -> None:
     from streamproc.reid.osnet import from_state
     from streamproc.reid.weights import read_checkpoint

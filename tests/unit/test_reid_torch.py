@@ -156,7 +156,7 @@ def test_pixels_on_the_device_already_need_no_host(ours, people) -> None:
     assert cosines(features.numpy(), eager(ours, people[:8])).min() >= 0.9999
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_benchmarks_gpu_part_runs_on_the_cpu_device(shared) -> None:
     program = Path(__file__).resolve().parents[1] / "benchmarks" / "embed_speed.py"
     words = ["--part", "gpu", "--device", "cpu", "--sizes", "1", "2", "--runs", "1"]
