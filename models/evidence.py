@@ -25,18 +25,18 @@ import torch
 from distillation.crops import centre, link
 from PIL import Image
 
-from models.known_people import CROPS_AT_ONCE, as_crop, person_of
+from models.known_people import CROPS_A_TRACK, CROPS_AT_ONCE, as_crop, person_of
 from streamproc.crops.cutter import sharpness
 from streamproc.gallery import Curve, GalleryScorer, load_curves
 from streamproc.gallery.calibration import STRAIGHT, bend
+from streamproc.gallery.evidence import END_CROPS, LARGEST_CHANGE
 from streamproc.gallery.fitting import logistic, similar_pairs
 from streamproc.reid.embedder import Embedder
 from streamproc.reid.weights import find_weights
 
 LEAST_CROPS, LEAST_OF_A_HALF, HALF = 8, 3, 0.4
-END_CROPS, CROPS_A_TRACK = 2, 8
 THRESHOLD = 0.70
-LARGEST_CHANGE = 0.5
+SLOPES = (0, 2, 4, 6, 8)
 RIDGE = (1e-6, 3e-3)
 
 
@@ -145,6 +145,20 @@ def log_losses(videos: list[np.ndarray], columns: tuple[int, ...]) -> np.ndarray
     return np.array(losses)
 
 
+def losses_by_slope(rows: np.ndarray, weights: np.ndarray) -> list[tuple[float, float, float]]:
+    """Slope, what the same height is worth with it, and log loss of the package's log-odds with that added.
+
+    What the same height is worth follows: evidence must be a ratio of likelihoods, of mean 1 among pairs of two people.
+    """
+    same, log_odds, change = rows[:, 0] == 1, rows[:, 1], rows[:, 2]
+    found = []
+    for slope in SLOPES:
+        alike = -np.log(np.average(np.exp(-slope * change[~same]), weights=weights[~same]))
+        logits = log_odds + alike - slope * change
+        found.append((slope, alike, np.average(np.logaddexp(0, logits) - same * logits, weights=weights)))
+    return found
+
+
 def main() -> None:
     """Print what each feature is worth with each of the weights."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
@@ -168,6 +182,11 @@ def main() -> None:
                 f"{Path(name).name}: {len(every)} pairs of {len(videos)} videos, {same.sum()} of one person; heights "
                 f"at the gap change by {one:.0%} (one person) and {two:.0%} (two)"
             )
+            weights = np.concatenate([np.full(len(rows), len(rows) ** -0.5) for rows in videos])
+            for slope, alike, loss in losses_by_slope(every, weights):
+                print(
+                    f"  size at the gap by a slope of {slope}, the same height worth {alike:.2f}: log loss {loss:.4f}"
+                )
             alone = None
             shares = np.array([len(rows) ** 0.5 for rows in videos])
             for what, columns in TRIED.items():

@@ -193,7 +193,8 @@ class EmbedStage:
                 self.crops_ahead += len(crops)
                 self._likely = [crop for crop in self._likely if crop not in self._vectors]
         except Exception:
-            log.debug("crops could not be embedded ahead", exc_info=True)  # if it lasts, their bucket's batch raises it
+            # Nobody waits for these crops, so nobody is told but the log; if it lasts, their bucket's batch raises it.
+            log.warning("crops could not be embedded ahead of their bucket", exc_info=True)
             self._likely = []
         finally:
             self._ahead_task = None

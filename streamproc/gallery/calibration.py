@@ -65,8 +65,7 @@ SAMPLED_PERSONS = 2000
 """Of a larger gallery so many persons are enough for a mean and a covariance."""
 ALONE = 5
 """So many features are of the two persons' looks alone; then come rivals, the gallery's doubles, and sizes."""
-AMONG = ALONE + 2
-FEATURES = AMONG + 1
+FEATURES = ALONE + 3
 SIZE_COUNTS = 1.0
 """The last coefficient, where nobody's pairs say otherwise: what sizes say is log-odds already."""
 DOUBLES, DOUBLES_PERSONS = 1.0, 3.0

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 BATCH_SIZES = (8, 32, 128)
 HOST_CROPS = 128
-"""Of larger batches a GPU would wait for the copying (measured on an H200: 512 at once are half as fast)."""
+"""Of larger batches a GPU would wait for the copying (measured on an H200: 512 at once were a third slower)."""
 COMPILE_AFTER_CROPS = 20_000
 """Compiling takes half a minute or more, which a short video never gets back; a worker does."""
 LEAST_COSINE = 0.999

@@ -140,10 +140,11 @@ async def test_nothing_is_embedded_ahead_while_videos_share_the_network(embedder
         await running.ready()
         jobs = (running.process(job(sample, video_id), VideoStats(), Stop()) for video_id in ("v1", "v2"))
         together = asyncio.gather(*jobs)
-        while not published.events:
+        while not (published.events or together.done()):
             assert running.embed.crops_ahead == 0
             await asyncio.sleep(0)
         await together
+        assert published.events
 
 
 async def test_videos_at_the_same_time_share_batches_and_do_not_mix(embedder, sample) -> None:
