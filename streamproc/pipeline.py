@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 FRAMES_A_CALL = 8  # handing work to a thread costs about 80 µs and stirs the caches: share it
+FRAMES_A_CALL_LAST = 2  # where crops are embedded ahead, and
+FRAMES_LAST = 16  # a bucket is full in as many frames: the fewer of its crops come at once, the fewer are left then
 FRAMES_AHEAD = 64  # how many planned frames before a bucket is full its crops are embedded, where the network is idle
 BYTES_A_CALL = 13 * 2**20  # four frames of 1080p: three such lots are in memory at once
 SWITCH_SECONDS = 0.0005  # what a thread waits for the GIL before it asks: Python's 5 ms leave cores idle
@@ -261,13 +263,23 @@ class _Run:
     async def _decode(self, frames: Channel[list[Frame]]) -> None:
         source = self._video.frames(self._plan.frame_indices)
         frame_bytes = self._video.width * self._video.height * 3 // 2
-        count = max(1, min(FRAMES_A_CALL, BYTES_A_CALL // frame_bytes))
+        most = max(1, min(FRAMES_A_CALL, BYTES_A_CALL // frame_bytes))
+        last_frame = -1
         while not self._stop.is_set():
-            lot = await self._in_thread("decode", lambda: list(islice(source, count)))
+            count = min(most, self._frames_wanted(last_frame))
+            lot: list[Frame] = await self._in_thread("decode", partial(list, islice(source, count)))
             await frames.put(lot)
             if len(lot) < count:
                 break
+            last_frame = lot[-1].frame_index
         await frames.close()
+
+    def _frames_wanted(self, last_frame: int) -> int:
+        """How many frames to decode at once; where crops are embedded ahead, few of a bucket's last ones."""
+        if not self._pipeline.embeds_ahead:
+            return FRAMES_A_CALL
+        to_come = self._plan.frames_until_full(last_frame)
+        return max(FRAMES_A_CALL_LAST, to_come - FRAMES_LAST)
 
     async def _crop(self, frames: Channel[list[Frame]], group: asyncio.TaskGroup) -> None:
         buckets = Buckets(self._plan, crops_embedded=self._job.options.crops_embedded)

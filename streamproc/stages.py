@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from streamproc.reid import Embedder
     from streamproc.reid.device import Device
     from streamproc.settings import Clustering, Settings
-    from streamproc.types import Bucket, Crop, Float32Array, Uint8Array
+    from streamproc.types import Bucket, Crop, Float32Array
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 BUCKETS_IN_FLIGHT = 32
 BUCKETS_A_BATCH = 4  # with 8 crops each: 32 crops, where the network is at its best
-CROPS_AHEAD_A_BATCH = 4  # a full bucket that comes meanwhile waits for them
+CROPS_AHEAD_A_BATCH = 2  # a full bucket that comes meanwhile waits for those that it needs
 CROPS_AHEAD_WAITING = 32  # more come with the next frames
 ANIMATIONS_WAITING = 4096  # waiting crops lie in the PixelStore, so this bounds a count, not memory
 ANIMATION_THREADS = 2
@@ -137,9 +137,10 @@ class EmbedStage:
         self._busy = False
         self._likely: list[Crop] = []
         self._ahead_task: asyncio.Task[None] | None = None
+        self._begun_ahead: list[Crop] = []
         self._vectors: WeakKeyDictionary[Crop, Float32Array] = WeakKeyDictionary()
         self.seconds: Counter[str] = Counter()
-        """`embed`: busy, also ahead; `wait`: what buckets waited for their batch, together."""
+        """`embed`: busy, the batches ahead as well; `wait`: what buckets waited for their batch, together."""
         self.batches = self.buckets = self.crops = 0
         """What was embedded so far: buckets / batches / BUCKETS_A_BATCH is how full the batches are. `crops` are those
         of the buckets, wherever they were embedded; a batch whose crops all were embedded ahead counts as well."""
@@ -188,7 +189,8 @@ class EmbedStage:
         try:
             while self._likely and not (self._busy or self.waiting):
                 crops = self._likely[:CROPS_AHEAD_A_BATCH]
-                vectors = await self._embed([crop.pixels for crop in crops])
+                self._begun_ahead = crops
+                vectors = await self._embed(crops, aside=True)
                 self._vectors.update(zip(crops, vectors, strict=True))
                 self.crops_ahead += len(crops)
                 self._likely = [crop for crop in self._likely if crop not in self._vectors]
@@ -197,19 +199,17 @@ class EmbedStage:
             log.warning("crops could not be embedded ahead of their bucket", exc_info=True)
             self._likely = []
         finally:
-            self._ahead_task = None
+            self._ahead_task, self._begun_ahead = None, []
 
-    async def _embed(self, pixels: list[Uint8Array]) -> Float32Array:
-        start = time.perf_counter()
-        vectors = await asyncio.wrap_future(self.embedder.submit(lambda: pixels))
-        self.seconds["embed"] += time.perf_counter() - start  # type: ignore[assignment] # one batch at a time
+    async def _embed(self, crops: Sequence[Crop], *, aside: bool = False) -> Float32Array:
+        start, pixels = time.perf_counter(), [crop.pixels for crop in crops]
+        vectors = await asyncio.wrap_future(self.embedder.submit(lambda: pixels, aside=aside))
+        self.seconds["embed"] += time.perf_counter() - start  # type: ignore[assignment] # a Counter adds floats as well
         return vectors
 
     async def _run(self) -> None:
         async for batch in self._channel.batches(BUCKETS_A_BATCH, 0):
             self._busy = True
-            if self._ahead_task is not None:
-                await asyncio.wait([self._ahead_task])  # a small batch; it may be of just these buckets
             try:
                 await self._embed_batch(batch)
             except Exception as error:  # noqa: BLE001 - whatever it was, those who wait must hear of it
@@ -238,12 +238,23 @@ class EmbedStage:
                 future.set_result(own)
 
     async def _vectors_of(self, crops: Sequence[Crop]) -> Float32Array:
-        """The vectors (n, dim) of chosen crops: those embedded ahead, the rest from the network."""
-        rest = [crop for crop in crops if crop not in self._vectors]
-        embedded = await self._embed([crop.pixels for crop in rest]) if rest else ()
-        found = dict(zip(rest, embedded, strict=True))
-        self.crops_ahead_used += len(crops) - len(rest)
+        """The vectors (n, dim) of chosen crops: those embedded ahead, the rest from the network.
+
+        The rest does not wait for a batch ahead that runs; only then that is waited for, where chosen crops are in it.
+        """
+        found: dict[Crop, Float32Array] = {}
+        begun, ahead = [crop for crop in crops if crop in self._begun_ahead], self._ahead_task
+        await self._add_missing(found, [crop for crop in crops if crop not in begun])
+        if begun and ahead is not None:
+            await asyncio.wait([ahead])
+        await self._add_missing(found, begun)  # where it failed
+        self.crops_ahead_used += len(crops) - len(found)
         return np.stack([found[crop] if crop in found else self._vectors[crop] for crop in crops])
+
+    async def _add_missing(self, found: dict[Crop, Float32Array], crops: Sequence[Crop]) -> None:
+        rest = [crop for crop in crops if crop not in self._vectors]
+        if rest:
+            found.update(zip(rest, await self._embed(rest), strict=True))
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,11 @@ class Plan:
     seen_with: Mapping[int, tuple[int, ...]]
     skipped: tuple[Skipped, ...]
 
+    def frames_until_full(self, last_frame: int) -> int:
+        """How many planned frames after `last_frame` make the next bucket full; all that are left where none does."""
+        done, *full = np.searchsorted(self.frame_indices, [last_frame, *self.last_frame.values()], side="right")
+        return int(min((position for position in full if position > done), default=len(self.frame_indices)) - done)
+
     def __repr__(self) -> str:
         crops = sum(self.crop_count.values())
         return f"Plan({len(self.tracks)} persons, {crops} crops in {len(self.frame_indices)} frames)"

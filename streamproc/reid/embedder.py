@@ -33,6 +33,7 @@ __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Backend", "Embedder", "person_vecto
 log = logging.getLogger(__name__)
 
 _thread = ThreadPoolExecutor(1, "network")
+_aside_thread = ThreadPoolExecutor(1, "network aside")
 
 
 class Backend(Protocol):
@@ -40,6 +41,8 @@ class Backend(Protocol):
 
     device: str
     dim: int
+    concurrent: bool
+    """Whether two threads may `run` it at once."""
 
     def run(self, crops: Crops, /) -> Float32Array:
         """Features (n, dim), not unit length. Raises DeviceLostError where another backend should go on."""
@@ -86,9 +89,13 @@ class Embedder:
         """Embed RGB crops, (n, 256, 128, 3) uint8 or n of any size: unit vectors (n, dim) float32, one a crop."""
         return self.submit(lambda: crops).result()
 
-    def submit(self, make_crops: Callable[[], Crops]) -> Future[Float32Array]:
-        """Do the same without waiting, and make the crops in the network's thread as well."""
-        return _thread.submit(lambda: self._embed(make_crops()))
+    def submit(self, make_crops: Callable[[], Crops], *, aside: bool = False) -> Future[Float32Array]:
+        """Do the same without waiting, and make the crops in the network's thread as well.
+
+        `aside`: where the backend can, the next ones submitted need not wait until these are done.
+        """
+        thread = _aside_thread if aside and self._backend.concurrent else _thread
+        return thread.submit(lambda: self._embed(make_crops()))
 
     def _embed(self, crops: Crops) -> Float32Array:
         try:

@@ -60,6 +60,7 @@ class OnnxBackend:
         elif threads > 1:
             self._session = open_session(weights, threads)
         self._threads = threads
+        self.concurrent = self._workers is not None
         self._memory = threading.local()  # standing memory for a thread's images
         self.dim = self._probe(weights)
 

@@ -94,6 +94,7 @@ class TorchBackend:
     ) -> None:
         """Take `network`, which is on `device`; a `compiler` is tried once, after `compile_after_crops`."""
         self.device = device
+        self.concurrent = False  # its CUDA graphs write to one memory
         self._network = network
         self._forwards: dict[int, Forward] = dict.fromkeys(sorted(sizes), network)
         self._compiler, self._crops_until_compile = compiler, compile_after_crops

@@ -15,7 +15,7 @@ from streamproc.errors import MachineError
 from streamproc.events import PersonEmbedding, VideoClosed
 from streamproc.job import VideoJob
 from streamproc.people import load_tracks
-from streamproc.pipeline import Pipeline, Stop
+from streamproc.pipeline import FRAMES_A_CALL, FRAMES_A_CALL_LAST, FRAMES_LAST, Pipeline, Stop, _Run
 from streamproc.reid import Embedder, find_weights
 from streamproc.stages import VideoStats
 from streamproc.video import Limits
@@ -134,6 +134,29 @@ async def test_embedding_ahead_changes_nothing_but_when(embedder, sample) -> Non
         np.testing.assert_allclose(other.vector.numpy(), one.vector.numpy(), atol=1e-6)
 
 
+@pytest.mark.parametrize("embed_ahead", [True, False])
+async def test_frames_come_few_at_a_time_where_a_bucket_is_nearly_full_and_is_embedded_ahead(
+    embedder, sample, monkeypatch, embed_ahead
+) -> None:
+    lots = []
+    cut = _Run._cut
+
+    def noted(run, frames):
+        lots.append([frame.frame_index for frame in frames])
+        return cut(run, frames)
+
+    monkeypatch.setattr(_Run, "_cut", noted)
+    _, _, summary = await process(embedder, job(sample), embed_ahead=embed_ahead)
+    plan = summary.plan
+    assert [frame for lot in lots for frame in lot] == plan.frame_indices.tolist()
+    assert max(map(len, lots)) == FRAMES_A_CALL
+    left = [plan.frames_until_full(lot[0] - 1) for lot in lots[:-1]]
+    assert any(few <= FRAMES_LAST for few in left)
+    for lot, until_full in zip(lots[:-1], left, strict=True):
+        few = max(FRAMES_A_CALL_LAST, until_full - FRAMES_LAST)
+        assert len(lot) == (min(few, FRAMES_A_CALL) if embed_ahead else FRAMES_A_CALL)
+
+
 async def test_nothing_is_embedded_ahead_while_videos_share_the_network(embedder, sample) -> None:
     published = Published()
     async with pipeline(embedder, published, embed_ahead=True) as running:
@@ -229,7 +252,7 @@ class BrokenNetwork:
 
     name, weights_sha256, dim = "broken", "c" * 64, 512
 
-    def submit(self, _make_pixels):
+    def submit(self, _make_pixels, **_):
         failed = Future()
         failed.set_exception(MachineError("the network broken failed on a batch"))
         return failed

@@ -21,19 +21,21 @@ class Network:
 
     def __init__(self, *, at_once=True):
         self.batches, self.at_once, self._open, self.fault = [], at_once, [], None
+        self.aside = []
 
-    def submit(self, make_pixels):
+    def submit(self, make_pixels, *, aside=False):
         pixels, future = make_pixels(), Future()
+        self.aside.append(aside)
         self.batches.append([int(crop[0, 0, 0]) for crop in pixels])
         self._open.append((future, np.array([[crop[0, 0, 0], 1] for crop in pixels], np.float32)))
         if self.at_once:
             self.go()
         return future
 
-    def go(self):
-        """Answer all that was asked."""
-        while self._open:
-            future, vectors = self._open.pop()
+    def go(self, batches=None):
+        """Answer all that was asked, or the oldest batches."""
+        for _ in range(len(self._open) if batches is None else batches):
+            future, vectors = self._open.pop(0)
             if self.fault is None:
                 future.set_result(vectors)
             else:
@@ -63,9 +65,10 @@ async def test_what_was_embedded_ahead_is_not_embedded_again_and_the_vectors_are
         await settle()
         stage.offer(crops[:4])
         await settle()
-        assert network.batches == [[0, 1, 2], [3]]
+        assert network.batches == [[0, 1], [2], [3]]
         vectors = await (await stage.submit(full(crops, 5, 1, 4, 3)))
-    assert network.batches == [[0, 1, 2], [3], [5, 4]]
+    assert network.batches == [[0, 1], [2], [3], [5, 4]]
+    assert network.aside == [True, True, True, False]
     assert vectors[:, 0].tolist() == [5, 1, 4, 3]
     assert (stage.crops_ahead, stage.crops_ahead_used) == (4, 2)
     assert (stage.batches, stage.buckets, stage.crops) == (1, 1, 4)
@@ -100,20 +103,53 @@ async def test_nothing_runs_ahead_before_a_full_bucket_has_its_vectors() -> None
         assert stage._likely == []
 
 
-async def test_a_full_bucket_waits_for_one_small_batch_and_its_other_crops_are_not_wanted_any_more() -> None:
+async def test_a_full_bucket_waits_for_the_batch_ahead_only_where_its_crops_are_in_it() -> None:
+    network, own, other = Network(at_once=False), crops_of(0, 1, 2), crops_of(20, 21)
+    async with EmbedStage(network) as stage:
+        stage.offer(other)
+        await settle()
+        vectors = await stage.submit(full(own, 1, 0))
+        await settle()
+        assert network.batches == [[20, 21], [1, 0]], "both at once"
+        network._open.reverse()
+        network.go(1)
+        assert (await asyncio.wait_for(vectors, 5))[:, 0].tolist() == [1, 0], "and the batch ahead goes on"
+        assert stage._ahead_task is not None
+
+
+async def test_crops_that_run_ahead_are_not_embedded_twice_and_the_others_of_the_bucket_are_not_wanted_any_more() -> (
+    None
+):
     network, own, others = Network(at_once=False), crops_of(*range(10)), crops_of(20, 21)
     async with EmbedStage(network) as stage:
         stage.offer(own[:8] + others)
         await settle()
         vectors = await stage.submit(full(own, 0, 9))
         await settle()
-        assert network.batches == [list(range(CROPS_AHEAD_A_BATCH))]
+        assert network.batches == [list(range(CROPS_AHEAD_A_BATCH)), [9]]
         network.at_once = True
         network.go()
         assert (await vectors)[:, 0].tolist() == [0, 9]
         await settle()
-        assert network.batches[1:] == [[9], [20, 21]]
+        assert network.batches[2:] == [[20, 21]]
         assert stage._likely == []
+    assert (stage.crops_ahead, stage.crops_ahead_used) == (4, 1)
+
+
+async def test_where_the_batch_ahead_fails_the_bucket_embeds_its_crops_itself() -> None:
+    network, crops = Network(at_once=False), crops_of(0, 1, 2)
+    async with EmbedStage(network) as stage:
+        stage.offer(crops[:2])
+        await settle()
+        vectors = await stage.submit(full(crops, 1, 2))
+        await settle()
+        network.fault = MachineError("the network failed on a batch")
+        network.go(1)
+        network.fault, network.at_once = None, True
+        network.go()
+        assert (await asyncio.wait_for(vectors, 5))[:, 0].tolist() == [1, 2]
+    assert network.batches == [[0, 1], [2], [1]]
+    assert stage.crops_ahead_used == 0
 
 
 async def test_a_later_offer_replaces_what_has_not_begun() -> None:
@@ -121,7 +157,7 @@ async def test_a_later_offer_replaces_what_has_not_begun() -> None:
     async with EmbedStage(network) as stage:
         stage.offer(crops[:10])
         await settle()
-        stage.offer([crops[2], crops[15]])
+        stage.offer([crops[1], crops[15]])
         network.at_once = True
         network.go()
         await settle()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -213,6 +214,26 @@ def test_normalising_is_imagenets_mean_and_std() -> None:
 
 def test_a_persons_vector_is_the_unit_mean_of_unit_vectors() -> None:
     np.testing.assert_allclose(person_vector(np.eye(2, dtype=np.float32)), [0.5**0.5] * 2, atol=1e-7)
+
+
+@pytest.mark.parametrize(("threads", "waits"), [(2, False), (1, True)])
+def test_what_is_submitted_next_need_not_wait_for_what_runs_aside(threads, waits, tmp_path) -> None:
+    """Where a batch is split among threads; one thread alone does one thing after the other."""
+    embedder, go_on = Embedder(find_weights(None, cache_folder=tmp_path), threads=threads), threading.Event()
+    pixels = noise(3)
+
+    def made_late():
+        assert go_on.wait(60)
+        return pixels
+
+    aside = embedder.submit(made_late, aside=True)
+    following = embedder.submit(lambda: pixels)
+    if not waits:
+        following.result(60)
+    assert not aside.done()
+    assert following.done() is not waits
+    go_on.set()
+    np.testing.assert_allclose(aside.result(60), following.result(60), atol=1e-6)
 
 
 def test_the_callers_arithmetic_keeps_its_denormals(default) -> None:
