@@ -1,9 +1,10 @@
 """Crops in, unit vectors out: one network, on a GPU where there is one, else on the CPU.
 
-All networks of a process are made and run in one thread of their own. onnxruntime treats denormal numbers as zero (five
-times faster on some processors) in the thread that makes the process's first session, and there alone; and that switch
-must not leak into a thread of the user's, whose arithmetic it would change. torch's CUDA graphs, too, belong to the
-thread that recorded them.
+All networks of a process are made and run in one thread of their own; a second one hands in batches aside, where the
+backend splits a batch among threads anyway. onnxruntime treats denormal numbers as zero (five times faster on some
+processors) in the thread that makes the process's first session, and there alone; and that switch must not leak into a
+thread of the user's, whose arithmetic it would change. torch's CUDA graphs, too, belong to the thread that recorded
+them.
 """
 
 from __future__ import annotations
