@@ -58,6 +58,7 @@ def secured(tmp_path, monkeypatch):
         running.stop()
 
 
+@pytest.mark.long  # certificates and a broker of its own: a tenth of what the tests with a broker take
 def test_every_client_speaks_tls_and_gives_its_password(secured, tmp_path, sample):
     bootstrap, certificate = secured
     stream = services.Stream(
