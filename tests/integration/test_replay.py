@@ -458,7 +458,9 @@ def test_a_kill_in_the_middle_leaves_no_file_and_the_next_run_cleans_up(shared, 
     assert not [name for name in files_in(out) if name.startswith(".")]
 
 
-@pytest.mark.parametrize("weights", ["osnet_x0_25_msmt17.pth", "osnet_x0_25_msmt17.B.converted.pt"])
+@pytest.mark.parametrize(
+    "weights", [pytest.param("osnet_x0_25_msmt17.pth", marks=pytest.mark.long), "osnet_x0_25_msmt17.B.converted.pt"]
+)
 def test_all_duplicates_of_pets_are_found_at_the_precision_promised(shared, exports, weights) -> None:
     """12 of 171 pairs are true; recall 1.0 and precision .60 or more at defaults with published weights."""
     pytest.importorskip("torch", reason="torch is not installed: the extra gpu brings it")

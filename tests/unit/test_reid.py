@@ -93,6 +93,7 @@ def test_the_export_equals_eager_torch(need_torch, shared, exports) -> None:
     np.testing.assert_allclose(exported.embed(crops), unit(eager), atol=1e-5)
 
 
+@pytest.mark.long
 def test_the_committed_files_are_the_same_weights(need_torch, exports, default) -> None:
     path = package_file("osnet_x0_25_ours.safetensors")
     exported = Embedder(find_weights(str(path), cache_folder=exports))

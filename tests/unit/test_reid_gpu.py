@@ -85,7 +85,7 @@ def test_one_input_stands_for_all_streams() -> None:
     torch.testing.assert_close(light_convs(x, weight, bias), light_convs(x.expand(3, -1, -1, -1, -1), weight, bias))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_compiles_as_one_graph(caplog) -> None:
     """No graph break, so that a GPU replays one CUDA graph a batch; torch's own kernels, as a C++ compiler may lack."""
     network, pixels = GpuNetwork(untrained(WIDTHS["x0.25"])), crops(4)
