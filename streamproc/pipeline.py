@@ -22,6 +22,7 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Literal, Self, TypeVar
 
+import numpy as np
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from streamproc.channel import Channel
@@ -39,12 +40,11 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from types import TracebackType
 
-    import numpy as np
     import numpy.typing as npt
 
     from streamproc.job import Outcome
     from streamproc.reid import Embedder
-    from streamproc.types import Bucket, Crop, Float32Array, TrackSet
+    from streamproc.types import Bucket, Crop, Float32Array, Int64Array, TrackSet
 
 T = TypeVar("T")
 
@@ -264,22 +264,22 @@ class _Run:
         source = self._video.frames(self._plan.frame_indices)
         frame_bytes = self._video.width * self._video.height * 3 // 2
         most = max(1, min(FRAMES_A_CALL, BYTES_A_CALL // frame_bytes))
-        last_frame = -1
+        full_after, done = self._plan.full_after(), 0
         while not self._stop.is_set():
-            count = min(most, self._frames_wanted(last_frame))
+            count = min(most, self._frames_wanted(full_after, done))
             lot: list[Frame] = await self._in_thread("decode", partial(list, islice(source, count)))
             await frames.put(lot)
             if len(lot) < count:
                 break
-            last_frame = lot[-1].frame_index
+            done = int(np.searchsorted(self._plan.frame_indices, lot[-1].frame_index, side="right"))
         await frames.close()
 
-    def _frames_wanted(self, last_frame: int) -> int:
+    def _frames_wanted(self, full_after: Int64Array, done: int) -> int:
         """How many frames to decode at once; where crops are embedded ahead, few of a bucket's last ones."""
         if not self._pipeline.embeds_ahead:
             return FRAMES_A_CALL
-        to_come = self._plan.frames_until_full(last_frame)
-        return max(FRAMES_A_CALL_LAST, to_come - FRAMES_LAST)
+        to_come = full_after[full_after > done] - done
+        return max(FRAMES_A_CALL_LAST, int(to_come[0]) - FRAMES_LAST) if to_come.size else FRAMES_A_CALL
 
     async def _crop(self, frames: Channel[list[Frame]], group: asyncio.TaskGroup) -> None:
         buckets = Buckets(self._plan, crops_embedded=self._job.options.crops_embedded)

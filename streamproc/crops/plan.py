@@ -58,10 +58,10 @@ class Plan:
     seen_with: Mapping[int, tuple[int, ...]]
     skipped: tuple[Skipped, ...]
 
-    def frames_until_full(self, last_frame: int) -> int:
-        """How many planned frames after `last_frame` make the next bucket full; all that are left where none does."""
-        done, *full = np.searchsorted(self.frame_indices, [last_frame, *self.last_frame.values()], side="right")
-        return int(min((position for position in full if position > done), default=len(self.frame_indices)) - done)
+    def full_after(self) -> Int64Array:
+        """After how many of the planned frames one or more buckets are full (k,): ascending, each once."""
+        last = np.fromiter(self.last_frame.values(), np.int64)
+        return np.unique(np.searchsorted(self.frame_indices, last, side="right"))
 
     def __repr__(self) -> str:
         crops = sum(self.crop_count.values())

@@ -150,11 +150,16 @@ async def test_frames_come_few_at_a_time_where_a_bucket_is_nearly_full_and_is_em
     plan = summary.plan
     assert [frame for lot in lots for frame in lot] == plan.frame_indices.tolist()
     assert max(map(len, lots)) == FRAMES_A_CALL
-    left = [plan.frames_until_full(lot[0] - 1) for lot in lots[:-1]]
-    assert any(few <= FRAMES_LAST for few in left)
-    for lot, until_full in zip(lots[:-1], left, strict=True):
-        few = max(FRAMES_A_CALL_LAST, until_full - FRAMES_LAST)
-        assert len(lot) == (min(few, FRAMES_A_CALL) if embed_ahead else FRAMES_A_CALL)
+    nearly_full = {
+        frame
+        for last in plan.last_frame.values()
+        for frame in plan.frame_indices[plan.frame_indices <= last][-FRAMES_LAST:].tolist()
+    }
+    assert nearly_full < set(plan.frame_indices.tolist())
+    if embed_ahead:
+        assert all(len(lot) <= FRAMES_A_CALL_LAST for lot in lots if nearly_full & set(lot))
+    else:
+        assert {len(lot) for lot in lots[:-1]} == {FRAMES_A_CALL}
 
 
 async def test_nothing_is_embedded_ahead_while_videos_share_the_network(embedder, sample) -> None:

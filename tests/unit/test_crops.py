@@ -297,14 +297,10 @@ def test_of_equal_crops_all_that_can_be_known_is_foreseen(planned, count, data) 
 
 
 @given(st.lists(st.integers(0, 199), min_size=1, unique=True), st.data())
-def test_the_frames_until_the_next_bucket_is_full_are_counted(frames, data) -> None:
-    """Also from a frame that is in no plan, and where nothing is left."""
+def test_a_plan_knows_after_how_many_frames_buckets_are_full(frames, data) -> None:
     full = data.draw(st.lists(st.sampled_from(frames), max_size=5))
     made = replace(one_person_plan([0.5]), frame_indices=np.array(sorted(frames)), last_frame=dict(enumerate(full)))
-    last_frame = data.draw(st.integers(-1, 200))
-    to_come = [frame for frame in sorted(frames) if frame > last_frame]
-    until = [i for i, frame in enumerate(to_come, 1) if frame in full]
-    assert made.frames_until_full(last_frame) == (until[0] if until else len(to_come))
+    assert made.full_after().tolist() == [count for count, frame in enumerate(sorted(frames), 1) if frame in full]
 
 
 def test_only_buckets_due_soon_are_looked_at_and_the_soonest_first() -> None:

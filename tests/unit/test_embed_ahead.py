@@ -117,9 +117,7 @@ async def test_a_full_bucket_waits_for_the_batch_ahead_only_where_its_crops_are_
         assert stage._ahead_task is not None
 
 
-async def test_crops_that_run_ahead_are_not_embedded_twice_and_the_others_of_the_bucket_are_not_wanted_any_more() -> (
-    None
-):
+async def test_crops_that_run_ahead_are_not_embedded_twice_and_the_others_are_not_wanted_any_more() -> None:
     network, own, others = Network(at_once=False), crops_of(*range(10)), crops_of(20, 21)
     async with EmbedStage(network) as stage:
         stage.offer(own[:8] + others)
