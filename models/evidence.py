@@ -60,7 +60,7 @@ class Crops:
                 assert file is not None
                 image = Image.open(io.BytesIO(file.read())).convert("RGB")
                 video, frame, _ = Path(member.name).name.split("_")
-                rows.append((as_crop(image), video, int(frame), image.height, sharpness(np.asarray(image))))
+                rows.append((as_crop(image), video, int(frame), image.height, float(sharpness([np.asarray(image)])[0])))
         return cls(*(np.array(column) for column in zip(*rows, strict=True)))
 
     def embedded(self, weights: str, cache: Path) -> tuple[np.ndarray, str]:

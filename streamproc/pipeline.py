@@ -18,12 +18,12 @@ import ctypes
 import sys
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from typing import TYPE_CHECKING, Literal, Self, TypeVar
 
 import numpy as np
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
 from streamproc.channel import Channel
 from streamproc.crops import Buckets, PixelStore, Plan, cut_frame, plan_crops
@@ -53,6 +53,7 @@ FRAMES_A_CALL_LAST = 2  # where crops are embedded ahead, and
 FRAMES_LAST = 16  # a bucket is full in as many frames: the fewer of its crops come at once, the fewer are left then
 FRAMES_AHEAD = 64  # how many planned frames before a bucket is full its crops are embedded, where the network is idle
 BYTES_A_CALL = 13 * 2**20  # four frames of 1080p: three such lots are in memory at once
+MANY_BOXES = 50_000  # planning fewer leaves some 2 MiB to return, which takes longer than planning saves
 SWITCH_SECONDS = 0.0005  # what a thread waits for the GIL before it asks: Python's 5 ms leave cores idle
 
 
@@ -118,7 +119,7 @@ class Pipeline:
     async def __aenter__(self) -> Self:
         self._stack.enter_context(self.threads)
         # The cores have work of their own; BLAS's threads would spin, waiting for each other (measured: up to 0.4 s).
-        self._stack.enter_context(threadpool_limits(1, user_api="blas"))
+        self._stack.enter_context(_threadpools().limit(limits=1, user_api="blas"))
         self._stack.callback(sys.setswitchinterval, sys.getswitchinterval())
         sys.setswitchinterval(SWITCH_SECONDS)
         self._network = asyncio.create_task(self._start_network(), name="load network")
@@ -193,7 +194,8 @@ class Pipeline:
             return replace(tracks, tracks=()), plan
 
         tracks, plan = await call(self.threads.crop, stats.seconds, "plan", prepare)
-        _return_freed_memory()
+        if sum(span.box_count for span in plan.tracks.values()) >= MANY_BOXES:
+            _return_freed_memory()
         stats.frames_planned, stats.persons_total = len(plan.frame_indices), len(plan.tracks)
         run = _Run(
             self, job, video, plan, stats, stop, lambda: job.run_id(video_sha256, tracks.sha256, self._weights_sha256)
@@ -335,6 +337,12 @@ class _Run:
 
     def closed(self, outcome: Outcome) -> VideoClosed:
         return closed_event(self._job, self.run_id, self._video, outcome, self._published, self.all_skipped())
+
+
+@cache
+def _threadpools() -> ThreadpoolController:
+    """The process's BLAS, which numpy has loaded; looking for it again takes 10 ms where torch is loaded too."""
+    return ThreadpoolController()
 
 
 def _return_freed_memory() -> None:

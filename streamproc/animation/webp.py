@@ -72,11 +72,8 @@ def encode_webp(crops: Sequence[Crop], *, size_px: int = 256, frames_per_second:
     places = [_letter_box(crop.aspect_ratio, size_px) for crop in crops]
     # The first picture paints the letter box; the others cover their own place and the one before.
     areas = [canvas, *(_smallest_around(two, size_px) for two in pairwise(places))]
-    painters = {area: _Painter(*area[2:]) for area in set(areas)}
-    pictures = []
-    for crop, area, (x, y, width, height) in zip(crops, areas, places, strict=True):
-        vp8 = painters[area].vp8(crop, x - area[0], y - area[1], width, height)
-        pictures.append(_animation_frame(area, duration_ms, vp8))
+    painters = {area: _Painter(area, duration_ms) for area in set(areas)}
+    pictures = [painters[area].picture(crop, place) for crop, area, place in zip(crops, areas, places, strict=True)]
     return _container(size_px, pictures)
 
 
@@ -110,21 +107,27 @@ def _smallest_around(places: Sequence[_Rectangle], size_px: int) -> _Rectangle:
 
 
 class _Painter:
-    """Paints and encodes pictures of one size. Keeps the codec: opening one for each picture costs a tenth more."""
+    """Paints and encodes pictures of one area. Keeps the codec: opening one for each picture costs a tenth more."""
 
-    def __init__(self, width: int, height: int) -> None:
+    def __init__(self, area: _Rectangle, duration_ms: int) -> None:
+        self._left, self._top, width, height = area
+        self._head = b"".join(
+            _uint24(value) for value in (self._left // 2, self._top // 2, width - 1, height - 1, duration_ms)
+        ) + bytes([_ANMF_OVERWRITE])
         self._canvas = VideoFrame(width, height, "yuv420p")
         self._planes = [_pixels(plane) for plane in self._canvas.planes]
+        self._place: _Rectangle | None = None  # what lies on the background
         self._scaler = VideoReformatter()
         self._codec = CodecContext.create("libwebp", "w")
         self._codec.width, self._codec.height, self._codec.pix_fmt = width, height, "yuv420p"
         self._codec.time_base = Fraction(1, 1000)
         self._codec.options = {"quality": str(_QUALITY), "compression_level": str(_METHOD)}
 
-    def vp8(self, crop: Crop, x: int, y: int, width: int, height: int) -> bytes:
-        """The crop at its place on the background: one lossy picture as a chunk, without the file around it."""
+    def picture(self, crop: Crop, place: _Rectangle) -> bytes:
+        """The crop at its place of the canvas, background around it: one picture of the animation."""
+        _, _, width, height = place
         scaled = self._scaler.reformat(
-            VideoFrame.from_ndarray(crop.pixels, format="rgb24"),
+            VideoFrame.from_numpy_buffer(crop.pixels, format="rgb24"),
             width,
             height,
             "yuv420p",
@@ -133,36 +136,40 @@ class _Painter:
             interpolation=Interpolation.BILINEAR,
             threads=1,
         )
+        if (width, height) == (self._canvas.width, self._canvas.height):
+            (packet,) = self._codec.encode(scaled)
+        else:
+            self._paint(scaled, place)
+            (packet,) = self._codec.encode(self._canvas)
+        return _chunk(b"ANMF", self._head, memoryview(packet)[12:])  # after "RIFF", size, "WEBP"
+
+    def _paint(self, scaled: VideoFrame, place: _Rectangle) -> None:
+        left, top = place[0] - self._left, place[1] - self._top
         for plane, into, background, shift in zip(scaled.planes, self._planes, _BACKGROUND_YUV, (0, 1, 1), strict=True):
-            into[:] = background
-            top, left = y >> shift, x >> shift
-            into[top : top + plane.height, left : left + plane.width] = _pixels(plane)
-        (packet,) = self._codec.encode(self._canvas)
-        return bytes(packet)[12:]  # after "RIFF", size, "WEBP"
+            if place != self._place:
+                into[:] = background
+            into[top >> shift : (top >> shift) + plane.height, left >> shift : (left >> shift) + plane.width] = _pixels(
+                plane
+            )
+        self._place = place
 
 
 def _pixels(plane: VideoPlane) -> Uint8Array:
     """A view (h, w) of the plane's memory."""
-    rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
-    return rows[: plane.height, : plane.width]
-
-
-def _animation_frame(area: _Rectangle, duration_ms: int, vp8: bytes) -> bytes:
-    x, y, width, height = area
-    head = b"".join(_uint24(value) for value in (x // 2, y // 2, width - 1, height - 1, duration_ms))
-    return _chunk(b"ANMF", head + bytes([_ANMF_OVERWRITE]) + vp8)
+    return np.ndarray((plane.height, plane.width), np.uint8, memoryview(plane), strides=(plane.line_size, 1))
 
 
 def _container(size_px: int, pictures: Sequence[bytes]) -> bytes:
     features = bytes([_VP8X_ANIMATED, 0, 0, 0]) + _uint24(size_px - 1) + _uint24(size_px - 1)
     red, green, blue = BACKGROUND_RGB
     animation = struct.pack("<4BH", blue, green, red, 255, _LOOP_FOR_EVER)
-    return _chunk(b"RIFF", b"WEBP" + _chunk(b"VP8X", features) + _chunk(b"ANIM", animation) + b"".join(pictures))
+    return _chunk(b"RIFF", b"WEBP", _chunk(b"VP8X", features), _chunk(b"ANIM", animation), *pictures)
 
 
-def _chunk(name: bytes, content: bytes) -> bytes:
+def _chunk(name: bytes, *content: bytes | memoryview) -> bytes:
     """Name, size without padding, content padded to an even size."""
-    return name + struct.pack("<I", len(content)) + content + b"\0" * (len(content) % 2)
+    size = sum(map(len, content))
+    return b"".join((name, struct.pack("<I", size), *content, b"\0" * (size % 2)))
 
 
 def _uint24(value: int) -> bytes:

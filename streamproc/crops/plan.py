@@ -7,7 +7,11 @@ taken: a frame that another person needs anyway costs nothing, one early in its 
 
 from __future__ import annotations
 
+import math
+from array import array
+from collections import Counter
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -72,7 +76,7 @@ def plan_crops(tracks: Sequence[Track], table: FrameTable, *, width: int, height
     """Plan the crops of all persons; tracks must lie within the video (`people.fit_to_video`)."""
     overlaps = find_overlaps(tracks)
     chosen, skipped = _choose_persons(tracks, options)
-    windows: list[_Window] = []
+    persons: list[_Person] = []
     for position in chosen:
         track = tracks[position]
         quality = placement_quality(track, overlaps.hidden[position], width=width, height=height)
@@ -80,10 +84,9 @@ def plan_crops(tracks: Sequence[Track], table: FrameTable, *, width: int, height
         if not rows.size:
             skipped.append(Skipped(track.person_id, "no usable crop: every box is too small or outside the picture"))
             continue
-        parts = np.array_split(rows, min(options.crops_per_person, rows.size))
-        windows += [_Window(track, slot, part, quality[part]) for slot, part in enumerate(parts)]
-    picks = _pick(windows, _Costs(table))
-    return _assemble(windows, picks, overlaps.seen_with, sorted(skipped, key=lambda s: s.person_id))
+        persons.append(_Person(track, quality, _windows(track, rows, quality[rows], options.crops_per_person)))
+    picks = _pick([window for person in persons for window in person.windows], _Costs(table))
+    return _assemble(persons, picks, overlaps.seen_with, sorted(skipped, key=lambda s: s.person_id))
 
 
 def _choose_persons(tracks: Sequence[Track], options: CropOptions) -> tuple[list[int], list[Skipped]]:
@@ -106,77 +109,107 @@ def _choose_persons(tracks: Sequence[Track], options: CropOptions) -> tuple[list
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Window:
-    """Consecutive boxes of one track, `rows` into it, of which one is cut."""
+    """Consecutive boxes of one track, the first its box `first_row`, of which one is cut.
+
+    `rows` and `frames` are those of the equally good boxes, the ones nearest the middle first.
+    """
+
+    first_row: int
+    rows: Int64Array
+    frames: Int64Array
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Person:
+    """A track, the placement quality of all its boxes, and its windows."""
 
     track: Track
-    slot: int
-    rows: Int64Array
     quality: Float32Array
+    windows: list[_Window]
 
-    def candidates(self) -> Int64Array:
-        """Rows of the equally good boxes, the ones nearest the middle first."""
-        good = self.rows[self.quality >= EQUALLY_GOOD * self.quality.max()]
-        middle = self.rows[len(self.rows) // 2]
-        nearest: Int64Array = good[np.argsort(np.abs(good - middle), kind="stable")]
-        return nearest
+
+def _windows(track: Track, rows: Int64Array, quality: Float32Array, count: int) -> list[_Window]:
+    """Divide the usable boxes `rows` of a track, of this quality, into at most `count` windows as equal as can be."""
+    count = min(count, rows.size)
+    bounds = np.arange(count + 1) * (rows.size // count) + np.minimum(np.arange(count + 1), rows.size % count)
+    sizes, starts = np.diff(bounds), bounds[:-1]
+    window = np.repeat(np.arange(count), sizes)
+    good = quality >= EQUALLY_GOOD * np.maximum.reduceat(quality, starts)[window]
+    from_middle = np.abs(rows - rows[starts + sizes // 2][window])
+    order = np.lexsort((from_middle, window))  # windows stay in place
+    order = order[good[order]]
+    ends = np.cumsum(np.bincount(window[good], minlength=count))[:-1]
+    candidates = rows[order]
+    return [
+        _Window(*of_one)
+        for of_one in zip(
+            rows[starts].tolist(),
+            np.split(candidates, ends),
+            np.split(track.frame_indices[candidates], ends),
+            strict=True,
+        )
+    ]
 
 
 class _Costs:
     """How many pictures the decoder must still decode to reach a frame, given the frames already chosen."""
 
     def __init__(self, table: FrameTable) -> None:
-        self._starts = table.start_order
         packets = int(table.decode_order.max(initial=-1)) + 1
         needed = np.zeros(packets + 1, np.int64)
         needed[table.decode_order[~table.disposable] + 1] = 1
         until = np.cumsum(needed)  # (packets + 1,): pictures before a packet that cannot be skipped
-        self._depth = until[table.decode_order + 1] - until[table.start_order]
-        self._alone = table.disposable.astype(np.int64)
-        self._reached = np.zeros(packets, np.int64)  # by start packet
-        self._chosen = np.zeros(len(table), bool)
+        # Windows are short: plain numbers are looked at in less time than arrays are made of them.
+        depth = until[table.decode_order + 1] - until[table.start_order]
+        self._starts, self._depth, self._alone = (
+            array("q", column.astype(np.int64).tobytes()) for column in (table.start_order, depth, table.disposable)
+        )
+        self._reached: Counter[int] = Counter()  # by start packet
+        self._chosen: set[int] = set()
 
-    def further(self, frames: Int64Array) -> Int64Array:
-        more = (self._depth[frames] - self._reached[self._starts[frames]]).clip(0)
-        costs: Int64Array = np.where(self._chosen[frames], 0, more + self._alone[frames] + 1)
-        return costs
-
-    def choose(self, frame: int) -> None:
+    def choose(self, frames: Sequence[int]) -> int:
+        """The place in `frames` of the first of the cheapest ones, which counts as chosen from now on."""
+        best, least = 0, math.inf
+        for place, frame in enumerate(frames):
+            if frame in self._chosen:
+                return place
+            cost = max(0, self._depth[frame] - self._reached[self._starts[frame]]) + self._alone[frame]
+            if cost < least:
+                best, least = place, cost
+        frame = frames[best]
+        self._chosen.add(frame)
         start = self._starts[frame]
         self._reached[start] = max(self._reached[start], self._depth[frame])
-        self._chosen[frame] = True
+        return best
 
 
 def _pick(windows: Sequence[_Window], costs: _Costs) -> list[int]:
     """Return one row a window; windows with the least choice go first, the others can then share their frames."""
-    candidates = [window.candidates() for window in windows]
     picks = [0] * len(windows)
-    for i in sorted(range(len(windows)), key=lambda i: (len(candidates[i]), int(windows[i].rows[0]))):
-        rows = candidates[i]
-        frames = windows[i].track.frame_indices[rows]
-        best = int(np.argmin(costs.further(frames)))
-        costs.choose(int(frames[best]))
-        picks[i] = int(rows[best])
+    for i in sorted(range(len(windows)), key=lambda i: (len(windows[i].rows), windows[i].first_row)):
+        picks[i] = int(windows[i].rows[costs.choose(windows[i].frames.tolist())])
     return picks
 
 
 def _assemble(
-    windows: Sequence[_Window], picks: Sequence[int], seen_with: Mapping[int, tuple[int, ...]], skipped: list[Skipped]
+    persons: Sequence[_Person], picks: Sequence[int], seen_with: Mapping[int, tuple[int, ...]], skipped: list[Skipped]
 ) -> Plan:
+    """`picks` are the rows of all persons' windows, in order."""
     cuts: dict[int, list[Cut]] = {}
     tracks: dict[int, TrackSpan] = {}
     last_frame: dict[int, int] = {}
     crop_count: dict[int, int] = {}
-    for window, row in zip(windows, picks, strict=True):
-        track, person = window.track, window.track.person_id
-        frame = int(track.frame_indices[row])
-        x0, y0, x1, y1 = track.boxes_xyxy[row].tolist()
-        quality = float(window.quality[np.searchsorted(window.rows, row)])
-        cuts.setdefault(frame, []).append(
-            Cut(person, window.slot, (x0, y0, x1, y1), float(track.confidences[row]), quality)
-        )
-        tracks[person] = TrackSpan(int(track.frame_indices[0]), int(track.frame_indices[-1]), len(track))
-        last_frame[person] = max(frame, last_frame.get(person, -1))
-        crop_count[person] = crop_count.get(person, 0) + 1
+    remaining = iter(picks)
+    for person in persons:
+        track, person_id = person.track, person.track.person_id
+        rows = list(islice(remaining, len(person.windows)))
+        frames = track.frame_indices[rows].tolist()
+        columns = track.boxes_xyxy[rows].tolist(), track.confidences[rows].tolist(), person.quality[rows].tolist()
+        for slot, (frame, box, confidence, quality) in enumerate(zip(frames, *columns, strict=True)):
+            cuts.setdefault(frame, []).append(Cut(person_id, slot, tuple(box), confidence, quality))
+        tracks[person_id] = TrackSpan(int(track.frame_indices[0]), int(track.frame_indices[-1]), len(track))
+        last_frame[person_id] = max(frames)
+        crop_count[person_id] = len(rows)
     return Plan(
         frame_indices=np.array(sorted(cuts), np.int64),
         cuts={frame: tuple(cuts[frame]) for frame in sorted(cuts)},

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from streamproc.types import Uint8Array
 
     Box = tuple[int, int, int, int]
+    Planes = tuple[Uint8Array, ...]
 
 # Formats for which converting a part was tested to give the pixels of converting the whole: chroma subsampling
 # (x, y). swscale converts 4:2:0 and 4:2:2 without interpolation where the height is even, and 4:4:4 always.
@@ -29,7 +30,7 @@ _SUBSAMPLING = {
 # SIMD loops treat the last pixels of a row apart: a part that starts and ends on this grid, or ends where the picture
 # ends, has the same last pixels. It also keeps the number of different sizes (each has its own context) small.
 _GRID_PX = 32
-_MAX_CONTEXTS = 64
+_MAX_PARTS_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,48 +79,75 @@ class Orientation:
 
 @dataclass(slots=True, eq=False)
 class Converter:
-    """swscale's contexts, one a size. Not thread-safe: all frames of a video are converted in one thread."""
+    """Converts whole pictures and parts of them. Not thread-safe: all frames of a video are converted in one thread."""
 
     orientation: Orientation = field(default_factory=Orientation)
-    _contexts: OrderedDict[tuple[int, int, str], VideoReformatter] = field(default_factory=OrderedDict)
+    _whole: VideoReformatter = field(default_factory=VideoReformatter)
+    _parts: OrderedDict[tuple[int, int, str], _Part] = field(default_factory=OrderedDict)
+    _parts_bytes: int = 0
 
     def rgb(self, picture: av.VideoFrame) -> Uint8Array:
         """Stored pixels (h, w, 3) of a whole picture, RGB."""
-        key = (picture.width, picture.height, picture.format.name)
-        context = self._contexts.pop(key, None) or VideoReformatter()
-        self._contexts[key] = context
-        if len(self._contexts) > _MAX_CONTEXTS:
-            self._contexts.popitem(last=False)
-        rgb: Uint8Array = context.reformat(picture, format="rgb24", threads=1).to_ndarray()  # type: ignore[assignment]
-        return rgb
+        return _converted(self._whole, picture)
 
-    def rgb_part(self, picture: av.VideoFrame, box: Box) -> Uint8Array | None:
-        """Stored pixels (h, w, 3) of a box, or None where only the whole picture would give the same ones."""
-        subsampling = _SUBSAMPLING.get(picture.format.name)
-        odd = picture.height % 2 and subsampling != (1, 1)
-        # An interlaced picture's chroma lines belong to fields; a bottom-up one has negative strides.
-        if subsampling is None or odd or picture.interlaced_frame or min(p.line_size for p in picture.planes) <= 0:
-            return None
+    def rgb_part(self, picture: av.VideoFrame, planes: Planes, box: Box) -> Uint8Array:
+        """Stored pixels (h, w, 3) of a box; `planes` are those of `planes_of(picture)`, which has some."""
         x0, y0 = (value // _GRID_PX * _GRID_PX for value in box[:2])
         x1 = min(picture.width, -(-box[2] // _GRID_PX) * _GRID_PX)
         y1 = min(picture.height, -(-box[3] // _GRID_PX) * _GRID_PX)
-        part = _cut(picture, (x0, y0, x1, y1), subsampling)
-        return self.rgb(part)[box[1] - y0 : box[3] - y0, box[0] - x0 : box[2] - x0]
+        part = self._part(x1 - x0, y1 - y0, picture.format.name)
+        part.picture.colorspace, part.picture.color_range = picture.colorspace, picture.color_range
+        for source, into, (left, top) in zip(planes, part.planes, part.corners(x0, y0), strict=True):
+            height, width = into.shape
+            into[:] = source[top : top + height, left : left + width]
+        return _converted(part.scaler, part.picture)[box[1] - y0 : box[3] - y0, box[0] - x0 : box[2] - x0]
+
+    def _part(self, width: int, height: int, name: str) -> _Part:
+        key = width, height, name
+        part = self._parts.pop(key, None)
+        if part is None:
+            part = _Part(width, height, name)
+            self._parts_bytes += part.size_bytes
+            while self._parts and self._parts_bytes > _MAX_PARTS_BYTES:
+                self._parts_bytes -= self._parts.popitem(last=False)[1].size_bytes
+        self._parts[key] = part
+        return part
 
 
-def _cut(picture: av.VideoFrame, box: Box, subsampling: tuple[int, int]) -> av.VideoFrame:
-    """A picture of its own with these pixels; the box lies on the grid, so chroma samples stay whole."""
-    x0, y0, x1, y1 = box
-    part = av.VideoFrame(x1 - x0, y1 - y0, picture.format.name)
-    part.colorspace, part.color_range = picture.colorspace, picture.color_range
-    for plane, (source, target) in enumerate(zip(picture.planes, part.planes, strict=True)):
-        step_x, step_y = subsampling if plane else (1, 1)
-        rows = np.frombuffer(memoryview(source), np.uint8).reshape(-1, source.line_size)
-        into = np.frombuffer(memoryview(target), np.uint8).reshape(-1, target.line_size)
-        into[: target.height, : target.width] = rows[
-            y0 // step_y : y0 // step_y + target.height, x0 // step_x : x0 // step_x + target.width
-        ]
-    return part
+class _Part:
+    """A picture that parts of one size are copied to, and swscale's context for it: making them would cost more."""
+
+    __slots__ = ("_subsampling", "picture", "planes", "scaler", "size_bytes")
+
+    def __init__(self, width: int, height: int, name: str) -> None:
+        self.picture = av.VideoFrame(width, height, name)
+        self.planes = planes_of(self.picture)
+        self.scaler = VideoReformatter()
+        self.size_bytes = sum(plane.size for plane in self.planes)
+        self._subsampling = _SUBSAMPLING[name]
+
+    def corners(self, x0: int, y0: int) -> list[tuple[int, int]]:
+        """Where (x0, y0), which lies on the grid, is in each plane: (x, y) in samples."""
+        step_x, step_y = self._subsampling
+        return [(x0, y0), *[(x0 // step_x, y0 // step_y)] * (len(self.planes) - 1)]
+
+
+def planes_of(picture: av.VideoFrame) -> Planes:
+    """Views (h, w) of a picture's planes; none where converting a part would not give the pixels of the whole."""
+    subsampling = _SUBSAMPLING.get(picture.format.name)
+    # An interlaced picture's chroma lines belong to fields; a bottom-up one has negative strides.
+    if subsampling is None or (picture.height % 2 and subsampling != (1, 1)) or picture.interlaced_frame:
+        return ()
+    planes = picture.planes
+    if min(plane.line_size for plane in planes) <= 0:
+        return ()
+    return tuple(np.ndarray((p.height, p.width), np.uint8, memoryview(p), strides=(p.line_size, 1)) for p in planes)
+
+
+def _converted(scaler: VideoReformatter, picture: av.VideoFrame) -> Uint8Array:
+    """RGB (h, w, 3) in swscale's own memory, whose rows are longer."""
+    (plane,) = scaler.reformat(picture, format="rgb24", threads=1).planes
+    return np.ndarray((plane.height, plane.width, 3), np.uint8, memoryview(plane), strides=(plane.line_size, 3, 1))
 
 
 class Frame:
@@ -129,7 +157,7 @@ class Frame:
     of the upright picture.
     """
 
-    __slots__ = ("_converter", "_picture", "_whole", "frame_index", "height", "pts_seconds", "width")
+    __slots__ = ("_converter", "_picture", "_planes", "_whole", "frame_index", "height", "pts_seconds", "width")
 
     def __init__(self, frame_index: int, pts_seconds: float, picture: av.VideoFrame, converter: Converter) -> None:
         self.frame_index = frame_index
@@ -137,6 +165,7 @@ class Frame:
         self.width, self.height = converter.orientation.upright_size(picture.width, picture.height)
         self._picture = picture
         self._converter = converter
+        self._planes: Planes | None = None  # not looked at yet
         self._whole: Uint8Array | None = None
 
     def __repr__(self) -> str:
@@ -154,9 +183,10 @@ class Frame:
         orientation = self._converter.orientation
         stored = orientation.stored_box(box, self.width, self.height)
         if self._whole is None:
-            part = self._converter.rgb_part(self._picture, stored)
-            if part is not None:
-                return orientation.turn(part)
+            if self._planes is None:
+                self._planes = planes_of(self._picture)
+            if self._planes:
+                return orientation.turn(self._converter.rgb_part(self._picture, self._planes, stored))
             self._whole = self._converter.rgb(self._picture)
         return orientation.turn(self._whole[stored[1] : stored[3], stored[0] : stored[2]])
 

@@ -113,7 +113,10 @@ class PacketReader:
     def _read(self) -> Packet[VideoStream] | None:
         packet, self._ahead = self._ahead, None
         try:
-            packet = packet or next((packet for packet in self._packets if packet.size), None)
+            while packet is None or not packet.size:  # the last are empty, to flush the decoder
+                packet = next(self._packets)
+        except StopIteration:
+            packet = None
         except av.FFmpegError:
             packet = None  # the same damage that ended the index
         if packet is None or self._next >= len(self._index):

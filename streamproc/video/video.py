@@ -233,8 +233,10 @@ class Video:
         if picture is None:
             return False
         pts = self._known.timeline.pts
-        at = int(np.searchsorted(pts, picture.pts)) if picture.pts is not None else len(pts)
-        if at < len(pts) and pts[at] == picture.pts and waiting[0] <= at <= waiting[-1]:
+        if picture.pts is None or picture.pts < pts[waiting[0]]:
+            return True  # most pictures are only there to decode others
+        at = int(np.searchsorted(pts, picture.pts))
+        if at < len(pts) and pts[at] == picture.pts and at <= waiting[-1]:
             held[at] = picture
         return True
 

@@ -6,7 +6,7 @@ import io
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image, WebPImagePlugin
 
@@ -67,6 +67,7 @@ def test_one_crop_is_a_valid_file():
 
 
 @given(ratios=st.lists(st.floats(0.05, 12), min_size=1, max_size=4), size_px=st.integers(16, 200))
+@example(ratios=[0.5, 0.4, 0.5, 0.3], size_px=200)  # the last is painted where the second was, which was wider
 def test_the_shape_comes_back_letter_boxed(ratios, size_px):
     """Every picture shows its own crop, centred and in its own shape, with nothing left of the one before it."""
     decoded, _ = pictures(encode_webp([crop(aspect_ratio=ratio) for ratio in ratios], size_px=size_px))

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from streamproc.crops import Buckets, CropOptions, PixelStore, cut_frame, plan_crops
-from streamproc.crops.boxes import find_overlaps, placement_quality
+from streamproc.crops.boxes import find_overlaps, placement_quality, usable
 from streamproc.crops.buckets import choose_embedded
-from streamproc.crops.cutter import resized, sharpness
-from streamproc.crops.plan import Plan, TrackSpan
+from streamproc.crops.cutter import SHARP_VARIANCE, resized, sharpness
+from streamproc.crops.plan import EQUALLY_GOOD, Plan, TrackSpan
 from streamproc.crops.store import CROP_BYTES
 from streamproc.types import Crop, Cut, FrameTable, Track
 
@@ -85,6 +85,45 @@ def test_disposable_pictures_are_avoided() -> None:
         [track(1, range(300))], table(300, 300, disposable=True), **SIZE, options=CropOptions(crops_per_person=30)
     )
     assert (made.frame_indices % 2 == 0).all()
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.integers(1, 40), st.booleans())
+def test_a_plan_equals_the_plain_loops(seed, count, gop, disposable) -> None:
+    """Windows by numpy's split, candidates and costs one window after the other."""
+    rng = np.random.default_rng(seed)
+    tracks = []
+    for person in range(3):
+        frames = np.sort(rng.choice(120, rng.integers(5, 60), replace=False))
+        one = track(person, frames, confidence=1.0)
+        one.boxes_xyxy[:] += rng.integers(-3, 3, (len(frames), 1)) * np.float32(60)
+        tracks.append(one)
+    frame_table = table(120, gop, disposable=disposable)
+    made = plan_crops(tracks, frame_table, **SIZE, options=CropOptions(crops_per_person=count))
+    hidden = find_overlaps(tracks).hidden
+    windows = []
+    for one, own in zip(tracks, hidden, strict=True):
+        quality = placement_quality(one, own, **SIZE)
+        rows = np.flatnonzero(usable(one.boxes_xyxy, **SIZE))
+        for slot, part in enumerate(np.array_split(rows, min(count, rows.size)) if rows.size else []):
+            good = part[quality[part] >= EQUALLY_GOOD * quality[part].max()]
+            nearest = good[np.argsort(np.abs(good - part[len(part) // 2]), kind="stable")]
+            windows.append((len(nearest), part[0], one, slot, nearest))
+    expected, chosen, reached = {}, set(), {}
+    needed = ~frame_table.disposable
+    for _, _, one, slot, nearest in sorted(windows, key=lambda window: window[:2]):
+        costs = []
+        for frame in one.frame_indices[nearest].tolist():
+            start = int(frame_table.start_order[frame])
+            depth = int(needed[start : frame + 1].sum())
+            more = max(0, depth - reached.get(start, 0)) + int(frame_table.disposable[frame]) + 1
+            costs.append((0 if frame in chosen else more, frame, start, depth))
+        place = min(range(len(costs)), key=lambda i: costs[i][0])
+        _, frame, start, depth = costs[place]
+        chosen.add(frame)
+        reached[start] = max(reached.get(start, 0), depth)
+        expected[one.person_id, slot] = frame
+    got = {(cut.person_id, cut.slot): frame for frame, cuts in made.cuts.items() for cut in cuts}
+    assert got == expected
 
 
 def test_short_tracks_and_those_not_among_the_top_are_skipped_with_the_reason() -> None:
@@ -212,7 +251,27 @@ def test_boxes_partly_outside_are_cut_at_the_edge() -> None:
 def test_a_blurred_crop_is_less_sharp() -> None:
     sharp = noise(256, 128)
     soft = np.asarray(Image.fromarray(sharp).resize((16, 32)).resize((128, 256)))
-    assert 0 <= sharpness(np.full((256, 128, 3), 7, np.uint8)) < sharpness(soft) < sharpness(sharp) < 1
+    flat, of_soft, of_sharp = sharpness([np.full((256, 128, 3), 7, np.uint8), soft, sharp])
+    assert 0 <= flat < of_soft < of_sharp < 1
+
+
+@pytest.mark.parametrize("size", [(90, 33), (256, 128), (400, 160), (3, 2), (96, 48), (1, 1)], ids=str)
+def test_sharpness_is_that_of_pillows_resize(size) -> None:
+    """But for Pillow's rounding to whole numbers, which adds some variance of its own."""
+    coarse = np.random.default_rng(3).integers(0, 256, (20, 10, 3), np.uint8)
+    pixels = np.asarray(Image.fromarray(coarse).resize(size[::-1], Image.Resampling.BICUBIC))
+    green = Image.fromarray(pixels[..., 1]).resize((48, 96), Image.Resampling.BILINEAR)
+    g = np.asarray(green).astype(int)
+    laplacian = 4 * g[1:-1, 1:-1] - g[:-2, 1:-1] - g[2:, 1:-1] - g[1:-1, :-2] - g[1:-1, 2:]
+    expected = laplacian.var() / (laplacian.var() + SHARP_VARIANCE)
+    (of_one,) = sharpness([pixels])
+    assert of_one == pytest.approx(expected, abs=0.008)
+    other = noise(256, 128)
+    np.testing.assert_allclose(sharpness([other, pixels]), [sharpness([other])[0], of_one], rtol=1e-6)
+
+
+def test_no_crops_have_no_sharpness() -> None:
+    assert cut_frame(PlainFrame(noise(480, 640)), (), PixelStore(10**7)) == []
 
 
 def crops_of(qualities, slots=None):

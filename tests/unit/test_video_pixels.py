@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import av
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamproc.video.pixels import _SUBSAMPLING, Converter, Frame, Orientation
+from streamproc.video.pixels import _MAX_PARTS_BYTES, _SUBSAMPLING, Converter, Frame, Orientation
 
 WHOLE_ONLY = ["yuv420p10le", "nv12", "yuv410p", "rgb24", "gbrp", "yuva420p"]
 SIZES = [(640, 360), (642, 482), (641, 480), (640, 481), (97, 75), (34, 2), (1, 1), (33, 40), (1280, 722)]
@@ -84,20 +86,50 @@ def test_other_formats_are_converted_whole_and_once(pixel_format, monkeypatch):
     assert len(calls) == 1
 
 
+@pytest.mark.parametrize(
+    ("filter_name", "argument"), [("vflip", None), ("setparams", "field_mode=tff")], ids=["bottom up", "interlaced"]
+)
+def test_pictures_stored_otherwise_give_the_pixels_of_the_whole(filter_name, argument):
+    """Lines from the bottom up (as some AVI files have them) and chroma lines that belong to fields."""
+    graph = av.filter.Graph()
+    source = graph.add_buffer(width=320, height=240, format="yuv420p", time_base=Fraction(1, 25))
+    changed, sink = graph.add(filter_name, argument), graph.add("buffersink")
+    graph.link_nodes(source, changed, sink).configure()
+    graph.push(noise(320, 240, "yuv420p"))
+    picture = graph.pull()
+    assert picture.interlaced_frame or picture.planes[0].line_size < 0
+    whole, converter = picture.to_ndarray(format="rgb24"), Converter()
+    for x0, y0, x1, y1 in boxes(320, 240, 10):
+        assert (Frame(0, 0.0, picture, converter).crop_rgb((x0, y0, x1, y1)) == whole[y0:y1, x0:x1]).all()
+
+
 def test_part_is_small():
     """A crop does not convert the whole picture."""
     converter = Converter()
     Frame(0, 0.0, noise(1280, 720, "yuv420p"), converter).crop_rgb((100, 100, 150, 220))
-    assert list(converter._contexts) == [(64, 128, "yuv420p")]
+    assert list(converter._parts) == [(64, 128, "yuv420p")]
 
 
-def test_contexts_are_bounded():
-    converter = Converter()
-    picture = noise(640, 640, "yuv444p")
-    for columns in range(1, 21):
-        for rows in range(1, 6):
-            Frame(0, 0.0, picture, converter).crop_rgb((0, 0, 32 * columns, 32 * rows))
-    assert len(converter._contexts) == 64
+def test_what_is_kept_for_parts_is_bounded():
+    """Parts of 160 sizes, together 24 MiB: those not used for long are let go of, and come back right."""
+    converter, frame_of = Converter(), noise(640, 640, "yuv444p")
+    whole = frame_of.to_ndarray(format="rgb24")
+    sizes = [(32 * columns, 32 * rows) for columns in range(1, 21) for rows in range(1, 9)]
+    for width, height in [*sizes, *sizes[:3]]:
+        crop = Frame(0, 0.0, frame_of, converter).crop_rgb((0, 0, width, height))
+        assert (crop == whole[:height, :width]).all()
+    held = sum(plane.size for part in converter._parts.values() for plane in part.planes)
+    assert 4 * 2**20 < held == converter._parts_bytes <= _MAX_PARTS_BYTES
+    assert list(converter._parts)[-3:] == [(*size, "yuv444p") for size in sizes[:3]]
+
+
+def test_a_part_above_the_bound_is_converted_all_the_same(monkeypatch):
+    monkeypatch.setattr("streamproc.video.pixels._MAX_PARTS_BYTES", 1000)
+    converter, picture = Converter(), noise(320, 240, "yuv420p")
+    whole = picture.to_ndarray(format="rgb24")
+    for x0, y0, x1, y1 in boxes(320, 240, 10):
+        assert (Frame(0, 0.0, picture, converter).crop_rgb((x0, y0, x1, y1)) == whole[y0:y1, x0:x1]).all()
+    assert len(converter._parts) == 1
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS, ids=str)
