@@ -86,8 +86,8 @@ def _intersections(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray
 def _hide(hidden, boxes, first, second, share_of_first, share_of_second) -> None:  # type: ignore[no-untyped-def] # noqa: ANN001 - six arrays (n,)
     """Note how much of each box another covers; the one whose feet are lower stands in front and counts half."""
     first_in_front = boxes[first, 3] > boxes[second, 3]
-    np.maximum.at(hidden, first, np.where(first_in_front, 0.5, 1.0) * share_of_first)
-    np.maximum.at(hidden, second, np.where(first_in_front, 1.0, 0.5) * share_of_second)
+    hidden[first] = np.maximum(hidden[first], np.where(first_in_front, 0.5, 1.0) * share_of_first)  # each box once
+    hidden[second] = np.maximum(hidden[second], np.where(first_in_front, 1.0, 0.5) * share_of_second)
 
 
 def _pair_codes(a: Int64Array, b: Int64Array, n: int) -> Int64Array:

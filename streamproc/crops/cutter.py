@@ -39,7 +39,7 @@ class UprightFrame(Protocol):
 def cut_frame(frame: UprightFrame, cuts: Sequence[Cut], store: PixelStore) -> list[Crop]:
     """Cut all planned crops of one frame. Runs in the one crop thread (the frame's converters belong to it)."""
     boxes = [_pixel_box(frame, cut) for cut in cuts]
-    pixels = [frame.crop_rgb(box) for box in boxes]
+    pixels = [_shrunk(frame.crop_rgb(box)) for box in boxes]
     made = zip(cuts, boxes, pixels, sharpness(pixels).tolist(), strict=True)
     return [_crop(frame, cut, box, own, sharp, store) for cut, box, own, sharp in made]
 
@@ -62,8 +62,12 @@ def _crop(
         box_xyxy=cut.box_xyxy,
         quality=round(cut.placement_quality * (0.75 + 0.25 * sharp), 4),
         aspect_ratio=(right - left) / (bottom - top),
-        pixels=store.keep(resized(pixels) if pixels.nbytes > CROP_BYTES else pixels),
+        pixels=store.keep(pixels),
     )
+
+
+def _shrunk(pixels: Uint8Array) -> Uint8Array:
+    return resized(pixels) if pixels.nbytes > CROP_BYTES else pixels
 
 
 def resized(pixels: Uint8Array) -> Uint8Array:
