@@ -184,17 +184,17 @@ class Pipeline:
     async def _process_open(
         self, job: VideoJob, video: Video, video_sha256: str, stats: VideoStats, stop: Stop
     ) -> VideoSummary:
-        def prepare() -> tuple[TrackSet, Plan]:
+        def prepare() -> tuple[TrackSet, Plan, int]:
             tracks = fit_to_video(
                 job.load_tracks(), frame_count=video.frame_count, width=video.width, height=video.height
             )
             plan = plan_crops(
                 tracks.tracks, video.frame_table, width=video.width, height=video.height, options=job.options
             )
-            return replace(tracks, tracks=()), plan
+            return replace(tracks, tracks=()), plan, sum(map(len, tracks.tracks))
 
-        tracks, plan = await call(self.threads.crop, stats.seconds, "plan", prepare)
-        if sum(span.box_count for span in plan.tracks.values()) >= MANY_BOXES:
+        tracks, plan, box_count = await call(self.threads.crop, stats.seconds, "plan", prepare)
+        if box_count >= MANY_BOXES:
             _return_freed_memory()
         stats.frames_planned, stats.persons_total = len(plan.frame_indices), len(plan.tracks)
         run = _Run(

@@ -88,7 +88,8 @@ class Converter:
 
     def rgb(self, picture: av.VideoFrame) -> Uint8Array:
         """Stored pixels (h, w, 3) of a whole picture, RGB."""
-        return _converted(self._whole, picture)
+        rgb: Uint8Array = self._whole.reformat(picture, format="rgb24", threads=1).to_ndarray()  # type: ignore[assignment]
+        return rgb
 
     def rgb_part(self, picture: av.VideoFrame, planes: Planes, box: Box) -> Uint8Array:
         """Stored pixels (h, w, 3) of a box; `planes` are those of `planes_of(picture)`, which has some."""
@@ -100,7 +101,7 @@ class Converter:
         for source, into, (left, top) in zip(planes, part.planes, part.corners(x0, y0), strict=True):
             height, width = into.shape
             into[:] = source[top : top + height, left : left + width]
-        return _converted(part.scaler, part.picture)[box[1] - y0 : box[3] - y0, box[0] - x0 : box[2] - x0]
+        return part.rgb()[box[1] - y0 : box[3] - y0, box[0] - x0 : box[2] - x0]
 
     def _part(self, width: int, height: int, name: str) -> _Part:
         key = width, height, name
@@ -117,12 +118,12 @@ class Converter:
 class _Part:
     """A picture that parts of one size are copied to, and swscale's context for it: making them would cost more."""
 
-    __slots__ = ("_subsampling", "picture", "planes", "scaler", "size_bytes")
+    __slots__ = ("_scaler", "_subsampling", "picture", "planes", "size_bytes")
 
     def __init__(self, width: int, height: int, name: str) -> None:
         self.picture = av.VideoFrame(width, height, name)
         self.planes = planes_of(self.picture)
-        self.scaler = VideoReformatter()
+        self._scaler = VideoReformatter()
         self.size_bytes = sum(plane.size for plane in self.planes)
         self._subsampling = _SUBSAMPLING[name]
 
@@ -130,6 +131,11 @@ class _Part:
         """Where (x0, y0), which lies on the grid, is in each plane: (x, y) in samples."""
         step_x, step_y = self._subsampling
         return [(x0, y0), *[(x0 // step_x, y0 // step_y)] * (len(self.planes) - 1)]
+
+    def rgb(self) -> Uint8Array:
+        """RGB (h, w, 3) in swscale's own memory, whose rows are longer: what needs part of it copies only that."""
+        (plane,) = self._scaler.reformat(self.picture, format="rgb24", threads=1).planes
+        return np.ndarray((plane.height, plane.width, 3), np.uint8, memoryview(plane), strides=(plane.line_size, 3, 1))
 
 
 def planes_of(picture: av.VideoFrame) -> Planes:
@@ -142,12 +148,6 @@ def planes_of(picture: av.VideoFrame) -> Planes:
     if min(plane.line_size for plane in planes) <= 0:
         return ()
     return tuple(np.ndarray((p.height, p.width), np.uint8, memoryview(p), strides=(p.line_size, 1)) for p in planes)
-
-
-def _converted(scaler: VideoReformatter, picture: av.VideoFrame) -> Uint8Array:
-    """RGB (h, w, 3) in swscale's own memory, whose rows are longer."""
-    (plane,) = scaler.reformat(picture, format="rgb24", threads=1).planes
-    return np.ndarray((plane.height, plane.width, 3), np.uint8, memoryview(plane), strides=(plane.line_size, 3, 1))
 
 
 class Frame:

@@ -86,16 +86,17 @@ def test_other_formats_are_converted_whole_and_once(pixel_format, monkeypatch):
     assert len(calls) == 1
 
 
+@pytest.mark.parametrize("pixel_format", ["yuv420p", "rgb24"])
 @pytest.mark.parametrize(
     ("filter_name", "argument"), [("vflip", None), ("setparams", "field_mode=tff")], ids=["bottom up", "interlaced"]
 )
-def test_pictures_stored_otherwise_give_the_pixels_of_the_whole(filter_name, argument):
+def test_pictures_stored_otherwise_give_the_pixels_of_the_whole(filter_name, argument, pixel_format):
     """Lines from the bottom up (as some AVI files have them) and chroma lines that belong to fields."""
     graph = av.filter.Graph()
-    source = graph.add_buffer(width=320, height=240, format="yuv420p", time_base=Fraction(1, 25))
+    source = graph.add_buffer(width=320, height=240, format=pixel_format, time_base=Fraction(1, 25))
     changed, sink = graph.add(filter_name, argument), graph.add("buffersink")
     graph.link_nodes(source, changed, sink).configure()
-    graph.push(noise(320, 240, "yuv420p"))
+    graph.push(noise(320, 240, pixel_format))
     picture = graph.pull()
     assert picture.interlaced_frame or picture.planes[0].line_size < 0
     whole, converter = picture.to_ndarray(format="rgb24"), Converter()
