@@ -84,7 +84,6 @@ class Converter:
     orientation: Orientation = field(default_factory=Orientation)
     _whole: VideoReformatter = field(default_factory=VideoReformatter)
     _parts: OrderedDict[tuple[int, int, str], _Part] = field(default_factory=OrderedDict)
-    _parts_bytes: int = 0
 
     def rgb(self, picture: av.VideoFrame) -> Uint8Array:
         """Stored pixels (h, w, 3) of a whole picture, RGB."""
@@ -108,9 +107,8 @@ class Converter:
         part = self._parts.pop(key, None)
         if part is None:
             part = _Part(width, height, name)
-            self._parts_bytes += part.size_bytes
-            while self._parts and self._parts_bytes > _MAX_PARTS_BYTES:
-                self._parts_bytes -= self._parts.popitem(last=False)[1].size_bytes
+            while self._parts and sum(kept.size_bytes for kept in (part, *self._parts.values())) > _MAX_PARTS_BYTES:
+                self._parts.popitem(last=False)
         self._parts[key] = part
         return part
 
