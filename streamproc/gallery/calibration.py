@@ -200,7 +200,7 @@ class GalleryScorer:
         self._curve = curve
         self._persons = [persons[key] for key in sorted(persons)]
         self.index = {person.person_key: i for i, person in enumerate(self._persons)}
-        self._mean, self._factor = self._statistics()
+        self._mean, self._within = self._statistics()
         self._log_others = self._count_others()
         self._log_crops = np.log([_crops_embedded(person) for person in self._persons])
 
@@ -212,7 +212,7 @@ class GalleryScorer:
         return [person for person in self._persons if person.person_key in chosen]
 
     def _statistics(self) -> tuple[Float64Array, Float64Array]:
-        """Mean (dim,) and the Cholesky factor (dim, dim) of the covariance within persons."""
+        """Mean (dim,), and the covariance within persons (dim, dim)."""
         curve, sample = self._curve, self._sampled()
         vectors = np.stack([person.vector.numpy() for person in sample]).astype(np.float64)
         mean = (vectors.sum(0) + MEAN_PERSONS * curve.mean) / (len(vectors) + MEAN_PERSONS)
@@ -223,7 +223,7 @@ class GalleryScorer:
         learned = (basis.T * (curve.spread - curve.rest)) @ basis + curve.rest * np.eye(len(mean))
         within = (scatter + COVARIANCE_DEGREES * trace * learned) / (degrees + COVARIANCE_DEGREES)
         flat = np.trace(within) / len(mean) * np.eye(len(mean))
-        return mean, np.linalg.cholesky((1 - IDENTITY_SHARE) * within + IDENTITY_SHARE * flat)
+        return mean, (1 - IDENTITY_SHARE) * within + IDENTITY_SHARE * flat
 
     def _count_others(self) -> Float64Array:
         """Log of how many of the others each person may be: all but those seen beside them."""
@@ -252,9 +252,12 @@ class GalleryScorer:
         involved, local = np.unique(place, return_inverse=True)
         local = local.reshape(place.shape)
         vectors = np.stack([self._persons[i].vector.numpy() for i in involved]).astype(np.float64) - self._mean
-        white = _unit(np.linalg.solve(self._factor, vectors.T).T)
+        # Whitened vectors are nowhere: their products are those of the vectors with W^-1 times the vectors.
+        solved = np.linalg.solve(self._within, vectors.T).T
+        lengths = np.maximum(np.sqrt(np.einsum("nd,nd->n", vectors, solved)), 1e-12)
         chunks = np.array_split(local, len(local) // _PAIRS_AT_ONCE + 1)
-        cosines = np.concatenate([np.einsum("pd,pd->p", white[chunk[:, 0]], white[chunk[:, 1]]) for chunk in chunks])
+        products = np.concatenate([np.einsum("pd,pd->p", vectors[c[:, 0]], solved[c[:, 1]]) for c in chunks])
+        cosines = products / lengths[local].prod(1)
         videos = [self._persons[i].video_id == self._persons[j].video_id for i, j in place.tolist()]
         one_video = np.array(videos, np.float64)
         logs = [log[place].mean(1) for log in (self._log_others, self._log_crops)]
