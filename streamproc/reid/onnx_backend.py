@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from streamproc.errors import MachineError, WeightsError
+from streamproc.reid.onnx_session import open_kept_session, open_session
 from streamproc.reid.weights import SOURCE_SHA256_KEY, Weights
 from streamproc.types import CROP_HEIGHT_PX, CROP_WIDTH_PX
 
@@ -50,7 +51,7 @@ class OnnxBackend:
         """Load; `threads` = 0 takes one a core. Raises WeightsError for a file that is no re-id network."""
         self._name = weights.name
         threads = min(threads or _cores(), MAX_THREADS)
-        self._session = open_session(weights, 1)
+        self._session = open_kept_session(weights)
         metadata = self._session.get_modelmeta().custom_metadata_map
         self.source_sha256: str = metadata.get(SOURCE_SHA256_KEY, weights.sha256)
         self._input, self._fixed_batch = _check_input(self._session, weights)
@@ -136,22 +137,6 @@ def _cores() -> int:
     """The cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)  # not everywhere
     return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
-def open_session(weights: Weights, threads: int) -> onnxruntime.InferenceSession:
-    """Open the ONNX file as the service runs it, for the backend and for the benchmark of the bare network."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 4  # its lines are for its developers; what fails raises
-    options.add_session_config_entry("session.set_denormal_as_zero", "1")
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the cores also decode and write WebP
-    try:
-        return onnxruntime.InferenceSession(str(weights.onnx_path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime raises many kinds for a bad file
-        first_line = str(error).strip().split("\n", 1)[0]
-        raise WeightsError(f"{weights.onnx_path}: onnxruntime cannot load it ({first_line})") from error
 
 
 def _check_input(session: onnxruntime.InferenceSession, weights: Weights) -> tuple[str, int]:

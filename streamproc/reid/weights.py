@@ -34,13 +34,15 @@ class Weights:
     """An ONNX file ready to run on the CPU, and the checkpoint that a GPU runs. Made by `find_weights`.
 
     `sha256` is of the file that the user named (an exported ONNX carries it in its metadata). `checkpoint_path` is
-    None where there is only an ONNX file.
+    None where there is only an ONNX file. `kept_folder` is where onnxruntime's form of the network may be kept; None
+    for a user's ONNX file, whose numbers may lie in other files that its sha256 says nothing of.
     """
 
     name: str
     onnx_path: Path
     sha256: str
     checkpoint_path: Path | None = None
+    kept_folder: Path | None = None
 
 
 def find_weights(spec: str | None, *, cache_folder: Path, models_folder: Path | None = None) -> Weights:
@@ -52,7 +54,7 @@ def find_weights(spec: str | None, *, cache_folder: Path, models_folder: Path | 
     """
     entry = None if spec is None else load_manifest().find(spec)
     if spec is None or spec == DEFAULT_NAME:
-        return _own()
+        return _own(cache_folder)
     named = None if entry is None else need(entry, search_folders(cache_folder, models_folder))
     path = named or Path(spec).expanduser()
     if not path.is_file():
@@ -71,17 +73,19 @@ def find_weights(spec: str | None, *, cache_folder: Path, models_folder: Path | 
     if not cached.is_file():
         _need_torch(path)
         export_onnx(read_checkpoint(path), cached, source_sha256=sha256)
-    return Weights(name, cached, sha256, path)
+    return Weights(name, cached, sha256, path, cache_folder)
 
 
-def _own() -> Weights:
+def _own(cache_folder: Path) -> Weights:
     network = package_file(f"{DEFAULT_NAME}.onnx")
     if not network.is_file():
         raise WeightsError(
             f"expected the package's own weights at {network}, found none: install streamproc again, or give --weights"
         )
     checkpoint = package_file(f"{DEFAULT_NAME}.safetensors")
-    return Weights(DEFAULT_NAME, network, sha256_of(network), checkpoint if checkpoint.is_file() else None)
+    return Weights(
+        DEFAULT_NAME, network, sha256_of(network), checkpoint if checkpoint.is_file() else None, cache_folder
+    )
 
 
 def _need_torch(path: Path) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -54,6 +55,78 @@ def test_batches_do_not_change_a_vector(default) -> None:
     apart = np.concatenate([default.embed(crops[i : i + 1]) for i in range(len(crops))])
     np.testing.assert_allclose(together, apart, atol=1e-5)
     assert default.embed(crops[:0]).shape == (0, 512)
+
+
+def kept_files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_the_networks_arranged_form_is_kept_and_computes_the_same(tmp_path, default) -> None:
+    crops = noise(9)
+    first = Embedder(find_weights(None, cache_folder=tmp_path / "kept"), device="cpu")
+    kept = kept_files(tmp_path / "kept")
+    assert sorted(name.rsplit(".", 1)[1] for name in kept) == ["npy", "onnx"]
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "kept").iterdir()}
+    second = Embedder(find_weights(None, cache_folder=tmp_path / "kept"), device="cpu")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "kept").iterdir()} == times
+    plain = Embedder(replace(find_weights(None, cache_folder=tmp_path), kept_folder=None), device="cpu")
+    for embedder in (first, second):
+        assert embedder.weights_sha256 == plain.weights_sha256 == default.weights_sha256
+        assert embedder._backend.concurrent == plain._backend.concurrent
+        np.testing.assert_array_equal(embedder.embed(crops), plain.embed(crops))
+
+
+def keep_half(network, _):
+    network.write_bytes(network.read_bytes()[:100_000])
+
+
+def lose_the_answer(_, answer):
+    answer.unlink()
+
+
+def empty_the_answer(_, answer):
+    answer.write_bytes(b"")
+
+
+def change_the_answer(_, answer):
+    np.save(answer, np.load(answer)[::-1])
+
+
+def change_the_network(network, _):
+    """As on a processor for which its numbers are in the wrong order: it loads, and computes something else."""
+    content = bytearray(network.read_bytes())
+    for start in range(len(content) // 2, len(content) // 2 + 4000, 4):
+        content[start + 2] ^= 0x40
+    network.write_bytes(content)
+
+
+@pytest.mark.parametrize("harm", [keep_half, lose_the_answer, empty_the_answer, change_the_answer, change_the_network])
+def test_what_is_kept_and_is_not_right_is_made_anew(tmp_path, default, harm) -> None:
+    weights = find_weights(None, cache_folder=tmp_path)
+    Embedder(weights, device="cpu")
+    network, answer = (next(tmp_path.glob(f"*.{suffix}")) for suffix in ("onnx", "npy"))
+    right_answer = answer.read_bytes()
+    harm(network, answer)
+    harmed = kept_files(tmp_path)
+    np.testing.assert_array_equal(Embedder(weights, device="cpu").embed(noise(3)), default.embed(noise(3)))
+    mended = kept_files(tmp_path)
+    assert mended != harmed
+    assert mended[answer.name] == right_answer
+    np.testing.assert_array_equal(Embedder(weights, device="cpu").embed(noise(3)), default.embed(noise(3)))
+    assert kept_files(tmp_path) == mended, "what is right is not made anew"
+
+
+def test_where_nothing_can_be_kept_the_network_opens_as_ever(tmp_path, default) -> None:
+    (tmp_path / "file").write_text("in the way")
+    weights = find_weights(None, cache_folder=tmp_path / "file" / "cache")
+    np.testing.assert_array_equal(Embedder(weights, device="cpu").embed(noise(3)), default.embed(noise(3)))
+
+
+def test_of_a_users_own_onnx_nothing_is_kept(tmp_path) -> None:
+    path = tmp_path / "mine.onnx"
+    path.write_bytes(package_file("osnet_x0_25_ours.onnx").read_bytes())
+    Embedder(find_weights(str(path), cache_folder=tmp_path / "cache"), device="cpu")
+    assert not (tmp_path / "cache").exists()
 
 
 @given(st.integers(0, 200), st.integers(1, MAX_THREADS))
