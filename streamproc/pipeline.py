@@ -7,8 +7,8 @@ Which frames are decoded is planned from the tracks first, so a bucket is comple
 is embedded and published then, while the video goes on. Stages are plain synchronous classes and functions; only this
 file is asynchronous. Decoding, cropping and the network have one long-lived thread each; the event loop never blocks.
 In the stream the network, while idle, embeds crops of nearly full buckets ahead; the full bucket alone decides.
-Back-pressure goes upstream only through bounded channels. Memory does not grow with the video's length: crops have
-their final size at once, and all of them share one byte budget (`PixelStore`).
+Back-pressure goes upstream only through bounded channels. Memory does not grow with the video's length: large crops
+are shrunk at once, and all of them share one byte budget (`PixelStore`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import numpy as np
 from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
 from streamproc.channel import Channel
-from streamproc.crops import Buckets, PixelStore, Plan, cut_frame, plan_crops
+from streamproc.crops import Buckets, PixelStore, Plan, cut_frames, plan_crops
 from streamproc.errors import InputError, StreamprocError
 from streamproc.events import ModelInfo, PersonEmbedding, VideoClosed, sha256_of
 from streamproc.job import VideoJob, closed_event, person_event
@@ -176,6 +176,7 @@ class Pipeline:
         except BaseException:
             await asyncio.gather(video_sha256, return_exceptions=True)
             raise
+        self.threads.decode.submit(video.get_ready)  # while the crops are planned
         try:
             return await self._process_open(job, video, await video_sha256, stats, stop)
         finally:
@@ -300,7 +301,7 @@ class _Run:
             await self._hand_on(bucket, group)
 
     def _cut(self, frames: list[Frame]) -> list[list[Crop]]:
-        return [cut_frame(frame, self._plan.cuts[frame.frame_index], self._pipeline.store) for frame in frames]
+        return cut_frames(frames, self._plan.cuts, self._pipeline.store)
 
     async def _in_thread(self, stage: str, work: Callable[[], T]) -> T:
         return await call(getattr(self._pipeline.threads, stage), self._stats.seconds, stage, work)

@@ -95,13 +95,15 @@ class Cut:
     confidence: float
     placement_quality: float
     """Quality as far as boxes alone tell it (size, edge, overlap, confidence), in [0, 1]."""
+    is_favourite: bool = False
+    """Whether the crop will be embedded if all of the person's are equally sharp."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False, weakref_slot=True)
 class Crop:
     """The pixels of one track in one frame. Made by `crops`, used by `reid` and `animation`; equal to itself alone.
 
-    `pixels` (h, w, 3) uint8 RGB: as cut where they are fewer than 256x128, which OSNet takes, else shrunk to that;
+    `pixels` (h, w, 3) uint8 RGB: as cut where they are 256 KiB or less, else shrunk to 256x128, which OSNet takes;
     `aspect_ratio` (width / height) gives the shape back.
     """
 

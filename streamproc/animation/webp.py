@@ -61,7 +61,7 @@ _Rectangle = tuple[int, int, int, int]  # x, y, width, height in pixels of the c
 def encode_webp(crops: Sequence[Crop], *, size_px: int = 256, frames_per_second: int = 10) -> bytes:
     """Animate `crops`, one picture each in the order given, `size_px` square, looping for ever.
 
-    Each crop is stretched from its stored (256, 128, 3) back to its `aspect_ratio` and letter-boxed on
+    Each crop is stretched from the size it is kept at to its `aspect_ratio` and letter-boxed on
     `BACKGROUND_RGB`. Raises ValueError for no crops, a size outside 16..4096 px, a rate below 1, or an aspect ratio
     that is not a positive number; what FFmpeg raises (FFmpegError, MemoryError) is let out. Safe in any thread, and two
     threads run at once (see above).

@@ -1,8 +1,8 @@
 """Which crops are worth having: planned from the tracks, cut, judged, and kept in one bucket a person."""
 
 from streamproc.crops.buckets import Buckets
-from streamproc.crops.cutter import cut_frame, resized
+from streamproc.crops.cutter import cut_frames, resized
 from streamproc.crops.plan import CropOptions, Plan, plan_crops
 from streamproc.crops.store import PixelStore
 
-__all__ = ["Buckets", "CropOptions", "PixelStore", "Plan", "cut_frame", "plan_crops", "resized"]
+__all__ = ["Buckets", "CropOptions", "PixelStore", "Plan", "cut_frames", "plan_crops", "resized"]

@@ -8,16 +8,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from streamproc.crops.choice import choose_embedded, spread
 from streamproc.types import Bucket, Crop
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator
 
     from streamproc.crops.plan import Plan
-    from streamproc.types import Int64Array
 
-GOOD_ENOUGH = 0.7
-"""Crops of at least this share of a person's best quality (90th percentile) are spread over for embedding."""
 _LATEST_CROPS = 3
 """Crops to come are taken to be as sharp as so many before them: better than all of them on vtest.avi."""
 
@@ -63,7 +61,7 @@ class Buckets:
             placed, latest = self._placed[person], crops[-_LATEST_CROPS:]
             ratio = sum(crop.quality for crop in latest) / max(sum(placed[crop.slot] for crop in latest), 1e-9)
             expected = [ratio * quality for quality in placed[crops[-1].slot + 1 :]]
-            chosen = _spread([crop.quality for crop in crops] + expected, self._crops_embedded)
+            chosen = spread([crop.quality for crop in crops] + expected, self._crops_embedded)
             yield from (crops[i] for i in chosen if i < len(crops))
 
     @cached_property
@@ -78,25 +76,3 @@ class Buckets:
     def _close(self, person: int) -> Bucket:
         crops = tuple(self._crops.pop(person))
         return Bucket(person, crops, choose_embedded(crops, self._crops_embedded))
-
-
-def choose_embedded(crops: Sequence[Crop], count: int) -> tuple[int, ...]:
-    """Choose up to `count` positions in `crops`, best first: evenly spread in time over those that are good enough.
-
-    Spread matters more than the last bit of quality: the best crop of each part of a track was measured to be worse
-    (README, "Which crops"). Where too few are good enough, the next best fill up.
-    """
-    chosen = _spread([crop.quality for crop in crops], count)
-    return tuple(sorted(chosen, key=lambda i: (-crops[i].quality, i)))
-
-
-def _spread(qualities: Sequence[float], count: int) -> list[int]:
-    """Choose the positions, in order, as `choose_embedded` says."""
-    quality = np.array(qualities)
-    if len(quality) <= count:
-        return list(range(len(quality)))
-    by_quality = np.lexsort((np.arange(len(quality)), -quality))
-    good_enough = int(np.count_nonzero(quality >= GOOD_ENOUGH * np.percentile(quality, 90)))
-    usable: Int64Array = np.sort(by_quality[: max(count, good_enough)])
-    chosen: list[int] = usable[np.linspace(0, len(usable) - 1, count).round().astype(int)].tolist()
-    return chosen

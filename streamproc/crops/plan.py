@@ -11,12 +11,13 @@ import math
 from array import array
 from collections import Counter
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from streamproc.crops.boxes import find_overlaps, placement_quality, usable
+from streamproc.crops.choice import spread
 from streamproc.types import Cut, Skipped
 
 if TYPE_CHECKING:
@@ -86,7 +87,8 @@ def plan_crops(tracks: Sequence[Track], table: FrameTable, *, width: int, height
             continue
         persons.append(_Person(track, quality, _windows(track, rows, quality[rows], options.crops_per_person)))
     picks = _pick([window for person in persons for window in person.windows], _Costs(table))
-    return _assemble(persons, picks, overlaps.seen_with, sorted(skipped, key=lambda s: s.person_id))
+    skipped.sort(key=lambda s: s.person_id)
+    return _assemble(persons, picks, overlaps.seen_with, skipped, options.crops_embedded)
 
 
 def _choose_persons(tracks: Sequence[Track], options: CropOptions) -> tuple[list[int], list[Skipped]]:
@@ -138,16 +140,12 @@ def _windows(track: Track, rows: Int64Array, quality: Float32Array, count: int) 
     from_middle = np.abs(rows - rows[starts + sizes // 2][window])
     order = np.lexsort((from_middle, window))  # windows stay in place
     order = order[good[order]]
-    ends = np.cumsum(np.bincount(window[good], minlength=count))[:-1]
+    ends = np.cumsum(np.bincount(window[good], minlength=count)).tolist()
     candidates = rows[order]
+    frames = track.frame_indices[candidates]
     return [
-        _Window(*of_one)
-        for of_one in zip(
-            rows[starts].tolist(),
-            np.split(candidates, ends),
-            np.split(track.frame_indices[candidates], ends),
-            strict=True,
-        )
+        _Window(first, candidates[start:end], frames[start:end])
+        for first, (start, end) in zip(rows[starts].tolist(), pairwise([0, *ends]), strict=True)
     ]
 
 
@@ -192,7 +190,11 @@ def _pick(windows: Sequence[_Window], costs: _Costs) -> list[int]:
 
 
 def _assemble(
-    persons: Sequence[_Person], picks: Sequence[int], seen_with: Mapping[int, tuple[int, ...]], skipped: list[Skipped]
+    persons: Sequence[_Person],
+    picks: Sequence[int],
+    seen_with: Mapping[int, tuple[int, ...]],
+    skipped: Sequence[Skipped],
+    crops_embedded: int,
 ) -> Plan:
     """`picks` are the rows of all persons' windows, in order."""
     cuts: dict[int, list[Cut]] = {}
@@ -205,8 +207,10 @@ def _assemble(
         rows = list(islice(remaining, len(person.windows)))
         frames = track.frame_indices[rows].tolist()
         columns = track.boxes_xyxy[rows].tolist(), track.confidences[rows].tolist(), person.quality[rows].tolist()
+        favourites = set(spread(columns[2], crops_embedded))
         for slot, (frame, box, confidence, quality) in enumerate(zip(frames, *columns, strict=True)):
-            cuts.setdefault(frame, []).append(Cut(person_id, slot, tuple(box), confidence, quality))
+            cut = Cut(person_id, slot, tuple(box), confidence, quality, is_favourite=slot in favourites)
+            cuts.setdefault(frame, []).append(cut)
         tracks[person_id] = TrackSpan(int(track.frame_indices[0]), int(track.frame_indices[-1]), len(track))
         last_frame[person_id] = max(frames)
         crop_count[person_id] = len(rows)

@@ -12,17 +12,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from streamproc.errors import MachineError
-from streamproc.types import CROP_HEIGHT_PX, CROP_WIDTH_PX
 
 if TYPE_CHECKING:
     from streamproc.types import Uint8Array
 
-CROP_BYTES = CROP_HEIGHT_PX * CROP_WIDTH_PX * 3  # the largest crop, 96 KiB: a whole number of memory pages
-_CHUNK_SLOTS = 512
+CROP_BYTES = 256 * 1024  # the largest crop: a whole number of memory pages, and 2.7 times what the network takes
+_CHUNK_SLOTS = 192
 
 
 class PixelStore:
-    """Keeps crops of up to 96 KiB within `budget_bytes` of memory; what is beyond lies in a temporary file.
+    """Keeps crops of up to 256 KiB within `budget_bytes` of memory; what is beyond lies in a temporary file.
 
     `keep` may be called by one thread; what it returns is an ordinary read-only array, which any thread may read, and
     its place is free again as soon as nobody holds it.

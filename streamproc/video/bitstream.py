@@ -108,15 +108,16 @@ def _nal_starts(packet: memoryview, length_octets: int) -> Iterator[int]:
 def _h264_slice_type(header: bytes) -> int:
     """The second Exp-Golomb number of a slice header, after first_mb_in_slice."""
     payload = header.replace(b"\0\0\3", b"\0\0")
-    bits = f"{int.from_bytes(payload, 'big'):0{len(payload) * 8}b}"
-    value = at = 0
+    left, number = len(payload) * 8, -1  # bits not read yet
+    bits = int.from_bytes(payload, "big")
     for _ in range(2):
-        zeros = bits.find("1", at) - at
-        if zeros < 0:
+        zeros = left - bits.bit_length()
+        left -= 2 * zeros + 1
+        if left < 0:
             return -1
-        value = int(bits[at + zeros : at + 2 * zeros + 1] or "0", 2) - 1
-        at += 2 * zeros + 1
-    return value
+        number = (bits >> left) - 1
+        bits &= (1 << left) - 1
+    return number
 
 
 def _look_mpeg4(packet: memoryview) -> int:

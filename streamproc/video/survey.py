@@ -53,9 +53,21 @@ class _FirstPicture:
 
     def __init__(self, stream: VideoStream) -> None:
         self._context = stream.codec_context
+        self._has_begun = False
         self.picture: av.VideoFrame | None = None
 
     def feed(self, packet: Packet[VideoStream] | None) -> None:
+        self._decode(packet)
+        if self.picture is None and not self._has_begun and packet is not None:
+            # Most decoders have it now, and keep it back until they know that none comes before it: a third of the
+            # time that opening a large video takes.
+            self._decode(None)
+            self._context.flush_buffers()
+            if self.picture is None:
+                self._decode(packet)
+        self._has_begun = True
+
+    def _decode(self, packet: Packet[VideoStream] | None) -> None:
         try:
             pictures = self._context.decode(packet)
         except av.FFmpegError:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
+from streamproc.errors import VideoError
 from streamproc.video.pixels import Converter, Frame
 from streamproc.video.reader import Counts, PacketReader
 from streamproc.video.source import Limits, Source, check_file
@@ -70,8 +72,8 @@ class Video:
 
     `width` and `height` are upright. `missing_frames` and `missing_seconds` are what a cut-off file promised and does
     not hold. After `frames`, `undecodable` lists wanted frames that could not be had: damaged, or of another size
-    than the first picture, to which boxes refer. Threads: `frames` runs in one thread, conversion of its frames in
-    one thread (the same or another), `close` when both have ended.
+    than the first picture, to which boxes refer. Threads: `get_ready` and `frames` run in one thread,
+    conversion of its frames in one thread (the same or another), `close` when both have ended.
     """
 
     def __init__(self, source: Source, known: Survey, decode_threads: int) -> None:
@@ -101,6 +103,11 @@ class Video:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def get_ready(self) -> None:
+        """Open the file for `frames`, which does it otherwise; what is wrong with it is for `frames` to say."""
+        with suppress(VideoError):
+            self._reader(self._decode_threads)
 
     def close(self) -> None:
         """Let go of the file; frames already given stay usable."""
@@ -139,7 +146,6 @@ class Video:
     def _read(self, wanted: Int64Array) -> Iterator[Frame]:
         if not len(wanted):
             return
-        self.close()
         self.undecodable, self.fell_back = [], False
         try:
             yield from self._selected(wanted) if self.frame_table.exact else self._counted(wanted)

@@ -25,7 +25,7 @@ from torchvision import transforms
 
 from streamproc import replay
 from streamproc.animation import encode_webp
-from streamproc.crops import Buckets, CropOptions, PixelStore, cut_frame, plan_crops, resized
+from streamproc.crops import Buckets, CropOptions, PixelStore, cut_frames, plan_crops, resized
 from streamproc.people import fit_to_video, load_tracks
 from streamproc.reid import Embedder, find_weights, person_vector
 from streamproc.reid.osnet import from_state
@@ -98,7 +98,7 @@ def alone(video_path: Path, tracks_path: Path) -> dict[str, float]:
         seconds["decode"] = time.perf_counter() - start
         store, buckets, full = PixelStore(2**31), Buckets(plan, crops_embedded=8), []
         for frame in video.frames(plan.frame_indices):
-            full += buckets.add(frame.frame_index, cut_frame(frame, plan.cuts[frame.frame_index], store))
+            full += buckets.add(frame.frame_index, *cut_frames([frame], plan.cuts, store))
     embedder = Embedder(find_weights(None, cache_folder=CACHE))
     pixels = np.stack([resized(bucket.crops[i].pixels) for bucket in full for i in bucket.embedded])
     start = time.perf_counter()

@@ -10,7 +10,7 @@ from concurrent.futures import Future
 import numpy as np
 import pytest
 
-from streamproc.crops import CropOptions, cut_frame
+from streamproc.crops import CropOptions, cut_frames
 from streamproc.errors import MachineError
 from streamproc.events import PersonEmbedding, VideoClosed
 from streamproc.job import VideoJob
@@ -75,11 +75,11 @@ def gate(monkeypatch):
     """Frames after the 80th are cut only once this is set: what must happen before can be waited for."""
     opened = threading.Event()
 
-    def cut_when_open(frame, cuts, store):
-        assert frame.frame_index <= 80 or opened.wait(60), "what should have come before has not"
-        return cut_frame(frame, cuts, store)
+    def cut_when_open(frames, cuts, store):
+        assert frames[-1].frame_index <= 80 or opened.wait(60), "what should have come before has not"
+        return cut_frames(frames, cuts, store)
 
-    monkeypatch.setattr("streamproc.pipeline.cut_frame", cut_when_open)
+    monkeypatch.setattr("streamproc.pipeline.cut_frames", cut_when_open)
     return opened
 
 
@@ -223,15 +223,15 @@ async def test_animations_that_fail_are_named_each_and_stop_nothing(embedder, sa
 async def test_decoding_begins_while_the_network_still_loads(embedder, sample, monkeypatch) -> None:
     cut = threading.Event()
 
-    def tell(frame, cuts, store):
+    def tell(frames, cuts, store):
         cut.set()
-        return cut_frame(frame, cuts, store)
+        return cut_frames(frames, cuts, store)
 
     def load():
         assert cut.wait(60), "nothing was decoded before the network was there"
         return embedder
 
-    monkeypatch.setattr("streamproc.pipeline.cut_frame", tell)
+    monkeypatch.setattr("streamproc.pipeline.cut_frames", tell)
     published, stats = Published(), VideoStats()
     running = Pipeline(
         load_network=load, publish=published, write_animation=None, crop_memory_bytes=2**26, limits=Limits()

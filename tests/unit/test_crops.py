@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from streamproc.crops import Buckets, CropOptions, PixelStore, cut_frame, plan_crops
+from streamproc.crops import Buckets, CropOptions, PixelStore, cut_frames, plan_crops
 from streamproc.crops.boxes import find_overlaps, placement_quality, usable
-from streamproc.crops.buckets import choose_embedded
+from streamproc.crops.choice import choose_embedded
 from streamproc.crops.cutter import SHARP_VARIANCE, resized, sharpness
 from streamproc.crops.plan import EQUALLY_GOOD, Plan, TrackSpan
 from streamproc.crops.store import CROP_BYTES
@@ -229,22 +229,43 @@ def noise(height, width, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
-@pytest.mark.parametrize("box", [(100.4, 99.6, 150.5, 250.2), (100.4, 19.6, 350.5, 450.2)])
-def test_what_is_embedded_is_the_published_preprocessing_of_the_pixels_cut(box) -> None:
-    """Small crops are kept as they are, large ones shrunk at once; the network sees the same either way."""
+@pytest.mark.parametrize(
+    ("box", "is_favourite", "shrunk"),
+    [
+        ((100.4, 99.6, 150.5, 250.2), True, False),
+        ((100.4, 19.6, 300.5, 450.2), False, False),
+        ((100.4, 19.6, 300.5, 450.2), True, True),
+        ((100.4, 19.6, 350.5, 450.2), False, True),
+    ],
+)
+def test_what_is_embedded_is_the_published_preprocessing_of_the_pixels_cut(box, is_favourite, shrunk) -> None:
+    """Crops are kept as they are, unless they are large or will be embedded; the network sees the same either way."""
     frame = PlainFrame(noise(480, 640))
-    made = plan([track(1, range(5), box)])
-    (crop,) = cut_frame(frame, made.cuts[0], PixelStore(10**7))
+    (cut,) = plan([track(1, range(5), box)]).cuts[0]
+    cuts = {0: (replace(cut, is_favourite=is_favourite),)}
+    ((crop,),) = cut_frames([frame], cuts, PixelStore(10**7))
     x0, y0, x1, y1 = int(box[0]), int(box[1]), int(box[2]) + 1, int(box[3]) + 1
     expected = Image.fromarray(frame.pixels[y0:y1, x0:x1]).resize((128, 256), Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(resized(crop.pixels), np.asarray(expected))
+    assert crop.pixels.shape == ((256, 128, 3) if shrunk else (y1 - y0, x1 - x0, 3))
     assert crop.pixels.nbytes <= CROP_BYTES
     assert crop.aspect_ratio == (x1 - x0) / (y1 - y0)
 
 
+@pytest.mark.parametrize("count", [5, 40, 200])
+def test_of_equally_sharp_crops_the_plans_favourites_are_embedded(count) -> None:
+    half_hidden = [track(1, range(count)), track(2, range(count // 2), (110, 120, 150, 260))]
+    made = plan(half_hidden)
+    for person in (1, 2):
+        own = sorted((c for cuts in made.cuts.values() for c in cuts if c.person_id == person), key=lambda c: c.slot)
+        chosen = choose_embedded(crops_of([cut.placement_quality for cut in own]), 8)
+        assert [cut.slot for cut in own if cut.is_favourite] == sorted(chosen)
+        assert len(chosen) == min(8, len(own))
+
+
 def test_boxes_partly_outside_are_cut_at_the_edge() -> None:
     made = plan([track(1, range(5), (-20, -10, 60, 120))])
-    (crop,) = cut_frame(PlainFrame(noise(480, 640)), made.cuts[0], PixelStore(10**7))
+    ((crop,),) = cut_frames([PlainFrame(noise(480, 640))], made.cuts, PixelStore(10**7))
     assert crop.aspect_ratio == 60 / 120
 
 
@@ -271,7 +292,24 @@ def test_sharpness_is_that_of_pillows_resize(size) -> None:
 
 
 def test_no_crops_have_no_sharpness() -> None:
-    assert cut_frame(PlainFrame(noise(480, 640)), (), PixelStore(10**7)) == []
+    assert cut_frames([PlainFrame(noise(480, 640))], {0: ()}, PixelStore(10**7)) == [[]]
+
+
+def test_each_frame_gets_its_own_crops_however_many_are_cut_at_once() -> None:
+    boxes = [(20 * i, 10 * i, 40 + 21 * i, 90 + 12 * i) for i in range(15)]
+    cuts = {
+        frame: tuple(Cut(person, frame, boxes[person], 0.9, 0.5) for person in range(frame, 15)) for frame in range(4)
+    }
+    frames = [PlainFrame(noise(480, 640, frame), frame) for frame in cuts]
+    together = cut_frames(frames, cuts, PixelStore(10**8))
+    assert [len(crops) for crops in together] == [15, 14, 13, 12]
+    for frame, crops in zip(frames, together, strict=True):
+        (alone,) = cut_frames([frame], cuts, PixelStore(10**8))
+        for crop, cut, other in zip(crops, cuts[frame.frame_index], alone, strict=True):
+            assert (crop.person_id, crop.frame_index, crop.box_xyxy) == (cut.person_id, frame.frame_index, cut.box_xyxy)
+            x0, y0, x1, y1 = cut.box_xyxy
+            np.testing.assert_array_equal(crop.pixels, frame.pixels[y0:y1, x0:x1])
+            assert crop.quality == pytest.approx(other.quality, abs=1e-4)
 
 
 def crops_of(qualities, slots=None):
@@ -305,7 +343,7 @@ def test_a_bucket_is_complete_at_its_last_planned_frame_while_the_video_goes_on(
     complete = {}
     for index in made.frame_indices.tolist():
         frame.frame_index = index
-        for bucket in buckets.add(index, cut_frame(frame, made.cuts[index], store)):
+        for bucket in buckets.add(index, *cut_frames([frame], made.cuts, store)):
             complete[bucket.person_id] = (index, len(bucket.crops), len(bucket.embedded))
     assert complete == {1: (made.last_frame[1], 5, 3), 2: (made.last_frame[2], 5, 3)}
     assert complete[1][0] < 50
@@ -368,7 +406,7 @@ def test_only_buckets_due_soon_are_looked_at_and_the_soonest_first() -> None:
     frame, store = PlainFrame(noise(480, 640)), PixelStore(10**8)
     for index in made.frame_indices[made.frame_indices < 45].tolist():
         frame.frame_index = index
-        buckets.add(index, cut_frame(frame, made.cuts[index], store))
+        buckets.add(index, *cut_frames([frame], made.cuts, store))
         assert made.last_frame[1] - index > 3 or list(buckets.likely(4))
     ahead = int(np.count_nonzero((made.frame_indices >= 45) & (made.frame_indices <= made.last_frame[1])))
     assert list(buckets.likely(ahead - 1)) == []
@@ -387,8 +425,8 @@ def test_frames_that_never_came_are_not_expected_any_more() -> None:
 
 
 def test_the_store_keeps_equal_pixels_within_its_budget_and_beyond() -> None:
-    store = PixelStore(3 * CROP_BYTES)
-    originals = [noise(256, 128, seed) for seed in range(20)]
+    originals = [noise(100 + 16 * seed, 200, seed) for seed in range(20)]  # 59 to 238 KiB
+    store = PixelStore(sum(pixels.nbytes for pixels in originals[:3]))
     kept = [store.keep(pixels) for pixels in originals]
     assert store.spilled == 17
     for pixels, original in zip(kept, originals, strict=True):
@@ -398,10 +436,10 @@ def test_the_store_keeps_equal_pixels_within_its_budget_and_beyond() -> None:
 
 
 def test_what_nobody_holds_makes_room_again() -> None:
-    store = PixelStore(2 * CROP_BYTES)
-    for seed in range(600):
-        kept = [store.keep(noise(256, 128, seed + i)) for i in range(4)]
-        np.testing.assert_array_equal(kept[3], noise(256, 128, seed + 3))
+    store = PixelStore(2 * noise(400, 200).nbytes)
+    for seed in range(300):
+        kept = [store.keep(noise(400, 200, seed + i)) for i in range(4)]
+        np.testing.assert_array_equal(kept[3], noise(400, 200, seed + 3))
         del kept
         gc.collect(0)
     assert store._chunks == 1
