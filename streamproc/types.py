@@ -103,8 +103,8 @@ class Cut:
 class Crop:
     """The pixels of one track in one frame. Made by `crops`, used by `reid` and `animation`; equal to itself alone.
 
-    `pixels` (h, w, 3) uint8 RGB: as cut where they are 256 KiB or less, else shrunk to 256x128, which OSNet takes;
-    `aspect_ratio` (width / height) gives the shape back.
+    `pixels` (h, w, 3) uint8 RGB: as cut, or shrunk to 256x128, which OSNet takes, where they are larger than that
+    and a favourite's, or above 256 KiB; `aspect_ratio` (width / height) gives the shape back.
     """
 
     person_id: int

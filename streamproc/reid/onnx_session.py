@@ -7,6 +7,7 @@ it computes of one picture is kept beside it and must come out again. Else it is
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
     from streamproc.reid.weights import Weights
     from streamproc.types import Float32Array
+
+log = logging.getLogger(__name__)
 
 LEAST_COSINE = 0.99999
 
@@ -37,13 +40,15 @@ def open_kept_session(weights: Weights) -> onnxruntime.InferenceSession:
     import onnxruntime
 
     name = f"{weights.onnx_path.stem}-{weights.sha256[:16]}.ort-{onnxruntime.__version__}"
-    network, answer = (weights.kept_folder / f"{name}{suffix}" for suffix in (".onnx", ".npy"))
-    try:
-        session = _open(network, 1, is_arranged=True)
-        if _alike(_answer(session), np.load(answer)):
-            return session
-    except Exception:  # noqa: BLE001, S110 - not there, half there, of another processor: it is made anew
-        pass
+    network, answer = (weights.kept_folder / f"{name}{suffix}" for suffix in (".onnx", ".answer"))
+    if network.is_file() and answer.is_file():
+        try:
+            session = _open(network, 1, is_arranged=True)
+            if _alike(_answer(session), np.frombuffer(answer.read_bytes(), "<f4")):
+                return session
+            log.info("%s gives another answer than when it was kept, as on another processor: made anew", network)
+        except (WeightsError, OSError, ValueError, RuntimeError) as error:  # onnxruntime's derive from RuntimeError
+            log.info("%s cannot be used (%s): made anew", network, error)
     return _open_and_keep(weights, network, answer)
 
 
@@ -53,12 +58,13 @@ def _open_and_keep(weights: Weights, network: Path, answer: Path) -> onnxruntime
         with tempfile.TemporaryDirectory(dir=network.parent) as folder:
             arranged, answered = (Path(folder) / path.name for path in (network, answer))
             session = _open(weights.onnx_path, 1, arranged_into=arranged)
-            np.save(answered, _answer(session))
+            answered.write_bytes(_answer(session).astype("<f4").tobytes())
             answer.unlink(missing_ok=True)  # a network and the answer of another one must never stand together
             arranged.replace(network)
             answered.replace(answer)
-    except (WeightsError, OSError, RuntimeError):
-        return open_session(weights, 1)  # the folder cannot be written, or it is the file: then this says so
+    except (WeightsError, OSError, RuntimeError) as error:
+        log.info("the network cannot be kept for the next start (%s)", error)
+        return open_session(weights, 1)  # if it was not the folder but the file, this says so
     return session
 
 

@@ -65,7 +65,7 @@ def test_the_networks_arranged_form_is_kept_and_computes_the_same(tmp_path, defa
     crops = noise(9)
     first = Embedder(find_weights(None, cache_folder=tmp_path / "kept"), device="cpu")
     kept = kept_files(tmp_path / "kept")
-    assert sorted(name.rsplit(".", 1)[1] for name in kept) == ["npy", "onnx"]
+    assert sorted(name.rsplit(".", 1)[1] for name in kept) == ["answer", "onnx"]
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "kept").iterdir()}
     second = Embedder(find_weights(None, cache_folder=tmp_path / "kept"), device="cpu")
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "kept").iterdir()} == times
@@ -89,7 +89,7 @@ def empty_the_answer(_, answer):
 
 
 def change_the_answer(_, answer):
-    np.save(answer, np.load(answer)[::-1])
+    answer.write_bytes(np.frombuffer(answer.read_bytes(), "<f4")[::-1].tobytes())
 
 
 def change_the_network(network, _):
@@ -101,14 +101,16 @@ def change_the_network(network, _):
 
 
 @pytest.mark.parametrize("harm", [keep_half, lose_the_answer, empty_the_answer, change_the_answer, change_the_network])
-def test_what_is_kept_and_is_not_right_is_made_anew(tmp_path, default, harm) -> None:
+def test_what_is_kept_and_is_not_right_is_made_anew(tmp_path, default, harm, caplog) -> None:
+    caplog.set_level("INFO", "streamproc.reid.onnx_session")
     weights = find_weights(None, cache_folder=tmp_path)
     Embedder(weights, device="cpu")
-    network, answer = (next(tmp_path.glob(f"*.{suffix}")) for suffix in ("onnx", "npy"))
+    network, answer = (next(tmp_path.glob(f"*.{suffix}")) for suffix in ("onnx", "answer"))
     right_answer = answer.read_bytes()
     harm(network, answer)
     harmed = kept_files(tmp_path)
     np.testing.assert_array_equal(Embedder(weights, device="cpu").embed(noise(3)), default.embed(noise(3)))
+    assert ("made anew" in caplog.text) == (harm is not lose_the_answer), "what is not there needs no word"
     mended = kept_files(tmp_path)
     assert mended != harmed
     assert mended[answer.name] == right_answer
@@ -272,13 +274,13 @@ def test_without_torch_a_checkpoint_names_the_extra(tmp_path, monkeypatch) -> No
         find_weights(str(tmp_path / "w.pth"), cache_folder=tmp_path)
 
 
-def test_embedding_never_imports_torch() -> None:
+def test_embedding_never_imports_torch(exports) -> None:
     code = (
         "import sys; from pathlib import Path; from streamproc.reid import *; import numpy as np;"
-        "Embedder(find_weights(None, cache_folder=Path('.'))).embed(np.zeros((1,256,128,3), np.uint8));"
+        "Embedder(find_weights(None, cache_folder=Path(sys.argv[1]))).embed(np.zeros((1,256,128,3), np.uint8));"
         "sys.exit('torch' in sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", code, str(exports)], check=True)
 
 
 def test_normalising_is_imagenets_mean_and_std() -> None:
