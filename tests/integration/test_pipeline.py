@@ -72,11 +72,11 @@ async def process(embedder, a_job, **more):
 
 @pytest.fixture
 def gate(monkeypatch):
-    """Frames after the 80th are cut only once this is set: what must happen before can be waited for."""
+    """Lots that begin after frame 62 are cut only once this is set: what must happen before can be waited for."""
     opened = threading.Event()
 
     def cut_when_open(frames, cuts, store):
-        assert frames[-1].frame_index <= 80 or opened.wait(60), "what should have come before has not"
+        assert frames[0].frame_index <= 62 or opened.wait(60), "what should have come before has not"
         return cut_frames(frames, cuts, store)
 
     monkeypatch.setattr("streamproc.pipeline.cut_frames", cut_when_open)
