@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -53,6 +54,19 @@ def test_each_crop_is_a_picture_shown_as_long_as_the_rate_says():
 def test_pictures_that_are_alike_are_not_merged():
     decoded, durations = pictures(encode_webp([crop()] * 5))
     assert (len(decoded), sum(durations)) == (5, 500)
+
+
+@pytest.mark.parametrize("scaled_bytes", [webp._SCALED_BYTES, 2 * 64 * 64 * 3 // 2, 1])
+def test_crops_of_any_size_come_in_their_order(monkeypatch, scaled_bytes):
+    """They are scaled by size, here all at once, two at a time and one at a time."""
+    monkeypatch.setattr(webp, "_SCALED_BYTES", scaled_bytes)
+    reds, heights = [20, 240, 60, 200, 130], [90, 30, 256, 30, 60]
+    crops = [
+        replace(crop((red, 30, 30), slot=i), pixels=np.full((height, 40, 3), (red, 30, 30), np.uint8))
+        for i, (red, height) in enumerate(zip(reds, heights, strict=True))
+    ]
+    decoded, _ = pictures(encode_webp(crops, size_px=64))
+    assert np.abs(decoded[:, 32, 32, 0].astype(int) - reds).max() < 12
 
 
 def test_it_loops_for_ever():
