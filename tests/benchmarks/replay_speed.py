@@ -1,4 +1,4 @@
-"""Replay beside the plain way, and beside its own stages run alone: `replay_speed.py [--runs N]`.
+"""Replay beside the plain way, and beside its own stages run alone: `replay_speed.py [--runs N] [--clip TEXT]`.
 
 The plain way: OpenCV reads every frame and converts it to RGB, crops are kept, OSNet runs in eager torch in batches of
 8, Pillow writes WebP at its default; one after the other. Both sides use the package's own weights, up to 50 crops a
@@ -115,15 +115,17 @@ def main() -> None:
     """Print both comparisons for each clip, medians of `--runs`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=3)
-    runs = parser.parse_args().runs
+    parser.add_argument("--clip", default="", help="only those that have this in their name")
+    args = parser.parse_args()
     print_machine()
     model = from_state(read_checkpoint(ROOT / "models" / "osnet_x0_25_ours.safetensors"))
     clips = {f"1080p, 2000 frames, GOP {gop}": clip_1080p(2000, gop) for gop in (50, 250)}
     if (found := pets()) is not None:
         clips = {"vtest.avi (PETS09-S2L1)": found} | clips
+    clips = {name: clip for name, clip in clips.items() if args.clip in name}
     for name, (video, tracks) in clips.items():
         timed: dict[str, list[float]] = {"plain": [], "ours": [], "alone": []}
-        for _ in range(runs):
+        for _ in range(args.runs):
             out = Path(tempfile.mkdtemp())
             timed["plain"].append(plain(video, tracks, out, model))
             timed["ours"].append(ours(video, tracks, out))

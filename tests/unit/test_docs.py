@@ -40,6 +40,7 @@ def test_every_command_and_flag_is_described_in_its_help_and_the_command_in_the_
 def test_every_flag_that_the_readme_names_exists() -> None:
     flags = {flag for command in every_command().values() for parameter in command.params for flag in parameter.opts}
     others = {"--help"} | {
+        "--clip",
         "--figures-only",
         "--scale",
         "--profile",
