@@ -37,16 +37,8 @@ from models.known_people import (
 )
 from streamproc.events import PersonEmbedding
 from streamproc.gallery import Curve, GalleryScorer, load_curves
-from streamproc.gallery.calibration import (
-    ALONE,
-    FEATURES,
-    METHOD,
-    SIZE_COUNTS,
-    STRAIGHT,
-    Calibration,
-    among_others,
-    curves_to_json,
-)
+from streamproc.gallery.calibration import Calibration, among_others
+from streamproc.gallery.curve import ALONE, FEATURES, METHOD, SIZE_COUNTS, STRAIGHT, curves_to_json
 from streamproc.gallery.fitting import COSINES, KnownGallery, bent_towards, logistic, with_coefficients
 from streamproc.gallery.reliability import Panel, calibration_error, diagram, error_if_perfect, swept_error
 from streamproc.reid.embedder import Embedder, person_vector
@@ -56,8 +48,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 CURVES = Path(__file__).resolve().parent / "calibration.json"
-DIRECTIONS = 64
-"""Of the covariance within persons: 64 were as good as all 512, 32 were not."""
+DIRECTIONS = 128
+"""Of the covariance within persons: 128 are as good as all 512, 64 are not."""
 THRESHOLD = 0.70
 """Of pairs less similar nobody asks by default: no figures are made of them, and they are not fitted on, as the many
 plainly different ones would bend the curve where it matters."""
@@ -103,7 +95,7 @@ def learned(tracks: Tracks, identities: set[str]) -> Curve:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Drawn:
-    """The similar pairs of a gallery: similarity (p,), features of the two alone (p, 5), who (p, 2), truth (p,)."""
+    """The similar pairs of a gallery: similarity (p,), features of the two alone (p, 6), who (p, 2), truth (p,)."""
 
     kind: str
     whole: bool
@@ -147,12 +139,9 @@ def fit(tracks: Tracks, sha256: str, rng: np.random.Generator) -> Curve:
 
 
 def _weights(drawn: Sequence[Drawn]) -> np.ndarray:
-    """Of all pairs, (p,): each kind of galleries has its share."""
-    # A large gallery has many more pairs and tells little more.
-    of_kind = {kind: sum(len(one.same) ** 0.5 for one in drawn if one.kind == kind) for kind in KINDS}
-    return np.concatenate(
-        [np.full(len(one.same), KINDS[one.kind][0] / of_kind[one.kind] * len(one.same) ** -0.5) for one in drawn]
-    )
+    """Of all pairs, (p,): each kind of galleries has its share, each pair of a kind counts alike."""
+    of_kind = {kind: sum(len(one.same) for one in drawn if one.kind == kind) for kind in KINDS}
+    return np.concatenate([np.full(len(one.same), KINDS[one.kind][0] / of_kind[one.kind]) for one in drawn])
 
 
 # Figures, on what was not fitted on.

@@ -28,7 +28,7 @@ from PIL import Image
 from models.known_people import CROPS_A_TRACK, CROPS_AT_ONCE, as_crop, person_of
 from streamproc.crops.cutter import sharpness
 from streamproc.gallery import Curve, GalleryScorer, load_curves
-from streamproc.gallery.calibration import STRAIGHT, bend
+from streamproc.gallery.curve import STRAIGHT, bend
 from streamproc.gallery.evidence import END_CROPS, LARGEST_CHANGE
 from streamproc.gallery.fitting import logistic, similar_pairs
 from streamproc.reid.embedder import Embedder

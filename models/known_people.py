@@ -207,14 +207,17 @@ def _in_pieces(tracks: list[tuple[str, str, str, np.ndarray]], rng: np.random.Ge
     """People who pass several cameras, a share of them more than once: 2 to 5 tracks, of any camera.
 
     How many the most broken have differs from gallery to gallery, as trackers do: with 5 in all of them a curve takes
-    it for granted that people come back and back, and is too sure of pairs where they come back once.
+    it for granted that people come back and back, and is too sure of pairs where they come back once. For the same
+    reason the number of tracks is drawn, not that of people: else the large galleries would be those of the broken.
     """
     by_person: dict[str, list[tuple[str, np.ndarray]]] = defaultdict(list)
     for who, camera, _, vectors in tracks:
         by_person[who].append((camera, vectors))
     chosen: Chosen = []
-    share, most = rng.uniform(0.1, 1), int(rng.integers(2, MOST_TRACKS + 1))
-    for who in rng.permutation(sorted(by_person))[: rng.integers(5, 100)]:
+    share, most, wanted = rng.uniform(0.1, 1), int(rng.integers(2, MOST_TRACKS + 1)), int(rng.integers(10, 200))
+    for who in rng.permutation(sorted(by_person)):
+        if len(chosen) >= wanted:
+            break
         own = by_person[who]
         count = _pieces(min(most, len(own)), rng) if rng.random() < share else 1
         chosen += [(who, *own[i]) for i in rng.permutation(len(own))[:count]]

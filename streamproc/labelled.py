@@ -12,7 +12,7 @@ from streamproc.errors import EventError, TracksError, UsageError
 from streamproc.evaluation import owners
 from streamproc.events import PersonEmbedding
 from streamproc.gallery import FLOAT32_SLACK, Curve, GalleryScorer
-from streamproc.gallery.calibration import FEATURES
+from streamproc.gallery.curve import FEATURES
 from streamproc.gallery.fitting import (
     KNOWN_CURVE_WEIGHS,
     NOTHING_WEIGHS,

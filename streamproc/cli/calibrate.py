@@ -80,7 +80,7 @@ def _calibrated(outputs: Sequence[Path], truths: Sequence[Path], pairs: Path | N
 
 
 def _write(found: Calibrated, out: Path, plot: Path | None) -> None:
-    from streamproc.gallery.calibration import curves_to_json
+    from streamproc.gallery.curve import curves_to_json
     from streamproc.gallery.reliability import Panel, diagram
 
     _replace(out, curves_to_json({found.weights_sha256: found.curve}))

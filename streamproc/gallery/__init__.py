@@ -1,6 +1,7 @@
 """The matcher's pure core: rows, similarities, vetoes, candidates. numpy only, no I/O."""
 
-from streamproc.gallery.calibration import Calibration, Curve, GalleryScorer, Judgement, load_curves
+from streamproc.gallery.calibration import Calibration, GalleryScorer, Judgement
+from streamproc.gallery.curve import Curve, load_curves
 from streamproc.gallery.matcher import (
     FLOAT32_SLACK,
     UNCALIBRATED,

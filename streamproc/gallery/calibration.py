@@ -3,14 +3,16 @@
 When a person arrives, the probability follows from the similarity alone, so it is the same whatever came before. When a
 video closes, all similar pairs of its gallery are judged again with labels that cost nothing:
 
-- The gallery's mean vector is subtracted ("centring"), shrunk towards the mean of the curve's training set.
+- The mean vector of each video is subtracted ("centring"), since each camera has its own, shrunk towards the gallery's,
+  and that towards the mean of the curve's training set.
 - What differs *within* a track is no difference between persons: the covariance of the means of a track's consecutive
   parts is divided out (WCCN: Hatch, Kajarekar and Stolcke, Interspeech 2006), shrunk towards a covariance learned once
   for these weights from persons seen by several cameras, and towards a multiple of the identity (Ledoit and Wolf 2004).
+  Of two videos the learned one says most: no track shows what changes from camera to camera (`whitening.py`).
 - People seen apart in the same frames are known to differ: the fewer persons are left to be somebody's double, the
   likelier each of them is.
-- A mean of few crops is noisier, so the same person's tracks are less alike then: of two pairs that look equally alike,
-  the one with fewer crops is likelier one person.
+- A mean of few crops is noisier, so the same person's tracks are less alike then, and likeness says less: the more
+  crops, the steeper the curve.
 - In one video, who is found again is about as large as when last seen (`evidence.py`).
 - Who is like others too is less likely this one: whatever speaks for a rival pair speaks against the pair, unless the
   three may be one person (`rivals.py`). Scores are made comparable by those of others as in cohort normalisation
@@ -27,52 +29,31 @@ Both steps depend on the persons in the gallery alone, not on their order: keys 
 
 from __future__ import annotations
 
-import base64
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import orjson
 
-from streamproc.errors import WeightsError
-from streamproc.events import hash_of
+from streamproc.gallery.curve import ALONE, bend, sigmoid
 from streamproc.gallery.evidence import size_evidence
 from streamproc.gallery.rivals import rivalry
+from streamproc.gallery.whitening import Looks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Mapping, Sequence
 
     import numpy.typing as npt
 
     from streamproc.events import PersonEmbedding
-    from streamproc.types import Float32Array
+    from streamproc.gallery.curve import Curve
 
     Float64Array = npt.NDArray[np.float64]
 
-METHOD = "centred-whitened-rivals-size-4"
-"""Part of every `calibration_id`: raise it when the arithmetic below changes."""
-
-MEAN_PERSONS = 3.0
-"""The training set's mean counts as much as so many persons of the gallery."""
-COVARIANCE_DEGREES = 200.0
-"""The learned covariance counts as much as so many degrees of freedom (a track of 4 parts has 3)."""
-SCALE_DEGREES = 10.0
-IDENTITY_SHARE = 0.3
 MOST_CROPS = 8
 """Curves are fitted on means of 1 to so many crops; more count as so many."""
-SAMPLED_PERSONS = 2000
-"""Of a larger gallery so many persons are enough for a mean and a covariance."""
-ALONE = 5
-"""So many features are of the two persons' looks alone; then come rivals, the gallery's doubles, and sizes."""
-FEATURES = ALONE + 3
-SIZE_COUNTS = 1.0
-"""The last coefficient, where nobody's pairs say otherwise: what sizes say is log-odds already."""
 DOUBLES, DOUBLES_PERSONS = 1.0, 3.0
 """With so many doubles among so many persons every gallery is taken to begin: of a small one its own say little."""
 _PROBABILITY_DIGITS = 2  # more would promise too much, and say "updated" for nothing
-_LARGEST_LOGIT = 50.0
-_PAIRS_AT_ONCE = 4096  # 32 MiB of vectors
 
 Band = Literal["likely", "uncertain"]
 
@@ -86,110 +67,6 @@ class Judgement:
     calibration_id: str
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Curve:
-    """What was learned once of the vectors of one set of weights. Made by `models/calibrate.py`.
-
-    `mean` (dim,) of the training persons; their covariance within persons, of trace 1, is `spread` (k,) along the unit
-    rows of `basis` (k, dim) and `rest` in every other direction; `part_trace` is the trace of the covariance within
-    tracks. `arrival`: intercept, weight of the similarity. `alone`: intercept and weights of the first features of
-    `GalleryScorer.features`, of two persons alone, for the odds of others; `closed`: intercept and weights of them all,
-    and `bent`: intercept, slope towards 0 and slope towards 1 of what they come to (see `bend`).
-    """
-
-    mean: Float32Array
-    basis: Float32Array
-    spread: Float32Array
-    rest: float
-    part_trace: float
-    arrival: tuple[float, float]
-    alone: tuple[float, ...]
-    closed: tuple[float, ...]
-    bent: tuple[float, float, float]
-    calibration_id: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        k, dim = self.basis.shape
-        if self.mean.shape != (dim,) or self.spread.shape != (k,):
-            raise ValueError(f"expected mean ({dim},) and spread ({k},), got {self.mean.shape}, {self.spread.shape}")
-        if (len(self.alone), len(self.closed)) != (1 + ALONE, 1 + FEATURES):
-            raise ValueError(f"expected {1 + ALONE} and {1 + FEATURES} coefficients, got {self.alone}, {self.closed}")
-        object.__setattr__(self, "calibration_id", hash_of(METHOD, self.to_json())[:16])
-
-    def __repr__(self) -> str:
-        return f"Curve({self.calibration_id}, basis {self.basis.shape})"
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the curve as JSON values; arrays as base64 of little-endian float32."""
-        return {
-            "method": METHOD,
-            "dim": len(self.mean),
-            "mean": _packed(self.mean),
-            "basis": _packed(self.basis),
-            "spread": _packed(self.spread),
-            "rest": self.rest,
-            "part_trace": self.part_trace,
-            "arrival": list(self.arrival),
-            "alone": list(self.alone),
-            "closed": list(self.closed),
-            "bent": list(self.bent),
-        }
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """Read what `to_json` gave; raises ValueError for anything else."""
-        try:
-            if values["method"] != METHOD:
-                raise ValueError(f"expected the method {METHOD!r}, got {values['method']!r:.80}")
-            dim = int(values["dim"])
-            intercept, slope = map(float, values["arrival"])
-            shift, low, high = map(float, values["bent"])
-            curve = cls(
-                mean=_unpacked(values["mean"]),
-                basis=_unpacked(values["basis"]).reshape(-1, dim),
-                spread=_unpacked(values["spread"]),
-                rest=float(values["rest"]),
-                part_trace=float(values["part_trace"]),
-                arrival=(intercept, slope),
-                alone=tuple(map(float, values["alone"])),
-                closed=tuple(map(float, values["closed"])),
-                bent=(shift, low, high),
-            )
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"expected a curve, got one without or with another {error}") from error
-        numbers = [curve.rest, curve.part_trace, *curve.arrival, *curve.alone, *curve.closed, *curve.bent]
-        arrays = (curve.mean, curve.basis, curve.spread)
-        if not (np.isfinite(numbers).all() and all(np.isfinite(a).all() for a in arrays)):
-            raise ValueError("expected finite coefficients and arrays")
-        if low < 0 or high < 0:
-            raise ValueError(f"expected slopes that do not fall, got {low} and {high}")
-        return curve
-
-
-def _packed(values: Float32Array) -> str:
-    return base64.b64encode(np.ascontiguousarray(values, "<f4").tobytes()).decode()
-
-
-def _unpacked(text: str) -> Float32Array:
-    return np.frombuffer(base64.b64decode(text, validate=True), "<f4").astype(np.float32)
-
-
-def sigmoid(logits: Float64Array) -> Float64Array:
-    """Probabilities of log-odds."""
-    chances: Float64Array = 1 / (1 + np.exp(-np.clip(logits, -_LARGEST_LOGIT, _LARGEST_LOGIT)))
-    return chances
-
-
-STRAIGHT = (0.0, 1.0, 1.0)
-
-
-def bend(logits: Float64Array, bent: tuple[float, float, float]) -> Float64Array:
-    """Log-odds after beta calibration: -`low` ln(1 + e^-x) + `high` ln(1 + e^x) + `shift`, x by itself if STRAIGHT."""
-    shift, low, high = bent
-    new: Float64Array = shift - low * np.logaddexp(0, -logits) + high * np.logaddexp(0, logits)
-    return new
-
-
 class GalleryScorer:
     """The persons of one gallery and one set of weights, seen together; nothing depends on their order.
 
@@ -200,30 +77,9 @@ class GalleryScorer:
         self._curve = curve
         self._persons = [persons[key] for key in sorted(persons)]
         self.index = {person.person_key: i for i, person in enumerate(self._persons)}
-        self._mean, self._within = self._statistics()
+        self._looks = Looks(curve, self._persons)
         self._log_others = self._count_others()
         self._log_crops = np.log([_crops_embedded(person) for person in self._persons])
-
-    def _sampled(self) -> list[PersonEmbedding]:
-        if len(self._persons) <= SAMPLED_PERSONS:
-            return self._persons
-        # Which ones must not depend on who came first: those whose keys have the smallest hashes.
-        chosen = set(sorted(self.index, key=hash_of)[:SAMPLED_PERSONS])
-        return [person for person in self._persons if person.person_key in chosen]
-
-    def _statistics(self) -> tuple[Float64Array, Float64Array]:
-        """Mean (dim,), and the covariance within persons (dim, dim)."""
-        curve, sample = self._curve, self._sampled()
-        vectors = np.stack([person.vector.numpy() for person in sample]).astype(np.float64)
-        mean = (vectors.sum(0) + MEAN_PERSONS * curve.mean) / (len(vectors) + MEAN_PERSONS)
-        residuals, degrees = within_tracks(sample, len(curve.mean))
-        scatter = residuals.T @ residuals  # (dim, dim)
-        trace = (np.trace(scatter) + SCALE_DEGREES * curve.part_trace) / (degrees + SCALE_DEGREES)
-        basis = curve.basis.astype(np.float64)
-        learned = (basis.T * (curve.spread - curve.rest)) @ basis + curve.rest * np.eye(len(mean))
-        within = (scatter + COVARIANCE_DEGREES * trace * learned) / (degrees + COVARIANCE_DEGREES)
-        flat = np.trace(within) / len(mean) * np.eye(len(mean))
-        return mean, (1 - IDENTITY_SHARE) * within + IDENTITY_SHARE * flat
 
     def _count_others(self) -> Float64Array:
         """Log of how many of the others each person may be: all but those seen beside them."""
@@ -241,30 +97,22 @@ class GalleryScorer:
         return logs
 
     def alone(self, pairs: Sequence[tuple[str, str]]) -> Float64Array:
-        """Features (p, 5) of pairs of keys, of the two persons alone.
+        """Features (p, 6) of pairs of keys, of the two persons alone.
 
-        The whitened cosine of two in one video, that of two in different ones (the other is 0), whether they are in one
-        video, and the mean logarithms of how many others they may be and of the crops embedded.
+        The whitened cosine of two in one video, that of two in different ones (the other is 0), either times the last
+        feature, whether they are in one video, and the mean logarithms of how many others they may be and of the crops
+        embedded.
         """
         if not pairs:
             return np.zeros((0, ALONE))
         place = self.places(pairs)
-        involved, local = np.unique(place, return_inverse=True)
-        local = local.reshape(place.shape)
-        vectors = np.stack([self._persons[i].vector.numpy() for i in involved]).astype(np.float64) - self._mean
-        # Whitened vectors are nowhere: their products are those of the vectors with W^-1 times the vectors.
-        solved = np.linalg.solve(self._within, vectors.T).T
-        lengths = np.maximum(np.sqrt(np.einsum("nd,nd->n", vectors, solved)), 1e-12)
-        chunks = np.array_split(local, len(local) // _PAIRS_AT_ONCE + 1)
-        products = np.concatenate([np.einsum("pd,pd->p", vectors[c[:, 0]], solved[c[:, 1]]) for c in chunks])
-        cosines = products / lengths[local].prod(1)
-        videos = [self._persons[i].video_id == self._persons[j].video_id for i, j in place.tolist()]
-        one_video = np.array(videos, np.float64)
-        logs = [log[place].mean(1) for log in (self._log_others, self._log_crops)]
-        return np.stack([cosines * one_video, cosines * (1 - one_video), one_video, *logs], axis=1)
+        cosines, one_video = self._looks.cosines(place), self._looks.in_one_video(place).astype(np.float64)
+        others, crops = (log[place].mean(1) for log in (self._log_others, self._log_crops))
+        likeness = (cosines * one_video, cosines * (1 - one_video), cosines * crops)
+        return np.stack([*likeness, one_video, others, crops], axis=1)
 
     def features(self, pairs: Sequence[tuple[str, str]]) -> Float64Array:
-        """Features (p, 8) of pairs of keys.
+        """Features (p, 9) of pairs of keys.
 
         Those of `alone`, how strong each one's rivals are among the others, the logarithm of how many doubles a person
         has on average (so `pairs` must be all that are similar and have no veto), and what their sizes say.
@@ -286,7 +134,7 @@ class GalleryScorer:
 def among_others(
     alone: Float64Array, places: npt.NDArray[np.int64], coefficients: Sequence[float], persons: int
 ) -> Float64Array:
-    """Features (p, 7) from those (p, 5) of the two persons alone: what the gallery's other pairs say is added.
+    """Features (p, 8) from those (p, 6) of the two persons alone: what the gallery's other pairs say is added.
 
     `coefficients` are a curve's `alone`, `persons` is how many there are.
     """
@@ -300,22 +148,6 @@ def _crops_embedded(person: PersonEmbedding) -> int:
     """Of how many crops the vector is the mean: those that the event names, where it names any."""
     # `crop_count` counts what was cut for the animation, up to 50; the network saw `crops` only.
     return min(max(len(person.crops) or person.crop_count, 1), MOST_CROPS)
-
-
-def within_tracks(persons: Iterable[PersonEmbedding], dim: int) -> tuple[Float64Array, int]:
-    """How the parts of each track differ from their mean (r, dim), and the degrees of freedom in that."""
-    parts = [person.segments.numpy() for person in persons if person.segments is not None]
-    usable = [_unit(part) for part in parts if len(part) > 1 and part.shape[1] == dim]
-    if not usable:
-        return np.zeros((0, dim)), 0
-    return np.concatenate([part - part.mean(0) for part in usable]), sum(len(part) - 1 for part in usable)
-
-
-def _unit(rows: npt.ArrayLike) -> Float64Array:
-    """Rows of length 1, whatever a producer sent: none may outweigh all others."""
-    values = np.asarray(rows, np.float64)
-    units: Float64Array = values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
-    return units
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -363,22 +195,3 @@ class Calibration:
         probability = round(chance, _PROBABILITY_DIGITS)
         band: Band = "likely" if probability >= self.likely_probability else "uncertain"
         return Judgement(probability, band, curve.calibration_id)
-
-
-def curves_to_json(curves: Mapping[str, Curve]) -> bytes:
-    """What `load_curves` reads."""
-    content = {"curves": {sha256: curves[sha256].to_json() for sha256 in sorted(curves)}}
-    return orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
-
-
-def load_curves(path: Path) -> dict[str, Curve]:
-    """Read `calibration.json`: curves by `weights_sha256`. Raises WeightsError in one line."""
-    try:
-        content = orjson.loads(path.read_bytes())
-        return {sha256: Curve.from_json(values) for sha256, values in content["curves"].items()}
-    except OSError as error:
-        raise WeightsError(f"{path}: expected the calibration curves ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(
-            f"{path}: expected calibration curves by weights ({' '.join(str(error).split())})"
-        ) from error

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from streamproc.gallery.calibration import FEATURES, SIZE_COUNTS, STRAIGHT, Curve, bend, sigmoid, within_tracks
+from streamproc.gallery.curve import FEATURES, SIZE_COUNTS, STRAIGHT, Curve, bend, sigmoid
 from streamproc.gallery.matcher import has_veto, pair_similarity
+from streamproc.gallery.whitening import within_tracks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -29,13 +30,13 @@ if TYPE_CHECKING:
 KNOWN_CURVE_WEIGHS = 10.0
 """Ridge in pairs: 10 of even odds move a coefficient a fifth of the way, 1,000 nearly all of it."""
 NOTHING_WEIGHS = 1.0
-SIMILARITY_SCALE, SCALES = 0.05, (0.15, 0.15, 0.5, 0.5, 0.5, 1.5, 0.5, 0.5)
+SIMILARITY_SCALE, SCALES = 0.05, (0.15, 0.15, 0.3, 0.5, 0.5, 0.5, 1.5, 0.5, 0.5)
 """Usual spread of similarity and features. A user's own would not do: what hardly varies there would get any slope."""
 FOLDS = 10
-COSINES = 2
-"""The first features are whitened cosines, in one video and across videos: their weights are never negative."""
+COSINES = 3
+"""The first features are whitened cosines, in one video, across videos, and times the crops: no weight is negative."""
 _PART_TRACE = 0.1  # of the package's curves, for persons without parts
-_ALONE = (2.0, 13.0, 14.0, -2.0, -1.5, -1.5)  # of the package's curves, roughly
+_ALONE = (3.0, 10.0, 12.0, 3.0, -1.3, -1.7, -2.7)  # of the package's curves, roughly
 _LIGHT = (1e-9, 1e-3)
 _ROWS_AT_ONCE = 1024  # of a table of similarities
 _STEPS = 100
