@@ -93,7 +93,8 @@ class Curve:
         """Read what `to_json` gave; raises ValueError for anything else."""
         try:
             if values["method"] != METHOD:
-                raise ValueError(f"expected the method {METHOD!r}, got {values['method']!r:.80}")
+                got = f"{values['method']!r:.80}"
+                raise ValueError(f"expected the method {METHOD!r}, got {got}; fit it anew with streamproc calibrate")
             dim = int(values["dim"])
             intercept, slope = map(float, values["arrival"])
             shift, low, high = map(float, values["bent"])

@@ -282,6 +282,13 @@ def test_what_is_no_curve_is_refused_in_one_line(tmp_path, change) -> None:
         load_curves(path)
 
 
+def test_who_has_a_curve_of_an_older_version_is_told_what_to_do(tmp_path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"curves": {WEIGHTS: make_curve().to_json() | {"method": "rivals-1"}}}))
+    with pytest.raises(WeightsError, match="got 'rivals-1'; fit it anew with streamproc calibrate"):
+        load_curves(path)
+
+
 def test_a_missing_file_of_curves_is_named(tmp_path) -> None:
     with pytest.raises(WeightsError, match="expected the calibration curves"):
         load_curves(tmp_path / "none.json")
