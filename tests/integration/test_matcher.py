@@ -245,31 +245,41 @@ def test_matchers_join_and_leave_under_load_and_send_each_other_their_readers(st
 FORGETFUL = """
 import os, pathlib, random, sys
 from mode.utils.queues import FlowControlQueue
+from streamproc.stream import faust_app
 
 chance, put = random.Random(1), FlowControlQueue.put_nowait_enhanced
-forgotten = pathlib.Path(os.environ["MARKS"])
+forgotten, last, times = pathlib.Path(os.environ["MARKS"]), os.environ["LAST"].encode(), 3
 
 def forget(self, value, **options):
-    if value.message.topic.endswith("person-embeddings") and chance.random() < 0.1:
+    global times
+    is_last = last in value.message.value and times > 0
+    if value.message.topic.endswith("person-embeddings") and (is_last or chance.random() < float(os.environ["CHANCE"])):
+        times -= is_last
         with forgotten.open("a") as file:
             file.write("x")
         return False
     return put(self, value, **options)
 
 FlowControlQueue.put_nowait_enhanced = forget
+faust_app._WATCH_SECONDS = 0.5
 from streamproc.cli import main
 sys.argv = ["streamproc", sys.argv[1]]
 main()
 """
 
 
-def test_events_that_faust_forgets_are_taken_in_their_turn(stream, tmp_path):
-    """As it forgets them when it takes up fetching after a recovery: some of those that it has read, not the last."""
-    stream = stream()
+@pytest.mark.parametrize(("chance", "last"), [("0.1", "none"), ("0", "the last, three times")])
+def test_events_that_faust_forgets_are_taken_in_their_turn(stream, tmp_path, chance, last):
+    """As it forgets them when it takes up fetching after a recovery: some of those that it has read.
+
+    Of the last one no later event tells.
+    """
+    stream, events = stream(), load()
     environment = stream.environment
-    stream.environment = lambda **more: environment(**more) | {"MARKS": str(tmp_path / "marks")}
+    last = events[-1].event_id if last != "none" else last
+    forgetful = {"MARKS": str(tmp_path / "marks"), "CHANCE": chance, "LAST": last}
+    stream.environment = lambda **more: environment(**more) | forgetful
     matcher = stream.start("matcher", code=FORGETFUL)
-    events = load()
     expected, galleries = said_by_the_core(events)
     put(stream, *events)
     settled(stream)
