@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -33,7 +34,7 @@ SIZE_COUNTS = 1.0
 _LARGEST_LOGIT = 50.0
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)  # no slots: the id is kept once it is asked for
 class Curve:
     """What was learned once of the vectors of one set of weights. Made by `models/calibrate.py`.
 
@@ -53,7 +54,6 @@ class Curve:
     alone: tuple[float, ...]
     closed: tuple[float, ...]
     bent: tuple[float, float, float]
-    calibration_id: str = field(init=False)
 
     def __post_init__(self) -> None:
         k, dim = self.basis.shape
@@ -61,7 +61,11 @@ class Curve:
             raise ValueError(f"expected mean ({dim},) and spread ({k},), got {self.mean.shape}, {self.spread.shape}")
         if (len(self.alone), len(self.closed)) != (1 + ALONE, 1 + FEATURES):
             raise ValueError(f"expected {1 + ALONE} and {1 + FEATURES} coefficients, got {self.alone}, {self.closed}")
-        object.__setattr__(self, "calibration_id", hash_of(METHOD, self.to_json())[:16])
+
+    @cached_property
+    def calibration_id(self) -> str:
+        """Stands for everything that a probability is made of."""
+        return hash_of(METHOD, self.to_json())[:16]
 
     def __repr__(self) -> str:
         return f"Curve({self.calibration_id}, basis {self.basis.shape})"

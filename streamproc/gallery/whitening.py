@@ -47,13 +47,10 @@ class Looks:
         sampled = _sampled(persons)
         vectors = np.stack([persons[i].vector.numpy() for i in sampled]).astype(np.float64)
         self._means = _means(vectors, self._video[sampled], len(names), curve.mean)
-        residuals, degrees = within_tracks([persons[i] for i in sampled], len(curve.mean))
-        scatter = residuals.T @ residuals  # (dim, dim)
-        trace = (np.trace(scatter) + SCALE_DEGREES * curve.part_trace) / (degrees + SCALE_DEGREES)
-        learned = trace * curve.covariance()
-        self._one_video, self._across_videos = (
-            _shrunk(scatter, degrees, learned, *towards) for towards in (ONE_VIDEO, ACROSS_VIDEOS)
-        )
+        residuals, self._degrees = within_tracks([persons[i] for i in sampled], len(curve.mean))
+        self._scatter = residuals.T @ residuals  # (dim, dim)
+        trace = np.trace(self._scatter) + SCALE_DEGREES * curve.part_trace
+        self._learned = trace / (self._degrees + SCALE_DEGREES) * curve.covariance()
 
     def in_one_video(self, pairs: Int64Array) -> BoolArray:
         """Whether both of each pair (p, 2) are in one video, (p,)."""
@@ -63,10 +60,17 @@ class Looks:
     def cosines(self, pairs: Int64Array) -> Float64Array:
         """How alike the two of each pair (p, 2) look, (p,) in [-1, 1]."""
         found, one_video = np.zeros(len(pairs)), self.in_one_video(pairs)
-        for chosen, within in ((one_video, self._one_video), (~one_video, self._across_videos)):
+        for chosen, (learned_degrees, identity_share) in ((one_video, ONE_VIDEO), (~one_video, ACROSS_VIDEOS)):
             if chosen.any():
-                found[chosen] = self._whitened(pairs[chosen], within)
+                found[chosen] = self._whitened(pairs[chosen], self._within(learned_degrees, identity_share))
         return found
+
+    def _within(self, learned_degrees: float, identity_share: float) -> Float64Array:
+        """The covariance within persons (dim, dim): what the tracks say, held towards what is learned."""
+        within = (self._scatter + learned_degrees * self._learned) / (self._degrees + learned_degrees)
+        flat = np.trace(within) / len(within) * np.eye(len(within))
+        shrunk: Float64Array = (1 - identity_share) * within + identity_share * flat
+        return shrunk
 
     def _whitened(self, pairs: Int64Array, within: Float64Array) -> Float64Array:
         involved, local = np.unique(pairs, return_inverse=True)
@@ -98,16 +102,6 @@ def _means(vectors: Float64Array, video: Int64Array, videos: int, learned: npt.N
         own = vectors[video == i]
         means[i] += (own.mean(0) - everybody) * len(own) / (len(own) + VIDEO_PERSONS)
     return means
-
-
-def _shrunk(
-    scatter: Float64Array, degrees: int, learned: Float64Array, learned_degrees: float, identity_share: float
-) -> Float64Array:
-    """The covariance (dim, dim) that `scatter` with so many degrees of freedom says, held towards what is learned."""
-    within = (scatter + learned_degrees * learned) / (degrees + learned_degrees)
-    flat = np.trace(within) / len(within) * np.eye(len(within))
-    shrunk: Float64Array = (1 - identity_share) * within + identity_share * flat
-    return shrunk
 
 
 def within_tracks(persons: Iterable[PersonEmbedding], dim: int) -> tuple[Float64Array, int]:

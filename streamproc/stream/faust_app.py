@@ -273,15 +273,13 @@ class FaustTable:
             seen = {p: seen.get(p, 0) + 1 for p, where in waiting.items() if where[0] == before.get(p, where)[0]}
             before = waiting
             for partition, times in seen.items():
-                if times <= _LAST_TIMES:
-                    if times % _SEEK_TIMES == 0:  # more than once: it may be forgotten again
-                        log.warning("partition %d: fetching again from offset %d", partition, waiting[partition][0])
-                        await self._app.consumer.go_back(self._events_of(partition), waiting[partition][0])
-                else:
-                    if (await self._app.consumer.position(self._events_of(partition)) or 0) >= waiting[partition][1]:
-                        self._empty_until[partition] = waiting[partition][1]
-                        continue
-                    raise MachineError(f"partition {partition}: events wait, and Faust does not take them")
+                if times > _LAST_TIMES:
+                    if (await self._app.consumer.position(self._events_of(partition)) or 0) < waiting[partition][1]:
+                        raise MachineError(f"partition {partition}: events wait, and Faust does not take them")
+                    self._empty_until[partition] = waiting[partition][1]
+                elif times % _SEEK_TIMES == 0:  # more than once: it may be forgotten again
+                    log.warning("partition %d: fetching again from offset %d", partition, waiting[partition][0])
+                    await self._app.consumer.go_back(self._events_of(partition), waiting[partition][0])
 
     def _events_of(self, partition: int) -> Any:  # noqa: ANN401 - Faust is untyped
         return faust.types.TP(self._events, partition)
