@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import subprocess
+import sys
 import zipfile
 from collections import Counter
 
@@ -14,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamproc.errors import TracksError
-from streamproc.people import find_track_file, fit_to_video, load_tracks, save_tracks
+from streamproc.people import find_track_file, fit_to_video, load_tracks, pickle_guard, save_tracks
 from streamproc.types import Track, TrackSet
 
 
@@ -134,6 +136,97 @@ def test_code_in_a_track_file_is_not_run(tmp_path) -> None:
 def test_a_declared_size_takes_no_memory(tmp_path, bomb) -> None:
     with pytest.raises(TracksError):
         load_tracks(canonical(tmp_path / "bomb.npz", [{"person_id": bomb}]))
+
+
+NDARRAY = b"cnumpy\nndarray\n"
+POINTER_ARGUMENTS = b"K\x01\x85X\x01\x00\x00\x00OC\x08AAAAAAAA\x87"
+"""The shape (1,), the number type "O", and eight bytes that would be the address of an object."""
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        NDARRAY + POINTER_ARGUMENTS + b"R",
+        NDARRAY + POINTER_ARGUMENTS + b"\x81",
+        NDARRAY + b"M\xe8\x03\x85\x85R",
+    ],
+)
+def test_a_pickle_that_calls_numpys_ndarray_is_refused(tmp_path, array) -> None:
+    """Bytes of the file must not become a pointer to an object: in a process of its own, as it would die of it."""
+    path = tmp_path / "evil.npz"
+    write_npz(path, "persons", object_array_bytes((1,), b"\x80\x04" + array + b"."))
+    script = "import sys, pathlib, streamproc.people as p; p.load_tracks(pathlib.Path(sys.argv[1]))"
+    done = subprocess.run([sys.executable, "-c", script, path], check=False, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert "its pickle is malformed" in done.stderr or "cannot be read as npz" in done.stderr
+
+
+FUNCTION = b"cnumpy.core.multiarray\n_reconstruct\n"
+
+
+@pytest.mark.parametrize(
+    "pickled",
+    [
+        FUNCTION + b".",
+        b"(l" + FUNCTION + b"a.",
+        NDARRAY + b".",
+        b"(l" + NDARRAY + b"a.",
+        FUNCTION + b"N(X\x0c\x00\x00\x00__defaults__K\x01d\x86b.",
+        FUNCTION + b"(X\x01\x00\x00\x00aK\x01db.",
+        NDARRAY + b"(X\x01\x00\x00\x00aK\x01db.",
+    ],
+)
+def test_a_pickle_gets_nothing_that_can_be_called_or_changed(tmp_path, pickled) -> None:
+    """Neither what it may name is handed out, nor can its state be set."""
+    path = tmp_path / "p.npz"
+    write_npz(path, "persons", object_array_bytes((1,), b"\x80\x02" + pickled))
+    with pytest.raises(TracksError):
+        pickle_guard.read_npz(path)
+
+
+def test_shared_lists_that_stand_for_millions_of_items_are_refused(tmp_path) -> None:
+    boxes = [[0, 0, 1, 1]] * 500
+    for _ in range(2):
+        boxes = [boxes] * 500
+    with pytest.raises(TracksError, match="more than 50000000 items"):
+        load_tracks(canonical(tmp_path / "p.npz", [one() | {"bboxes": boxes}]))
+
+
+def test_a_list_that_contains_itself_is_refused(tmp_path) -> None:
+    loop = []
+    loop.append(loop)
+    with pytest.raises(TracksError, match="expected arrays, lists, dicts and plain values"):
+        load_tracks(canonical(tmp_path / "p.npz", [one() | {"bboxes": loop}]))
+
+
+def plain(value) -> bool:
+    """Whether a value is made of plain values and arrays of numbers alone."""
+    if isinstance(value, dict):
+        return all(plain(member) for pair in value.items() for member in pair)
+    if isinstance(value, list | tuple):
+        return all(plain(member) for member in value)
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind in "biufUS"
+    return value is None or type(value) in (bool, int, float, str, bytes)
+
+
+WORDS = [
+    FUNCTION, NDARRAY, b"cnumpy\ndtype\n", b"cnumpy.core.multiarray\nscalar\n",
+    b"cnumpy.core.numeric\n_frombuffer\n", b"X\x02\x00\x00\x00f8", b"X\x02\x00\x00\x00O8", b"C\x08AAAAAAAA",
+    b"K\x01", b"K\x00", b"(", b"t", b"l", b"d", b"R", b"b", b"\x81", b"o", b"N", b"a", b"e", b"s", b"u", b"0", b"2",
+    b"q\x00", b"h\x00", b"\x85", b"\x86", b"\x87", b"}", b"]", b")", b"\x88",
+]  # fmt: skip
+
+
+@given(st.lists(st.sampled_from(WORDS), max_size=40))
+def test_a_pickle_of_admitted_words_gives_plain_values_or_is_refused(tmp_path_factory, words) -> None:
+    path = tmp_path_factory.mktemp("fuzz") / "p.npz"
+    write_npz(path, "persons", object_array_bytes((1,), b"\x80\x04" + b"".join(words) + b"."))
+    try:
+        values = pickle_guard.read_npz(path)["persons"].tolist()
+    except TracksError:
+        return
+    assert all(plain(value) for value in values)
 
 
 def test_an_object_array_that_declares_a_huge_shape_takes_no_memory(tmp_path) -> None:
