@@ -1,15 +1,18 @@
-"""Fit the calibration curve of re-identification weights: `PYTHONPATH=. python models/calibrate.py DATA WEIGHTS...`.
+"""Fit the calibration curve of re-identification weights.
 
-WEIGHTS are files or names of the manifest; `osnet_x0_25_ours` is the package's own. Each gets its entry, by sha256, in
-`models/calibration.json`, which the package carries (and which loses those made by another method). DATA holds
-`reid/market1501_train.tar` (fitted on), and `reid/market1501_test100`, `MOT17-mini`, `videos`, `gt`, `persons`: these
-are never fitted on, the figures that are printed and the diagram (`--diagram`) are made of them.
+`PYTHONPATH=. python models/calibrate.py DATA WEIGHTS...`.
 
-What is fitted (`streamproc/gallery/calibration.py` says what is done with it): mean, and covariance within persons over
-all their tracks, of the training identities; and logistic regressions on galleries drawn at random from them, as one
-camera or as several see people, with 1 to 5 tracks each, known negatives or without, some tracks cut short. The
-identities are cut in three: of a gallery's identities none has a part in the mean and covariance that it is judged
-with, as in use.
+WEIGHTS are files or names of the manifest; `osnet_x0_25_ours` is the package's own. Each gets its
+entry, by sha256, in `models/calibration.json`, which the package carries (and which loses those
+made by another method). DATA holds `reid/market1501_train.tar` (fitted on), and
+`reid/market1501_test100`, `MOT17-mini`, `videos`, `gt`, `persons`: these are never fitted on, the
+figures that are printed and the diagram (`--diagram`) are made of them.
+
+What is fitted (`streamproc/gallery/calibration.py` says what is done with it): mean, and covariance
+within persons over all their tracks, of the training identities; and logistic regressions on
+galleries drawn at random from them, as one camera or as several see people, with 1 to 5 tracks
+each, known negatives or without, some tracks cut short. The identities are cut in three: of a
+gallery's identities none has a part in the mean and covariance that it is judged with, as in use.
 """
 
 from __future__ import annotations
@@ -37,12 +40,31 @@ from models.known_people import (
 )
 from streamproc.events import PersonEmbedding
 from streamproc.gallery import Curve, GalleryScorer, load_curves
-from streamproc.gallery.calibration import Calibration, among_others
-from streamproc.gallery.curve import ALONE, FEATURES, METHOD, SIZE_COUNTS, STRAIGHT, curves_to_json
-from streamproc.gallery.fitting import COSINES, KnownGallery, bent_towards, logistic, with_coefficients
-from streamproc.gallery.reliability import Panel, calibration_error, diagram, error_if_perfect, swept_error
+from streamproc.gallery.calibration.curve import (
+    ALONE,
+    FEATURES,
+    METHOD,
+    SIZE_COUNTS,
+    STRAIGHT,
+    curves_to_json,
+)
+from streamproc.gallery.calibration.fitting import (
+    COSINES,
+    KnownGallery,
+    bent_towards,
+    logistic,
+    with_coefficients,
+)
+from streamproc.gallery.calibration.reliability import (
+    Panel,
+    calibration_error,
+    diagram,
+    error_if_perfect,
+    swept_error,
+)
+from streamproc.gallery.calibration.scorer import Calibration, among_others
 from streamproc.reid.embedder import Embedder, person_vector
-from streamproc.reid.weights import find_weights
+from streamproc.reid.export import find_weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -72,14 +94,24 @@ def learned(tracks: Tracks, identities: set[str]) -> Curve:
     for (who, _, _), vectors in tracks.items():
         if who in identities:
             by_person[who].append(vectors)
-    means = {who: np.stack([person_vector(v) for v in own]).astype(np.float64) for who, own in by_person.items()}
+    means = {
+        who: np.stack([person_vector(v) for v in own]).astype(np.float64)
+        for who, own in by_person.items()
+    }
     apart = [m - m.mean(0) for m in means.values() if len(m) > 1]
     degrees = sum(len(m) - 1 for m in apart)
     residuals = np.concatenate(apart)
     values, vectors = np.linalg.eigh(residuals.T @ residuals / degrees)
     values = values / values.sum()
-    parts = [segment_means(v)[0].astype(np.float64) for own in by_person.values() for v in own if len(v) > 1]
-    within = sum(float(((p - p.mean(0)) ** 2).sum()) for p in parts) / sum(len(p) - 1 for p in parts)
+    parts = [
+        segment_means(v)[0].astype(np.float64)
+        for own in by_person.values()
+        for v in own
+        if len(v) > 1
+    ]
+    within = sum(float(((p - p.mean(0)) ** 2).sum()) for p in parts) / sum(
+        len(p) - 1 for p in parts
+    )
     return Curve(
         mean=np.concatenate(list(means.values())).mean(0).astype(np.float32),
         basis=vectors[:, -DIRECTIONS:].T.astype(np.float32),
@@ -120,12 +152,21 @@ def fit(tracks: Tracks, sha256: str, rng: np.random.Generator) -> Curve:
                 pairs, similarity, same = gallery.similar_pairs(THRESHOLD)
                 if pairs:
                     scorer, count = GalleryScorer(unseen, gallery.persons), len(gallery.persons)
-                    judged = (similarity, scorer.alone(pairs), scorer.places(pairs), same.astype(float))
+                    judged = (
+                        similarity,
+                        scorer.alone(pairs),
+                        scorer.places(pairs),
+                        same.astype(float),
+                    )
                     drawn.append(Drawn(kind, not shortened, count, *judged))
     weight, same = _weights(drawn), np.concatenate([one.same for one in drawn])
     # The odds of rivals are those that the two persons alone have, so these are fitted first.
-    alone = tuple(logistic(np.concatenate([one.alone for one in drawn]), same, weight, rising=COSINES))
-    features = np.concatenate([among_others(one.alone, one.places, alone, one.persons) for one in drawn])
+    alone = tuple(
+        logistic(np.concatenate([one.alone for one in drawn]), same, weight, rising=COSINES)
+    )
+    features = np.concatenate(
+        [among_others(one.alone, one.places, alone, one.persons) for one in drawn]
+    )
     # At arrival nothing is made of the number of crops, so the mix of them must be the usual one.
     usual = np.concatenate([np.full(len(one.same), one.whole) for one in drawn])
     similarity = np.concatenate([one.similarity for one in drawn])
@@ -141,7 +182,9 @@ def fit(tracks: Tracks, sha256: str, rng: np.random.Generator) -> Curve:
 def _weights(drawn: Sequence[Drawn]) -> np.ndarray:
     """Of all pairs, (p,): each kind of galleries has its share, each pair of a kind counts alike."""
     of_kind = {kind: sum(len(one.same) for one in drawn if one.kind == kind) for kind in KINDS}
-    return np.concatenate([np.full(len(one.same), KINDS[one.kind][0] / of_kind[one.kind]) for one in drawn])
+    return np.concatenate(
+        [np.full(len(one.same), KINDS[one.kind][0] / of_kind[one.kind]) for one in drawn]
+    )
 
 
 # Figures, on what was not fitted on.
@@ -173,7 +216,9 @@ class Judged:
     @classmethod
     def together(cls, parts: Sequence[Judged]) -> Judged:
         """All pairs of several."""
-        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in cls.__slots__))
+        return cls(
+            *(np.concatenate([getattr(part, name) for part in parts]) for name in cls.__slots__)
+        )
 
 
 def pets_gallery(data: Path, weights: str, sha256: str) -> KnownGallery:
@@ -205,26 +250,41 @@ def known_galleries(data: Path, embedder: Embedder, weights: str) -> dict[str, l
     def gallery(pictures: dict[tuple[str, str, str], list[np.ndarray]]) -> KnownGallery:
         tracks = embed_all(embedder, pictures)
         return gallery_of(
-            [(who, place, v) for (who, place, _), v in tracks.items()], np.zeros((len(tracks),) * 2), sha256
+            [(who, place, v) for (who, place, _), v in tracks.items()],
+            np.zeros((len(tracks),) * 2),
+            sha256,
         )
 
-    tracks, rng = embed_all(embedder, test_pictures(data, by_sequence=True)), np.random.default_rng(2)
+    tracks, rng = (
+        embed_all(embedder, test_pictures(data, by_sequence=True)),
+        np.random.default_rng(2),
+    )
     people = {who for who, _, _ in tracks}
     return {
         "Market test100": [gallery(test_pictures(data, by_sequence=False))],
-        DRAWN: [draw(tracks, people, rng, sha256, kind=kind) for kind in KINDS for _ in range(FIGURES_GALLERIES)],
+        DRAWN: [
+            draw(tracks, people, rng, sha256, kind=kind)
+            for kind in KINDS
+            for _ in range(FIGURES_GALLERIES)
+        ],
         "PETS09-S2L1": [pets_gallery(data, weights, sha256)],
         "MOT17-mini halves": [gallery(pictures) for pictures in mot_pictures(data).values()],
     }
 
 
-def describe(name: str, judged: Judged, curve_settings: Calibration, rng: np.random.Generator) -> str:
+def describe(
+    name: str, judged: Judged, curve_settings: Calibration, rng: np.random.Generator
+) -> str:
     """A line of figures."""
     same, close = judged.same, judged.at_close
-    shown, likely = close >= curve_settings.min_probability, close >= curve_settings.likely_probability
+    shown, likely = (
+        close >= curve_settings.min_probability,
+        close >= curve_settings.likely_probability,
+    )
     raw, true_pairs = judged.similarity.clip(0, 1), same.sum()
     published, swept = (
-        error(close[shown], same[shown]) if shown.any() else 0.0 for error in (calibration_error, swept_error)
+        error(close[shown], same[shown]) if shown.any() else 0.0
+        for error in (calibration_error, swept_error)
     )
     return (
         f"{name}: {len(same)} pairs, base rate {same.mean():.3f}; ECE cosine {calibration_error(raw, same):.3f}, "
@@ -242,12 +302,17 @@ def describe(name: str, judged: Judged, curve_settings: Calibration, rng: np.ran
 
 def panels_of(judged: Mapping[str, Judged]) -> list[Panel]:
     """A reliability diagram of each set of pairs."""
-    return [Panel(name, pairs.same, (pairs.at_close, pairs.similarity.clip(0, 1))) for name, pairs in judged.items()]
+    return [
+        Panel(name, pairs.same, (pairs.at_close, pairs.similarity.clip(0, 1)))
+        for name, pairs in judged.items()
+    ]
 
 
 def known_curves(path: Path) -> dict[str, Curve]:
     """The curves there are; those of another method are of no use any more."""
-    if not path.is_file() or any(c["method"] != METHOD for c in json.loads(path.read_bytes())["curves"].values()):
+    if not path.is_file() or any(
+        c["method"] != METHOD for c in json.loads(path.read_bytes())["curves"].values()
+    ):
         return {}
     return load_curves(path)
 
@@ -258,7 +323,9 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("weights", nargs="+")
     parser.add_argument("--out", type=Path, default=CURVES)
-    parser.add_argument("--diagram", type=Path, help="reliability diagrams of what was not fitted on, SVG")
+    parser.add_argument(
+        "--diagram", type=Path, help="reliability diagrams of what was not fitted on, SVG"
+    )
     parser.add_argument("--figures-only", action="store_true", help="of the curves as they are")
     args = parser.parse_args()
     curves = known_curves(args.out)
@@ -288,7 +355,8 @@ def main() -> None:
     if args.diagram is not None:
         legend = ("calibrated, when the video is closed", "the cosine taken for a probability")
         args.diagram.write_text(
-            diagram([(name, panels_of(judged)) for name, judged in rows.items()], legend), encoding="utf-8"
+            diagram([(name, panels_of(judged)) for name, judged in rows.items()], legend),
+            encoding="utf-8",
         )
 
 

@@ -1,6 +1,9 @@
-"""Make the files that the package carries from a checkpoint: `python models/convert.py CHECKPOINT NAME`.
+"""Make the files that the package carries from a checkpoint.
 
-Writes models/NAME.safetensors (the tensors, denormals cleared, no classifier) and models/NAME.onnx (its export).
+`python models/convert.py CHECKPOINT NAME`.
+
+Writes models/NAME.safetensors (the tensors, denormals cleared, no classifier) and models/NAME.onnx
+(its export).
 """
 
 from __future__ import annotations
@@ -10,15 +13,19 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from streamproc.events import sha256_of
+from streamproc.files import sha256_of
+from streamproc.networks.weights import read_checkpoint
+from streamproc.reid.export import export_onnx
 from streamproc.reid.osnet import from_state
-from streamproc.reid.weights import export_onnx, read_checkpoint
 
 
 def main(checkpoint: Path, name: str) -> None:
     """Convert, and print the sha256 of both files."""
     folder = Path(__file__).parent
-    state = {key: value.contiguous() for key, value in from_state(read_checkpoint(checkpoint)).state_dict().items()}
+    state = {
+        key: value.contiguous()
+        for key, value in from_state(read_checkpoint(checkpoint)).state_dict().items()
+    }
     tensors = folder / f"{name}.safetensors"
     save_file(state, tensors, metadata={"architecture": "osnet_x0_25"})
     network = folder / f"{name}.onnx"

@@ -1,20 +1,24 @@
 """Make our own OSNet x0.25: from random initialisation, distilled from published weights.
 
-    PYTHONPATH=. python models/distill.py --data DATA/reid --teachers B.pt --out FOLDER --phases PHASE...
+PYTHONPATH=. python models/distill.py --data DATA/reid --teachers B.pt --out FOLDER --phases
+PHASE...
 
-Teacher and student see the same augmented crop. They are one architecture, so besides the feature the maps after each
-of the six OSNet blocks are matched ("hints": Romero et al., FitNets, ICLR 2015). At first each part is fed the
-teacher's map, so all learn at once; then the student runs from the pixels to the feature. Further losses: direction
-(cosine to the first teacher's feature), structure (similarities within the batch, each side's mean subtracted), and, if
-asked for, identity (softmax over the mean features of people: Market-1501's training identities, and tracklets, crops
+Teacher and student see the same augmented crop. They are one architecture, so besides the feature
+the maps after each of the six OSNet blocks are matched ("hints": Romero et al., FitNets, ICLR
+2015). At first each part is fed the teacher's map, so all learn at once; then the student runs from
+the pixels to the feature. Further losses: direction (cosine to the first teacher's feature),
+structure (similarities within the batch, each side's mean subtracted), and, if asked for, identity
+(softmax over the mean features of people: Market-1501's training identities, and tracklets, crops
 of a video that the first teacher links from frame to frame).
 
-Each phase is HEIGHTxWIDTH:MINUTES:PEAK_RATE, with `:forced` where parts are fed the teacher's maps, or `:fixed` where
-batch norm uses its running statistics, as in use. Small crops learn most for the time.
+Each phase is HEIGHTxWIDTH:MINUTES:PEAK_RATE, with `:forced` where parts are fed the teacher's maps,
+or `:fixed` where batch norm uses its running statistics, as in use. Small crops learn most for the
+time.
 
-FOLDER gets `checkpoint.pt` (for `--resume`, which may be given other phases), `ema.pth` (averaged weights: what to
-evaluate and convert), `pid`, and caches. Progress goes to stdout, with figures on people and videos that are held out.
-A stopped process (SIGSTOP) goes on later; its pause does not count as training time.
+FOLDER gets `checkpoint.pt` (for `--resume`, which may be given other phases), `ema.pth` (averaged
+weights: what to evaluate and convert), `pid`, and caches. Progress goes to stdout, with figures on
+people and videos that are held out. A stopped process (SIGSTOP) goes on later; its pause does not
+count as training time.
 """
 
 from __future__ import annotations
@@ -34,12 +38,22 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own habit
 from distillation.augmentation import augment
 from distillation.check import Check
-from distillation.crops import HELD_OUT, MARKET, NOBODY, VIDEOS, Batches, centre, know, load_images, person_means
+from distillation.crops import (
+    HELD_OUT,
+    MARKET,
+    NOBODY,
+    VIDEOS,
+    Batches,
+    centre,
+    know,
+    load_images,
+    person_means,
+)
 from distillation.networks import Hint, Muon, embed, load_teacher, parts
 from torch import nn
 
+from streamproc.networks.weights import read_checkpoint
 from streamproc.reid.osnet import OSNet, OSNetConfig, from_state
-from streamproc.reid.weights import read_checkpoint
 
 if TYPE_CHECKING:
     from distillation.crops import Crops
@@ -79,12 +93,22 @@ class Phase:
         height, width = size.split("x")
         if kinds not in ([], ["forced"], ["fixed"]):
             raise ValueError(f"expected forced or fixed, got {kinds}")
-        return cls((int(height), int(width)), float(minutes), float(rate), "forced" in kinds, "fixed" in kinds)
+        return cls(
+            (int(height), int(width)),
+            float(minutes),
+            float(rate),
+            "forced" in kinds,
+            "fixed" in kinds,
+        )
 
     def rate_at(self, progress: float) -> float:
         """Warm-up, then a cosine from the peak to a small part of it."""
         cosine = 0.5 * (1 + math.cos(math.pi * progress))
-        return self.rate * min(1.0, 0.02 + progress / WARM_UP) * (FINAL_RATE + (1 - FINAL_RATE) * cosine)
+        return (
+            self.rate
+            * min(1.0, 0.02 + progress / WARM_UP)
+            * (FINAL_RATE + (1 - FINAL_RATE) * cosine)
+        )
 
 
 @dataclass
@@ -111,7 +135,9 @@ class Run:
             "rng": torch.get_rng_state(),
         }
         averaged = {name: value.cpu() for name, value in self.ema.state_dict().items()}
-        averaged = {name: value.contiguous() for name, value in from_state(averaged).state_dict().items()}
+        averaged = {
+            name: value.contiguous() for name, value in from_state(averaged).state_dict().items()
+        }
         for name, content in (("checkpoint.pt", state), ("ema.pth", averaged)):
             torch.save(content, folder / f"{name}.part")
             (folder / f"{name}.part").replace(folder / name)
@@ -134,7 +160,9 @@ class Run:
     def average(self) -> None:
         """Move the averaged weights towards the current ones."""
         decay = min(EMA_DECAY, (1 + self.step) / (10 + self.step))
-        for mean, value in zip(self.ema.state_dict().values(), self.model.state_dict().values(), strict=True):
+        for mean, value in zip(
+            self.ema.state_dict().values(), self.model.state_dict().values(), strict=True
+        ):
             if mean.is_floating_point():
                 mean.lerp_(value, 1 - decay)
             else:
@@ -155,7 +183,9 @@ class Lesson:
     images: torch.Tensor  # (B, 3, H, W), augmented and normalised
     person: torch.Tensor  # (B,)
     maps: list[torch.Tensor]  # of the first teacher's parts, the last its features
-    weights: list[torch.Tensor]  # of the maps' channels: a quiet one counts less than a loud one, not as much less
+    weights: list[
+        torch.Tensor
+    ]  # of the maps' channels: a quiet one counts less than a loud one, not as much less
     relations: torch.Tensor  # (B, B) the teachers' mean similarities, centred
 
 
@@ -201,7 +231,9 @@ class Course:
         if size not in self.weights:
             variances = [one.var([d for d in range(one.ndim) if d != 1]) for one in taught[0]]
             self.weights[size] = [1 / (variance + variance.mean()) for variance in variances]
-        return Lesson(_channels_last(x), person, maps, self.weights[size], torch.stack(relations).mean(0))
+        return Lesson(
+            _channels_last(x), person, maps, self.weights[size], torch.stack(relations).mean(0)
+        )
 
     def shard(self, model: OSNet, memory: torch.Tensor, phase: Phase) -> Shard:
         """Teach one part of a batch and return the gradients: several run side by side, a thread each."""
@@ -225,10 +257,15 @@ class Course:
             loss = loss + self.identity_weight * notes["identity"]
         gradients = torch.autograd.grad(loss, list(model.parameters()))
         return Shard(
-            gradients, {name: float(value.detach()) for name, value in notes.items()}, features.detach(), person
+            gradients,
+            {name: float(value.detach()) for name, value in notes.items()},
+            features.detach(),
+            person,
         )
 
-    def _identity(self, memory: torch.Tensor, features: torch.Tensor, person: torch.Tensor) -> torch.Tensor:
+    def _identity(
+        self, memory: torch.Tensor, features: torch.Tensor, person: torch.Tensor
+    ) -> torch.Tensor:
         counted = self.rival[person]
         counted[torch.arange(len(person)), person] = True
         logits = (features @ memory.T / TEMPERATURE).masked_fill(~counted, -math.inf)
@@ -262,7 +299,10 @@ def train(run: Run, course: Course, phases: list[Phase], args: argparse.Namespac
                 last = now
                 if run.step % LOG_STEPS == 0:
                     means = " ".join(f"{name} {value:.4f}" for name, value in run.means.items())
-                    print(f"{run.elapsed_s:.0f} s step {run.step} {phase.size} {means} rate {rate:.6f}", flush=True)
+                    print(
+                        f"{run.elapsed_s:.0f} s step {run.step} {phase.size} {means} rate {rate:.6f}",
+                        flush=True,
+                    )
                 if now - saved > SAVE_S:
                     run.save(args.out)
                     saved = now
@@ -275,7 +315,12 @@ def train(run: Run, course: Course, phases: list[Phase], args: argparse.Namespac
 
 
 def train_step(
-    run: Run, course: Course, models: list[OSNet], rate: float, phase: Phase, pool: ThreadPoolExecutor
+    run: Run,
+    course: Course,
+    models: list[OSNet],
+    rate: float,
+    phase: Phase,
+    pool: ThreadPoolExecutor,
 ) -> None:
     """Teach a batch in parts side by side, move the weights and their average."""
     for group in run.optimiser.param_groups:
@@ -285,7 +330,9 @@ def train_step(
             if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
                 module.train(not phase.fixed)
     shards = list(pool.map(lambda model: course.shard(model, run.memory, phase), models))
-    for parameter, *gradients in zip(run.model.parameters(), *(shard.gradients for shard in shards), strict=True):
+    for parameter, *gradients in zip(
+        run.model.parameters(), *(shard.gradients for shard in shards), strict=True
+    ):
         parameter.grad = torch.stack(gradients).mean(0)
     nn.utils.clip_grad_norm_(run.model.parameters(), GRADIENT_CLIP)
     run.optimiser.step()
@@ -316,16 +363,30 @@ def arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--data", type=Path, required=True, help=f"folder of {MARKET} and {VIDEOS}")
-    parser.add_argument("--teachers", type=Path, nargs="+", required=True, help="OSNet weights, 512-d, the best first")
+    parser.add_argument(
+        "--teachers",
+        type=Path,
+        nargs="+",
+        required=True,
+        help="OSNet weights, 512-d, the best first",
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
-    parser.add_argument("--phases", type=Phase.parse, nargs="+", required=True, help=Phase.parse.__doc__)
+    parser.add_argument(
+        "--phases", type=Phase.parse, nargs="+", required=True, help=Phase.parse.__doc__
+    )
     parser.add_argument("--init", type=Path, help="start from these weights instead of random ones")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
     parser.add_argument("--identity", type=float, default=0.0, help="weight of the identity loss")
-    parser.add_argument("--batch", type=int, default=64, help="crops in a batch, a multiple of 32 for each shard")
+    parser.add_argument(
+        "--batch", type=int, default=64, help="crops in a batch, a multiple of 32 for each shard"
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--shards", type=int, default=2, help="parts of a batch, a thread each: as many as cores")
-    parser.add_argument("--check", type=float, default=10, help="minutes between figures on what is held out")
+    parser.add_argument(
+        "--shards", type=int, default=2, help="parts of a batch, a thread each: as many as cores"
+    )
+    parser.add_argument(
+        "--check", type=float, default=10, help="minutes between figures on what is held out"
+    )
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 
@@ -342,7 +403,10 @@ def main() -> None:
     device = torch.device(automatic if args.device == "auto" else args.device)
     images, names = load_images(args.data, args.out / "images.npy")
     sizes = {phase.size for phase in args.phases}
-    teachers = {size: [load_teacher(path, device, args.out, size) for path in args.teachers] for size in sizes}
+    teachers = {
+        size: [load_teacher(path, device, args.out, size) for path in args.teachers]
+        for size in sizes
+    }
     cache = args.out / f"{args.teachers[0].stem}.features.npy"
     if not cache.is_file():
         np.save(cache, embed(from_state(read_checkpoint(args.teachers[0])), images, device).numpy())

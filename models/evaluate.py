@@ -1,11 +1,15 @@
-"""Figures of re-identification weights: `PYTHONPATH=. python models/evaluate.py DATA WEIGHTS...` (.onnx, .pth, .pt).
+"""Figures of re-identification weights.
 
-DATA holds `reid/market1501_test100`, `videos` and `gt`. A track is up to 8 crops of one person in one camera or video
-track, its embedding the unit mean of unit features; all tracks of a set are compared with each other.
+`PYTHONPATH=. python models/evaluate.py DATA WEIGHTS...` (.onnx, .pth, .pt).
 
-Market-1501: AUC, rank-1, and the share of positive pairs above the similarity that 1 % of the negative ones exceed.
-PETS09-S2L1: the best F1 over all thresholds of finding the tracks of one person, pairs that share a frame being vetoed;
-raw, and centred (the tracks' mean embedding subtracted first). TUD-Campus (no person has two tracks): halves of tracks.
+DATA holds `reid/market1501_test100`, `videos` and `gt`. A track is up to 8 crops of one person in
+one camera or video track, its embedding the unit mean of unit features; all tracks of a set are
+compared with each other.
+
+Market-1501: AUC, rank-1, and the share of positive pairs above the similarity that 1 % of the
+negative ones exceed. PETS09-S2L1: the best F1 over all thresholds of finding the tracks of one
+person, pairs that share a frame being vetoed; raw, and centred (the tracks' mean embedding
+subtracted first). TUD-Campus (no person has two tracks): halves of tracks.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ import numpy as np
 from PIL import Image
 
 from streamproc.reid.embedder import Embedder, person_vector, unit
-from streamproc.reid.weights import find_weights
+from streamproc.reid.export import find_weights
 
 CROPS_A_TRACK = 8
 SIZE = (128, 256)  # width, height
@@ -83,7 +87,9 @@ def market(data: Path, embedder: Embedder) -> str:
         identity, camera = path.name.split("_")[:2]
         files[identity, camera[:2]].append(path)
     people = np.array([identity for identity, _ in files])
-    tracks = [[as_crop(Image.open(path)) for path in paths[:CROPS_A_TRACK]] for paths in files.values()]
+    tracks = [
+        [as_crop(Image.open(path)) for path in paths[:CROPS_A_TRACK]] for paths in files.values()
+    ]
     vectors = embed_tracks(embedder, tracks)
     nearest = (vectors @ vectors.T - 2 * np.eye(len(vectors))).argmax(1)
     found = pairs(vectors, people)
@@ -108,7 +114,12 @@ def read_tracks(data: Path, video: str, truth: str) -> dict[int, tuple[set[int],
     with av.open(data / "videos" / video) as container:
         for number, frame in enumerate(container.decode(video=0), 1):
             for track, (left, top, width, height) in wanted.get(number, ()):
-                box = (max(left, 0), max(top, 0), min(left + width, frame.width), min(top + height, frame.height))
+                box = (
+                    max(left, 0),
+                    max(top, 0),
+                    min(left + width, frame.width),
+                    min(top + height, frame.height),
+                )
                 tracks[track][1].append(as_crop(frame.to_image().crop(box)))
     return tracks
 
@@ -145,7 +156,9 @@ def campus(data: Path, embedder: Embedder) -> str:
     centred = pairs(unit(raw - raw.mean(0)), people)
     return (
         f"TUD-Campus halves AUC {found.auc():.3f} F1 {found.best_f1()[0]:.3f}, centred AUC {centred.auc():.3f} F1 "
-        "{:.3f} lowest true {:.3f} highest wrong {:.3f}".format(centred.best_f1()[0], *centred.margin())
+        "{:.3f} lowest true {:.3f} highest wrong {:.3f}".format(
+            centred.best_f1()[0], *centred.margin()
+        )
     )
 
 
@@ -157,7 +170,9 @@ def main() -> None:
     args = parser.parse_args()
     for name in args.weights:
         with tempfile.TemporaryDirectory() as cache:
-            embedder = Embedder(find_weights(name, cache_folder=Path(cache)), threads=os.cpu_count() or 1)
+            embedder = Embedder(
+                find_weights(name, cache_folder=Path(cache)), threads=os.cpu_count() or 1
+            )
         print(f"== {name}")
         for figures in (market, pets, campus):
             print(figures(args.data, embedder), flush=True)

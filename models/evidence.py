@@ -2,13 +2,15 @@
 
     PYTHONPATH=.:models python models/evidence.py DATA LINKER WEIGHTS...
 
-DATA holds `reid/people_crops.tar`, LINKER is a published OSNet (weights B). No set at hand has identities, boxes and
-time together, so tracks are made: crops of 45 public videos, linked from frame to frame by LINKER as for distillation.
-Each of 8 crops or more is cut in two with a gap between, its first and last 40 %; its two halves are one person, halves
-of two tracks that were seen in one frame are two. For each of WEIGHTS, on the pairs above 0.70 with no veto: the log
-loss of the package's probability, by its looks alone and with each further feature, by logistic regressions fitted on
-all other videos (every video counts by the root of its pairs). `streamproc/gallery/evidence.py` holds what was worth
-having. The gaps are a fifth of a track by the way they are made, so of long absences nothing can be learned here.
+DATA holds `reid/people_crops.tar`, LINKER is a published OSNet (weights B). No set at hand has
+identities, boxes and time together, so tracks are made: crops of 45 public videos, linked from
+frame to frame by LINKER as for distillation. Each of 8 crops or more is cut in two with a gap
+between, its first and last 40 %; its two halves are one person, halves of two tracks that were seen
+in one frame are two. For each of WEIGHTS, on the pairs above 0.70 with no veto: the log loss of the
+package's probability, by its looks alone and with each further feature, by logistic regressions
+fitted on all other videos (every video counts by the root of its pairs).
+`streamproc/gallery/evidence.py` holds what was worth having. The gaps are a fifth of a track by the
+way they are made, so of long absences nothing can be learned here.
 """
 
 from __future__ import annotations
@@ -26,13 +28,13 @@ from distillation.crops import centre, link
 from PIL import Image
 
 from models.known_people import CROPS_A_TRACK, CROPS_AT_ONCE, as_crop, person_of
-from streamproc.crops.cutter import sharpness
+from streamproc.crops.quality import sharpness
 from streamproc.gallery import Curve, GalleryScorer, load_curves
-from streamproc.gallery.curve import STRAIGHT, bend
-from streamproc.gallery.evidence import END_CROPS, LARGEST_CHANGE
-from streamproc.gallery.fitting import logistic, similar_pairs
+from streamproc.gallery.calibration.curve import STRAIGHT, bend
+from streamproc.gallery.calibration.fitting import logistic, similar_pairs
+from streamproc.gallery.calibration.sizes import END_CROPS, LARGEST_CHANGE
 from streamproc.reid.embedder import Embedder
-from streamproc.reid.weights import find_weights
+from streamproc.reid.export import find_weights
 
 LEAST_CROPS, LEAST_OF_A_HALF, HALF = 8, 3, 0.4
 THRESHOLD = 0.70
@@ -55,12 +57,22 @@ class Crops:
         """Read them all."""
         rows = []
         with tarfile.open(archive) as tar:
-            for member in sorted((m for m in tar if m.name.endswith(".jpg")), key=lambda m: Path(m.name).name):
+            for member in sorted(
+                (m for m in tar if m.name.endswith(".jpg")), key=lambda m: Path(m.name).name
+            ):
                 file = tar.extractfile(member)
                 assert file is not None
                 image = Image.open(io.BytesIO(file.read())).convert("RGB")
                 video, frame, _ = Path(member.name).name.split("_")
-                rows.append((as_crop(image), video, int(frame), image.height, float(sharpness([np.asarray(image)])[0])))
+                rows.append(
+                    (
+                        as_crop(image),
+                        video,
+                        int(frame),
+                        image.height,
+                        float(sharpness([np.asarray(image)])[0]),
+                    )
+                )
         return cls(*(np.array(column) for column in zip(*rows, strict=True)))
 
     def embedded(self, weights: str, cache: Path) -> tuple[np.ndarray, str]:
@@ -78,13 +90,19 @@ def linked(crops: Crops, vectors: np.ndarray) -> list[list[np.ndarray]]:
     for name in np.unique(crops.video):
         rows = np.flatnonzero(crops.video == name)
         tracks = [rows[found] for found in link(centred[rows], crops.frame[rows])]
-        tracks = [own[np.argsort(crops.frame[own], kind="stable")] for own in tracks if len(own) >= LEAST_CROPS]
+        tracks = [
+            own[np.argsort(crops.frame[own], kind="stable")]
+            for own in tracks
+            if len(own) >= LEAST_CROPS
+        ]
         if len(tracks) > 1:
             videos.append(tracks)
     return videos
 
 
-def pairs_of(crops: Crops, tracks: list[np.ndarray], vectors: np.ndarray, curve: Curve, sha256: str) -> np.ndarray:
+def pairs_of(
+    crops: Crops, tracks: list[np.ndarray], vectors: np.ndarray, curve: Curve, sha256: str
+) -> np.ndarray:
     """Rows of (one person, log-odds, and the features of FEATURES) for the similar pairs of one video's halves."""
     video = str(crops.video[tracks[0][0]])
     halves = []
@@ -93,7 +111,10 @@ def pairs_of(crops: Crops, tracks: list[np.ndarray], vectors: np.ndarray, curve:
         halves += [own[:count], own[-count:]]
     frames = [set(crops.frame[half]) for half in halves]
     whole = [set(crops.frame[own]) for own in tracks]
-    chosen = [half[np.unique(np.linspace(0, len(half) - 1, CROPS_A_TRACK).round().astype(int))] for half in halves]
+    chosen = [
+        half[np.unique(np.linspace(0, len(half) - 1, CROPS_A_TRACK).round().astype(int))]
+        for half in halves
+    ]
     persons, number = {}, {}
     for i, rows in enumerate(chosen):
         beside = [j for j in range(len(halves)) if j // 2 != i // 2 and frames[i] & frames[j]]
@@ -103,7 +124,9 @@ def pairs_of(crops: Crops, tracks: list[np.ndarray], vectors: np.ndarray, curve:
     if not pairs:
         return np.zeros((0, 2 + len(FEATURES)))
     # Boxes are unknown to `person_of`, so that what sizes say is not in these odds.
-    log_odds = GalleryScorer(curve, persons).features(pairs) @ np.array(curve.closed[1:]) + curve.closed[0]
+    log_odds = (
+        GalleryScorer(curve, persons).features(pairs) @ np.array(curve.closed[1:]) + curve.closed[0]
+    )
     step = np.median(np.diff(np.unique(crops.frame[crops.video == video])))
     rows = []
     for (a, b), chance in zip(pairs, bend(log_odds, curve.bent), strict=True):
@@ -120,7 +143,14 @@ def pairs_of(crops: Crops, tracks: list[np.ndarray], vectors: np.ndarray, curve:
     return np.array(rows, np.float64).reshape(-1, 2 + len(FEATURES))
 
 
-FEATURES = ("size at the gap", "size", "time gap", "height in pixels", "sharpness of one", "of the other")
+FEATURES = (
+    "size at the gap",
+    "size",
+    "time gap",
+    "height in pixels",
+    "sharpness of one",
+    "of the other",
+)
 TRIED = {
     "looks alone": (),
     "size ratio at the gap": (0,),
@@ -137,9 +167,13 @@ def log_losses(videos: list[np.ndarray], columns: tuple[int, ...]) -> np.ndarray
     losses = []
     for held in range(len(videos)):
         seen = np.concatenate([rows for i, rows in enumerate(videos) if i != held])
-        weights = np.concatenate([np.full(len(r), len(r) ** -0.5) for i, r in enumerate(videos) if i != held])
+        weights = np.concatenate(
+            [np.full(len(r), len(r) ** -0.5) for i, r in enumerate(videos) if i != held]
+        )
         wanted = [1, *(2 + column for column in columns)]
-        intercept, *slopes = logistic(seen[:, wanted], seen[:, 0], weights, ridge=RIDGE, rising=0, bent=STRAIGHT)
+        intercept, *slopes = logistic(
+            seen[:, wanted], seen[:, 0], weights, ridge=RIDGE, rising=0, bent=STRAIGHT
+        )
         logits = videos[held][:, wanted] @ np.array(slopes) + intercept
         losses.append(float(np.mean(np.logaddexp(0, logits) - videos[held][:, 0] * logits)))
     return np.array(losses)
@@ -148,14 +182,17 @@ def log_losses(videos: list[np.ndarray], columns: tuple[int, ...]) -> np.ndarray
 def losses_by_slope(rows: np.ndarray, weights: np.ndarray) -> list[tuple[float, float, float]]:
     """Slope, what the same height is worth with it, and log loss of the package's log-odds with that added.
 
-    What the same height is worth follows: evidence must be a ratio of likelihoods, of mean 1 among pairs of two people.
+    What the same height is worth follows: evidence must be a ratio of likelihoods, of mean 1 among
+    pairs of two people.
     """
     same, log_odds, change = rows[:, 0] == 1, rows[:, 1], rows[:, 2]
     found = []
     for slope in SLOPES:
         alike = -np.log(np.average(np.exp(-slope * change[~same]), weights=weights[~same]))
         logits = log_odds + alike - slope * change
-        found.append((slope, alike, np.average(np.logaddexp(0, logits) - same * logits, weights=weights)))
+        found.append(
+            (slope, alike, np.average(np.logaddexp(0, logits) - same * logits, weights=weights))
+        )
     return found
 
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from streamproc.events import CropInfo, ModelInfo, PersonEmbedding, Segments, Vector, person_key_of
-from streamproc.gallery.fitting import KnownGallery
+from streamproc.events import CropInfo, ModelInfo, PersonEmbedding, Segments, Vector
+from streamproc.gallery.calibration.fitting import KnownGallery
+from streamproc.ids import person_key_of
 from streamproc.reid.embedder import Embedder, person_vector
 
 if TYPE_CHECKING:
@@ -39,14 +40,22 @@ def as_crop(image: Image.Image) -> np.ndarray:
     return np.asarray(image.convert("RGB").resize(SIZE, Image.Resampling.BILINEAR))
 
 
-def embed_all(embedder: Embedder, pictures: Mapping[tuple[str, str, str], Sequence[np.ndarray]]) -> Tracks:
+def embed_all(
+    embedder: Embedder, pictures: Mapping[tuple[str, str, str], Sequence[np.ndarray]]
+) -> Tracks:
     """Vectors of up to 8 crops of each track, evenly spread."""
     chosen = {
-        key: [crops[i] for i in np.unique(np.linspace(0, len(crops) - 1, CROPS_A_TRACK).round().astype(int))]
+        key: [
+            crops[i]
+            for i in np.unique(np.linspace(0, len(crops) - 1, CROPS_A_TRACK).round().astype(int))
+        ]
         for key, crops in pictures.items()
     }
     flat = [crop for crops in chosen.values() for crop in crops]
-    parts = [embedder.embed(np.stack(flat[i : i + CROPS_AT_ONCE])) for i in range(0, len(flat), CROPS_AT_ONCE)]
+    parts = [
+        embedder.embed(np.stack(flat[i : i + CROPS_AT_ONCE]))
+        for i in range(0, len(flat), CROPS_AT_ONCE)
+    ]
     bounds = np.cumsum([len(crops) for crops in chosen.values()])[:-1]
     return dict(zip(chosen, np.split(np.concatenate(parts), bounds), strict=True))
 
@@ -65,14 +74,17 @@ def train_pictures(data: Path) -> dict[tuple[str, str, str], list[np.ndarray]]:
         for name in sorted(members):
             file = tar.extractfile(members[name])
             assert file is not None
-            found[market_key(name, by_sequence=True)].append(as_crop(Image.open(io.BytesIO(file.read()))))
+            found[market_key(name, by_sequence=True)].append(
+                as_crop(Image.open(io.BytesIO(file.read())))
+            )
     return dict(found)
 
 
 def test_pictures(data: Path, *, by_sequence: bool) -> dict[tuple[str, str, str], list[np.ndarray]]:
     """Market-1501's 100 test identities, a track for each camera: the first 8 crops, as in `evaluate.py`.
 
-    `by_sequence`: a track for each sequence of a camera, all its crops, as the training identities have.
+    `by_sequence`: a track for each sequence of a camera, all its crops, as the training identities
+    have.
     """
     found: dict[tuple[str, str, str], list[np.ndarray]] = defaultdict(list)
     for path in sorted((data / "reid" / "market1501_test100").glob("*.jpg")):
@@ -93,13 +105,21 @@ def mot_pictures(data: Path) -> dict[str, dict[tuple[str, str, str], list[np.nda
             for row in rows[rows[:, 0] == int(path.stem)]:
                 x, y, width, height = row[2:6]
                 if row[6] == 1 and row[7] == 1 and row[8] >= 0.3 and height >= 50:  # noqa: PLR2004 - people, seen
-                    box = (max(x, 0), max(y, 0), min(x + width, image.width), min(y + height, image.height))
+                    box = (
+                        max(x, 0),
+                        max(y, 0),
+                        min(x + width, image.width),
+                        min(y + height, image.height),
+                    )
                     crops[int(row[1])].append(as_crop(image.crop(tuple(map(int, box)))))
         tracks = {}
         for person, own in crops.items():
             if len(own) >= SEGMENTS:
                 half = len(own) // 2
-                tracks[str(person), folder.name, "a"], tracks[str(person), folder.name, "b"] = own[:half], own[half:]
+                tracks[str(person), folder.name, "a"], tracks[str(person), folder.name, "b"] = (
+                    own[:half],
+                    own[half:],
+                )
         galleries[folder.name] = tracks
     return galleries
 
@@ -139,23 +159,44 @@ def person_of(
     )
 
 
-def gallery_of(tracks: Sequence[tuple[str, str, np.ndarray]], vetoed: np.ndarray, sha256: str) -> KnownGallery:
-    """A gallery of (identity, camera, vectors); `vetoed` (n, n): seen apart, counts for other people of one camera."""
+def gallery_of(
+    tracks: Sequence[tuple[str, str, np.ndarray]], vetoed: np.ndarray, sha256: str
+) -> KnownGallery:
+    """A gallery of (identity, camera, vectors).
+
+    `vetoed` (n, n): seen apart, counts for other people of one camera.
+    """
     persons, identity = {}, {}
     for i, (who, camera, vectors) in enumerate(tracks):
-        beside = [j for j, (other, place, _) in enumerate(tracks) if vetoed[i, j] and other != who and place == camera]
+        beside = [
+            j
+            for j, (other, place, _) in enumerate(tracks)
+            if vetoed[i, j] and other != who and place == camera
+        ]
         person = person_of(vectors, video_id=camera, person_id=i, seen_with=beside, sha256=sha256)
         persons[person.person_key], identity[person.person_key] = person, who
     return KnownGallery(persons, identity)
 
 
 def draw(
-    tracks: Tracks, identities: set[str], rng: np.random.Generator, sha256: str, *, kind: str, shortened: float = 0.0
+    tracks: Tracks,
+    identities: set[str],
+    rng: np.random.Generator,
+    sha256: str,
+    *,
+    kind: str,
+    shortened: float = 0.0,
 ) -> KnownGallery:
-    """A gallery at random, of a kind of `KINDS`; `shortened`: the share of its tracks that are cut short."""
+    """A gallery at random, of a kind of `KINDS`.
+
+    `shortened`: the share of its tracks that are cut short.
+    """
     own = [(*key, vectors) for key, vectors in tracks.items() if key[0] in identities]
     chosen = KINDS[kind][1](own, rng)
-    chosen = [(who, camera, _shortened(v, rng) if rng.random() < shortened else v) for who, camera, v in chosen]
+    chosen = [
+        (who, camera, _shortened(v, rng) if rng.random() < shortened else v)
+        for who, camera, v in chosen
+    ]
     share = rng.uniform(0, 0.7) * rng.integers(0, 2)
     vetoed = np.triu(rng.random((len(chosen), len(chosen))) < share, 1)
     return gallery_of(chosen, vetoed | vetoed.T, sha256)
@@ -190,7 +231,9 @@ def _one_camera(tracks: list[tuple[str, str, str, np.ndarray]], rng: np.random.G
     return chosen + [(who, camera, by_person[who][0]) for who in rng.permutation(once)[:others]]
 
 
-def _two_cameras(tracks: list[tuple[str, str, str, np.ndarray]], rng: np.random.Generator) -> Chosen:
+def _two_cameras(
+    tracks: list[tuple[str, str, str, np.ndarray]], rng: np.random.Generator
+) -> Chosen:
     """People who each pass two of several cameras."""
     by_person: dict[str, dict[str, list[np.ndarray]]] = defaultdict(lambda: defaultdict(list))
     for who, camera, _, vectors in tracks:
@@ -204,17 +247,24 @@ def _two_cameras(tracks: list[tuple[str, str, str, np.ndarray]], rng: np.random.
 
 
 def _in_pieces(tracks: list[tuple[str, str, str, np.ndarray]], rng: np.random.Generator) -> Chosen:
-    """People who pass several cameras, a share of them more than once: 2 to 5 tracks, of any camera.
+    """People who pass several cameras, a share of them more than once.
 
-    How many the most broken have differs from gallery to gallery, as trackers do: with 5 in all of them a curve takes
-    it for granted that people come back and back, and is too sure of pairs where they come back once. For the same
-    reason the number of tracks is drawn, not that of people: else the large galleries would be those of the broken.
+    2 to 5 tracks, of any camera.
+
+    How many the most broken have differs from gallery to gallery, as trackers do: with 5 in all of
+    them a curve takes it for granted that people come back and back, and is too sure of pairs where
+    they come back once. For the same reason the number of tracks is drawn, not that of people: else
+    the large galleries would be those of the broken.
     """
     by_person: dict[str, list[tuple[str, np.ndarray]]] = defaultdict(list)
     for who, camera, _, vectors in tracks:
         by_person[who].append((camera, vectors))
     chosen: Chosen = []
-    share, most, wanted = rng.uniform(0.1, 1), int(rng.integers(2, MOST_TRACKS + 1)), int(rng.integers(10, 200))
+    share, most, wanted = (
+        rng.uniform(0.1, 1),
+        int(rng.integers(2, MOST_TRACKS + 1)),
+        int(rng.integers(10, 200)),
+    )
     for who in rng.permutation(sorted(by_person)):
         if len(chosen) >= wanted:
             break
@@ -224,5 +274,9 @@ def _in_pieces(tracks: list[tuple[str, str, str, np.ndarray]], rng: np.random.Ge
     return chosen
 
 
-KINDS = {"one camera": (0.5, _one_camera), "two cameras": (0.25, _two_cameras), "in pieces": (0.25, _in_pieces)}
+KINDS = {
+    "one camera": (0.5, _one_camera),
+    "two cameras": (0.25, _two_cameras),
+    "in pieces": (0.25, _in_pieces),
+}
 """How galleries are drawn, and by how much all of a kind weigh: the product's usual case is one video."""

@@ -1,4 +1,6 @@
-"""Write the JSON Schemas and the AsyncAPI document from the classes in `streamproc.events`: `python schemas/make.py`.
+"""Write the JSON Schemas and the AsyncAPI document from the classes in `streamproc.events`.
+
+`python schemas/make.py`.
 
 A test compares the files with what this makes.
 """
@@ -37,8 +39,12 @@ class Topic:
 
 
 TOPICS: dict[str, Topic] = {
-    "video-ready": Topic(VideoReady, "video_id, or none", "receive", "A video to look at; `video_uri` is enough."),
-    "video-cancel": Topic(VideoCancel, "video_id", "receive", "A video that nobody wants any more, begun or not."),
+    "video-ready": Topic(
+        VideoReady, "video_id, or none", "receive", "A video to look at; `video_uri` is enough."
+    ),
+    "video-cancel": Topic(
+        VideoCancel, "video_id", "receive", "A video that nobody wants any more, begun or not."
+    ),
     "person-embeddings": Topic(
         PersonEmbedding | VideoClosed | GalleryExpired,
         "gallery_id",
@@ -46,10 +52,17 @@ TOPICS: dict[str, Topic] = {
         "One event a person of a run, then `video-closed`; from the worker to the matcher. Biometric vectors.",
     ),
     "duplicate-candidates": Topic(
-        DuplicateCandidate, "gallery_id", "send", "A pair that may be one person, or that no longer is thought to be."
+        DuplicateCandidate,
+        "gallery_id",
+        "send",
+        "A pair that may be one person, or that no longer is thought to be.",
     ),
-    "animation-ready": Topic(AnimationReady, "video_id", "send", "A person's animation is there, or will not come."),
-    "video-progress": Topic(VideoProgress, "video_id", "send", "Where a video stands; `done` when all is out."),
+    "animation-ready": Topic(
+        AnimationReady, "video_id", "send", "A person's animation is there, or will not come."
+    ),
+    "video-progress": Topic(
+        VideoProgress, "video_id", "send", "Where a video stands; `done` when all is out."
+    ),
 }
 _DEAD_LETTERS = {
     "address": "dead-letters",
@@ -85,8 +98,13 @@ def schemas() -> dict[str, bytes]:
     made = {}
     for name, topic in TOPICS.items():
         schema = TypeAdapter(topic.event).json_schema()
-        head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": f"{name}, version 1"}
-        made[f"{name}.v1.json"] = orjson.dumps(head | schema, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+        head = {
+            "$schema": "https://json-schema.org/draft/2020-12/schema",
+            "title": f"{name}, version 1",
+        }
+        made[f"{name}.v1.json"] = orjson.dumps(
+            head | schema, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
+        )
     return made
 
 
@@ -103,16 +121,28 @@ def asyncapi() -> bytes:
                 "schemaFormat": "application/schema+json;version=draft-2020-12",
                 "schema": {"$ref": f"./{name}.v1.json"},
             },
-            "bindings": {"kafka": {"key": {"type": "string", "description": topic.key}, "bindingVersion": "0.5.0"}},
+            "bindings": {
+                "kafka": {
+                    "key": {"type": "string", "description": topic.key},
+                    "bindingVersion": "0.5.0",
+                }
+            },
         }
-        channels[name] = {"address": name, "description": topic.summary, "messages": {name: message}}
+        channels[name] = {
+            "address": name,
+            "description": topic.summary,
+            "messages": {name: message},
+        }
         operations[f"{topic.action}-{name}"] = {
             "action": topic.action,
             "channel": {"$ref": f"#/channels/{name}"},
             "messages": [{"$ref": f"#/channels/{name}/messages/{name}"}],
         }
     channels["dead-letters"] = _DEAD_LETTERS
-    operations["send-dead-letters"] = {"action": "send", "channel": {"$ref": "#/channels/dead-letters"}}
+    operations["send-dead-letters"] = {
+        "action": "send",
+        "channel": {"$ref": "#/channels/dead-letters"},
+    }
     document = {
         "asyncapi": "3.0.0",
         "info": {

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
-    from streamproc.results import Result
+    from streamproc.offline.results import Result
 
 __all__ = ["__version__", "replay"]
 
@@ -32,8 +32,9 @@ def replay(
 ) -> Result:
     """Find duplicates in a video, or across several in one gallery, as `streamproc replay` does.
 
-    `persons`: the track file of each video (absent: looked for beside it). Files are written only where `out` names a
-    folder. `settings` are those of the README's table, `clustering__similarity_threshold=0.8` for a nested one. Raises
+    `persons`: the track file of each video (absent: looked for beside it). Files are written only
+    where `out` names a folder. `settings` are those of the README's table,
+    `clustering__similarity_threshold=0.8` for a nested one. Raises
     `streamproc.errors.StreamprocError`; may be called where an event loop runs (a notebook).
     """
     import asyncio
@@ -42,13 +43,19 @@ def replay(
     from pathlib import Path
 
     from streamproc.errors import UsageError
-    from streamproc.offline import Replay, find_sources
+    from streamproc.offline.replay import Replay, find_sources
     from streamproc.settings import load_settings
 
-    def paths(given: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None) -> list[Path]:
+    def paths(
+        given: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None,
+    ) -> list[Path]:
         if given is None:
             return []
-        return [Path(given)] if isinstance(given, str | os.PathLike) else [Path(path) for path in given]
+        return (
+            [Path(given)]
+            if isinstance(given, str | os.PathLike)
+            else [Path(path) for path in given]
+        )
 
     videos = paths(video)
     if len(videos) > 1 and gallery is None:
@@ -58,7 +65,11 @@ def replay(
     loaded = load_settings(flags, config_file=None if config is None else Path(config))
 
     async def run() -> Result:
-        return (await Replay(sources, loaded, gallery=gallery, out=None if out is None else Path(out)).run())[0]
+        return (
+            await Replay(
+                sources, loaded, gallery=gallery, out=None if out is None else Path(out)
+            ).run()
+        )[0]
 
     with ThreadPoolExecutor(1) as thread:  # a loop of its own, whatever runs in the caller's thread
         return thread.submit(lambda: asyncio.run(run())).result()

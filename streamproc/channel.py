@@ -1,9 +1,10 @@
 """A bounded hand-over between two asyncio stages, closable, read in batches.
 
-`asyncio.Queue` can be neither closed (before Python 3.13) nor read in batches with a time limit; this adds both.
-Contract: any number of tasks may `put`; exactly one task reads. `close` does not wait; what was put before it is still
-delivered. After `close`, `put` raises `ChannelClosed`, so a producer learns that its reader has gone. A cancelled `put`
-has not put; a cancelled read has taken nothing. One event loop only, not thread-safe.
+`asyncio.Queue` can be neither closed (before Python 3.13) nor read in batches with a time limit;
+this adds both. Contract: any number of tasks may `put`; exactly one task reads. `close` does not
+wait; what was put before it is still delivered. After `close`, `put` raises `ChannelClosed`, so a
+producer learns that its reader has gone. A cancelled `put` has not put; a cancelled read has taken
+nothing. One event loop only, not thread-safe.
 """
 
 from __future__ import annotations
@@ -57,8 +58,9 @@ class Channel(Generic[T]):
     async def batches(self, max_items: int, max_wait_seconds: float) -> AsyncIterator[list[T]]:
         """Yield lists of 1 to `max_items`; one that is not full leaves `max_wait_seconds` after its first item came.
 
-        Items stay in the channel (and count against its capacity) until their batch leaves, so a batch can only be
-        full where `max_items` is at most the capacity. Ends when the channel is closed and empty.
+        Items stay in the channel (and count against its capacity) until their batch leaves, so a
+        batch can only be full where `max_items` is at most the capacity. Ends when the channel is
+        closed and empty.
         """
         full_at = min(max_items, self._capacity)
         while True:
@@ -67,8 +69,12 @@ class Channel(Generic[T]):
                 if not self._items:
                     return
                 try:
-                    async with asyncio.timeout_at(self._items[0][1] + max_wait_seconds):  # busy time counts as waited
-                        await self._changed.wait_for(lambda: self._closed or len(self._items) >= full_at)
+                    async with asyncio.timeout_at(
+                        self._items[0][1] + max_wait_seconds
+                    ):  # busy time counts as waited
+                        await self._changed.wait_for(
+                            lambda: self._closed or len(self._items) >= full_at
+                        )
                 except TimeoutError:
                     pass
                 batch = [self._items.popleft()[0] for _ in range(min(max_items, len(self._items)))]

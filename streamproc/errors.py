@@ -10,7 +10,8 @@
     ├── UsageError             settings or flags that make no sense (exit code 2)
     └── MachineError           disk, memory or another service failed (exit code 1); retrying may help
 
-Only `cli` turns them into exit codes. The `code` of an InputError is what dead letters and progress events carry.
+Only `cli` turns them into exit codes. The `code` of an InputError is what dead letters and progress
+events carry.
 """
 
 from __future__ import annotations

@@ -1,19 +1,19 @@
 """The values on the wire: one class a kind of event, each knowing its topic and its JSON.
 
-Replay feeds the very same events to the matcher's core and writes the ones that come out to a file. The JSON Schemas in
-`schemas/` are made from these classes (`python schemas/make.py`; a test compares). Unknown fields are ignored on input,
-so that a newer producer can add some. Ids are hashes of what an event says: the same again has the same id.
+Replay feeds the very same events to the matcher's core and writes the ones that come out to a file.
+The JSON Schemas in `schemas/` are made from these classes (`python schemas/make.py`; a test
+compares). Unknown fields are ignored on input, so that a newer producer can add some. Ids are
+hashes of what an event says: the same again has the same id.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import math
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import orjson
@@ -29,10 +29,8 @@ from pydantic import (
 )
 
 from streamproc.errors import EventError
+from streamproc.ids import hash_of, person_key_of, video_id_of
 from streamproc.version import __version__
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 PRODUCER = f"streamproc/{__version__}"
 
@@ -40,7 +38,9 @@ Id = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"^[
 Uri = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f]+$")]
 Label = Annotated[str, StringConstraints(max_length=1024)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-Finite = Annotated[float, Field(ge=-1e15, le=1e15, allow_inf_nan=False)]  # so that sums and differences are finite too
+Finite = Annotated[
+    float, Field(ge=-1e15, le=1e15, allow_inf_nan=False)
+]  # so that sums and differences are finite too
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Cosine = Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, le=2**53 - 1)]  # larger integers do not survive JSON everywhere
@@ -54,28 +54,9 @@ def _check_timestamp(text: str) -> str:
     return text
 
 
-Timestamp = Annotated[str, Field(json_schema_extra={"format": "date-time"}), AfterValidator(_check_timestamp)]
-
-
-def hash_of(*parts: object) -> str:
-    """Return 32 hex digits that identify `parts` (JSON values), whatever process or machine computes them."""
-    return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()[:32]
-
-
-def sha256_of(path: Path) -> str:
-    """Hex sha256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def video_id_of(video_uri: str) -> str:
-    """The default `video_id`: the first 16 hex digits of the URI's sha256."""
-    return hashlib.sha256(video_uri.encode()).hexdigest()[:16]
-
-
-def person_key_of(video_id: str, person_id: int) -> str:
-    """`video_id/person_id`, unique in a gallery."""
-    return f"{video_id}/{person_id}"
+Timestamp = Annotated[
+    str, Field(json_schema_extra={"format": "date-time"}), AfterValidator(_check_timestamp)
+]
 
 
 def now() -> str:
@@ -109,7 +90,9 @@ class Vector(_Model):
 
     @cached_property  # base64 costs more than comparing with a hundred rows; a private attribute of pydantic's as much
     def _values(self) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
-        return np.frombuffer(binascii.a2b_base64(self.data, strict_mode=True), "<f4").astype(np.float32, copy=False)
+        return np.frombuffer(binascii.a2b_base64(self.data, strict_mode=True), "<f4").astype(
+            np.float32, copy=False
+        )
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Vector) and self.data == other.data
@@ -148,15 +131,20 @@ class Segments(_Model):
 
     def numpy(self) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
         """Unpack to (k, dim) float32, read-only."""
-        # Decoded whenever it is asked for: a large gallery would keep much that is seldom looked at.
-        return np.frombuffer(binascii.a2b_base64(self.data, strict_mode=True), "<f4").reshape(self.shape)
+        # Decoded whenever it is asked for: a large gallery would keep much that is seldom looked
+        # at.
+        return np.frombuffer(binascii.a2b_base64(self.data, strict_mode=True), "<f4").reshape(
+            self.shape
+        )
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
         try:
             values = self.numpy()
         except (binascii.Error, ValueError) as error:
-            raise ValueError(f"expected base64 of {self.shape[0]} x {self.shape[1]} float32 numbers") from error
+            raise ValueError(
+                f"expected base64 of {self.shape[0]} x {self.shape[1]} float32 numbers"
+            ) from error
         if not np.isfinite(values).all():
             raise ValueError("expected finite numbers, got NaN or infinity")
         return self
@@ -194,7 +182,7 @@ class Event(_Model):
     producer: str = PRODUCER
 
     @classmethod
-    def make(cls, **fields: Any) -> Self:  # noqa: ANN401 - the class's own fields, which pydantic checks
+    def make(cls, **fields: Any) -> Self:
         """Build an event with its `event_id`."""
         event = cls(**fields)
         said = event.model_dump(include=set(cls.identity), mode="json")
@@ -253,7 +241,14 @@ class VideoReady(Event):
 
     topic: ClassVar[str] = "video-ready"
     key_field: ClassVar[str] = "video_id"
-    identity: ClassVar[tuple[str, ...]] = ("video_uri", "video_id", "gallery_id", "tracks", "options", "submitted_at")
+    identity: ClassVar[tuple[str, ...]] = (
+        "video_uri",
+        "video_id",
+        "gallery_id",
+        "tracks",
+        "options",
+        "submitted_at",
+    )
 
     video_uri: Uri
     video_id: Id = ""  # filled by the validator below: never empty
@@ -269,7 +264,7 @@ class VideoReady(Event):
 
     @model_validator(mode="before")
     @classmethod
-    def _ids(cls, data: Any) -> Any:  # noqa: ANN401 - whatever was in the message
+    def _ids(cls, data: Any) -> Any:
         if isinstance(data, dict) and isinstance(data.get("video_uri"), str):
             video_id = data.get("video_id") or video_id_of(data["video_uri"])
             return data | {"video_id": video_id, "gallery_id": data.get("gallery_id") or video_id}
@@ -288,11 +283,21 @@ class VideoCancel(Event):
 
 
 class PersonEmbedding(Event):
-    """One person of one run: its vector, and the evidence for it. Topic `person-embeddings`, kind `person`."""
+    """One person of one run: its vector, and the evidence for it.
+
+    Topic `person-embeddings`, kind `person`.
+    """
 
     topic: ClassVar[str] = "person-embeddings"
     key_field: ClassVar[str] = "gallery_id"
-    identity: ClassVar[tuple[str, ...]] = ("kind", "gallery_id", "person_key", "run_id", "vector", "seen_with")
+    identity: ClassVar[tuple[str, ...]] = (
+        "kind",
+        "gallery_id",
+        "person_key",
+        "run_id",
+        "vector",
+        "seen_with",
+    )
 
     kind: Literal["person"] = "person"
     gallery_id: Id
@@ -333,11 +338,21 @@ class SkippedPerson(_Model):
 
 
 class VideoClosed(Event):
-    """After the last person of a run: who the run's persons are. Topic `person-embeddings`, kind `video-closed`."""
+    """After the last person of a run: who the run's persons are.
+
+    Topic `person-embeddings`, kind `video-closed`.
+    """
 
     topic: ClassVar[str] = "person-embeddings"
     key_field: ClassVar[str] = "gallery_id"
-    identity: ClassVar[tuple[str, ...]] = ("kind", "gallery_id", "video_id", "run_id", "outcome", "person_ids")
+    identity: ClassVar[tuple[str, ...]] = (
+        "kind",
+        "gallery_id",
+        "video_id",
+        "run_id",
+        "outcome",
+        "person_ids",
+    )
 
     kind: Literal["video-closed"] = "video-closed"
     gallery_id: Id
@@ -354,8 +369,9 @@ class VideoClosed(Event):
 class GalleryExpired(Event):
     """A gallery was not heard of for its time: its rows go, without a word on its candidates.
 
-    Topic `person-embeddings`, kind `gallery-expired`, written by the matcher that owns the gallery. It does nothing
-    where events came after `last_event_at`, the gallery's last one as its sender knew it.
+    Topic `person-embeddings`, kind `gallery-expired`, written by the matcher that owns the gallery.
+    It does nothing where events came after `last_event_at`, the gallery's last one as its sender
+    knew it.
     """
 
     topic: ClassVar[str] = "person-embeddings"
@@ -383,10 +399,13 @@ class CandidatePerson(_Model):
 
 
 class DuplicateCandidate(Event):
-    """A pair that may be one person, or that no longer is thought to be. Topic `duplicate-candidates`.
+    """A pair that may be one person, or that no longer is thought to be.
 
-    `probability` and `band` are there where the weights have a calibration curve; `calibration_id` names it and the
-    method. They are first estimates until the video is `done`: then all pairs of the gallery are judged again.
+    Topic `duplicate-candidates`.
+
+    `probability` and `band` are there where the weights have a calibration curve; `calibration_id`
+    names it and the method. They are first estimates until the video is `done`: then all pairs of
+    the gallery are judged again.
     """
 
     topic: ClassVar[str] = "duplicate-candidates"
@@ -406,7 +425,9 @@ class DuplicateCandidate(Event):
     candidate_id: Id
     gallery_id: Id
     state: Literal["proposed", "updated", "withdrawn"]
-    reason: Literal["below-threshold", "below-probability", "veto", "person-removed", "decided"] | None = None
+    reason: (
+        Literal["below-threshold", "below-probability", "veto", "person-removed", "decided"] | None
+    ) = None
     persons: tuple[CandidatePerson, CandidatePerson]
     similarity: Cosine
     similarity_threshold: Cosine
@@ -435,9 +456,12 @@ class Warned(_Model):
 
 
 class VideoProgress(Event):
-    """Where a video stands. Topic `video-progress`: `embedded` is the worker's last word, `done` the matcher's.
+    """Where a video stands.
 
-    `done`: all candidates of the video are out. The matcher knows no frames, so what only the worker knows is optional.
+    Topic `video-progress`: `embedded` is the worker's last word, `done` the matcher's.
+
+    `done`: all candidates of the video are out. The matcher knows no frames, so what only the
+    worker knows is optional.
     """
 
     topic: ClassVar[str] = "video-progress"
@@ -476,7 +500,15 @@ class AnimationReady(Event):
 
     topic: ClassVar[str] = "animation-ready"
     key_field: ClassVar[str] = "video_id"
-    identity: ClassVar[tuple[str, ...]] = ("gallery_id", "person_key", "run_id", "state", "uri", "sha256", "error")
+    identity: ClassVar[tuple[str, ...]] = (
+        "gallery_id",
+        "person_key",
+        "run_id",
+        "state",
+        "uri",
+        "sha256",
+        "error",
+    )
 
     gallery_id: Id
     video_id: Id

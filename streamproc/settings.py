@@ -1,7 +1,8 @@
 """The only reader of defaults, settings file and environment: flags, then STREAMPROC_*, then the file, then defaults.
 
-A nested key is reached by two underscores in the environment: STREAMPROC_CLUSTERING__SIMILARITY_THRESHOLD. An unknown
-key, in the file or the environment, is a UsageError that names the nearest right one.
+A nested key is reached by two underscores in the environment:
+STREAMPROC_CLUSTERING__SIMILARITY_THRESHOLD. An unknown key, in the file or the environment, is a
+UsageError that names the nearest right one.
 """
 
 from __future__ import annotations
@@ -47,7 +48,10 @@ class Clustering(_Section):
     num_best_crops: Annotated[int, Field(ge=1, le=64)] = 8
     similarity_threshold: Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)] = 0.70
     min_probability: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.2
-    """A candidate of weights that have a calibration curve is at least so likely one person; 0: all are shown."""
+    """A candidate of weights that have a calibration curve is at least so likely one person;
+
+    0: all are shown.
+    """
     likely_probability: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.9
     """From here on a candidate is in the band `likely`, below in `uncertain`."""
     calibration: Path | None = None
@@ -66,7 +70,11 @@ class LimitSettings(_Section):
 
 def _split(value: object) -> object:
     """Allow `a, b` where a list is wanted: an environment variable is awkward as JSON."""
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+    return (
+        [part.strip() for part in value.split(",") if part.strip()]
+        if isinstance(value, str)
+        else value
+    )
 
 
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
@@ -172,20 +180,28 @@ class MatcherSettings(_Section):
     gallery_expiry_hours: Hours = 7 * 24
     """After a gallery's last event."""
     advertised_url: str | None = None
-    """How other matchers' clients reach this one, such as http://matcher-0:8082; None: its own host and port."""
+    """How other matchers' clients reach this one, such as http://matcher-0:8082;
+
+    None: its own host and port.
+    """
 
 
 class AnimatorSettings(_Section):
     """Where animations go."""
 
     output_uri: str | None = None
-    """A folder or an fsspec URI such as s3://bucket/prefix; None: `animations` under the media root."""
+    """A folder or an fsspec URI such as s3://bucket/prefix;
+
+    None: `animations` under the media root.
+    """
 
 
 class Settings(BaseSettings):
     """All settings of streamproc; each is described in the README's table."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True
+    )
 
     clustering: Clustering = Clustering()
     limits: LimitSettings = LimitSettings()
@@ -232,11 +248,20 @@ def load_settings(flags: Mapping[str, object], *, config_file: Path | None) -> S
             dotenv_settings: PydanticBaseSettingsSource,
             file_secret_settings: PydanticBaseSettingsSource,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
-            del dotenv_settings, file_secret_settings  # neither is documented, so neither may surprise
-            return init_settings, env_settings, InitSettingsSource(settings_cls, init_kwargs=from_file)
+            del (
+                dotenv_settings,
+                file_secret_settings,
+            )  # neither is documented, so neither may surprise
+            return (
+                init_settings,
+                env_settings,
+                InitSettingsSource(settings_cls, init_kwargs=from_file),
+            )
 
     try:
-        return FromFile(**_nested({key: value for key, value in flags.items() if value is not None}))
+        return FromFile(
+            **_nested({key: value for key, value in flags.items() if value is not None})
+        )
     except ValidationError as error:
         raise UsageError(_describe(error)) from error
     except SettingsError as error:
@@ -264,7 +289,9 @@ def _read_file(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UsageError(f"--config {path}: expected a settings file ({error.strerror})") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UsageError(f"--config {path}: expected YAML ({' '.join(str(error).split())[:160]})") from error
+        raise UsageError(
+            f"--config {path}: expected YAML ({' '.join(str(error).split())[:160]})"
+        ) from error
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
@@ -272,7 +299,9 @@ def _read_file(path: Path) -> dict[str, Any]:
     for name, info in Settings.model_fields.items():
         is_section = isinstance(info.annotation, type) and issubclass(info.annotation, _Section)
         if is_section and not isinstance(content.get(name, {}), dict):
-            raise UsageError(f"--config {path}: expected {name} to hold keys and values, got {content[name]!r:.60}")
+            raise UsageError(
+                f"--config {path}: expected {name} to hold keys and values, got {content[name]!r:.60}"
+            )
     return content
 
 
@@ -280,7 +309,11 @@ def _check_environment() -> None:
     """Refuse a variable with our prefix that means nothing: it is a mistyped setting."""
     for name in os.environ:
         key = name.removeprefix(PREFIX).lower().replace("__", ".")
-        if name.startswith(PREFIX) and not name.startswith(_NOT_SETTINGS) and key not in (*known_keys(), "config"):
+        if (
+            name.startswith(PREFIX)
+            and not name.startswith(_NOT_SETTINGS)
+            and key not in (*known_keys(), "config")
+        ):
             near = _nearest(key).replace(".", "__").upper()
             raise UsageError(f"unknown environment variable {name}: did you mean {PREFIX}{near}?")
 
@@ -300,7 +333,11 @@ def _nearest(key: str) -> str:
     """Return the known key that looks most like `key`, comparing whole keys and their last parts."""
     last_parts = {known.rpartition(".")[2]: known for known in known_keys()}
     near = difflib.get_close_matches(key.rpartition(".")[2], last_parts, n=1, cutoff=0.6)
-    return last_parts[near[0]] if near else difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.0)[0]
+    return (
+        last_parts[near[0]]
+        if near
+        else difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.0)[0]
+    )
 
 
 def _describe(error: ValidationError) -> str:

@@ -1,7 +1,7 @@
 """The values between stages, in the order in which data flows through them.
 
-Boxes are `xyxy`: half-open pixels of the upright picture, x to the right, y down. `frame_index` is the 0-based
-rank of a frame in presentation order.
+Boxes are `xyxy`: half-open pixels of the upright picture, x to the right, y down. `frame_index` is
+the 0-based rank of a frame in presentation order.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class Track:
 class TrackSet:
     """All tracks of one video and what was wrong with their file. Made by `people`.
 
-    `problems` counts what was left out or mended, by a short code such as "boxes-empty"; `hints` says in a line each
-    what may be wrong and what to try.
+    `problems` counts what was left out or mended, by a short code such as "boxes-empty"; `hints`
+    says in a line each what may be wrong and what to try.
     """
 
     tracks: tuple[Track, ...]
@@ -61,12 +61,15 @@ class TrackSet:
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class FrameTable:
-    """What one demux pass knows of each frame; decides what is cheap to reach. Made by `video`, used by `crops`.
+    """What one demux pass knows of each frame; decides what is cheap to reach.
 
-    All arrays are (n,), by frame_index. `start_order` and `decode_order` are positions of packets in the file: to get
-    frame i the decoder must be fed from packet `start_order[i]` (a key frame) to packet `decode_order[i]`.
-    `disposable[i]`: no other frame needs i, so it can be skipped. `exact` is false where the file's time stamps cannot
-    be trusted: then every frame is decoded from the start.
+    Made by `video`, used by `crops`.
+
+    All arrays are (n,), by frame_index. `start_order` and `decode_order` are positions of packets
+    in the file: to get frame i the decoder must be fed from packet `start_order[i]` (a key frame)
+    to packet `decode_order[i]`. `disposable[i]`: no other frame needs i, so it can be skipped.
+    `exact` is false where the file's time stamps cannot be trusted: then every frame is decoded
+    from the start.
     """
 
     pts_seconds: npt.NDArray[np.float64]
@@ -101,10 +104,13 @@ class Cut:
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False, weakref_slot=True)
 class Crop:
-    """The pixels of one track in one frame. Made by `crops`, used by `reid` and `animation`; equal to itself alone.
+    """The pixels of one track in one frame.
 
-    `pixels` (h, w, 3) uint8 RGB: as cut, or shrunk to 256x128, which OSNet takes, where they are larger than that
-    and a favourite's, or above 256 KiB; `aspect_ratio` (width / height) gives the shape back.
+    Made by `crops`, used by `reid` and `animation`; equal to itself alone.
+
+    `pixels` (h, w, 3) uint8 RGB: as cut, or shrunk to 256x128, which OSNet takes, where they are
+    larger than that and a favourite's, or above 256 KiB; `aspect_ratio` (width / height) gives the
+    shape back.
     """
 
     person_id: int
@@ -117,14 +123,19 @@ class Crop:
     pixels: Uint8Array
 
     def __repr__(self) -> str:
-        return f"Crop(person {self.person_id}, frame {self.frame_index}, quality {self.quality:.2f})"
+        return (
+            f"Crop(person {self.person_id}, frame {self.frame_index}, quality {self.quality:.2f})"
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Bucket:
-    """All crops of one person, complete at its last planned frame. Made by `crops`, used by embed and animate.
+    """All crops of one person, complete at its last planned frame.
 
-    `crops` are in time order; `embedded` are positions in `crops` of those to be embedded, best first.
+    Made by `crops`, used by embed and animate.
+
+    `crops` are in time order; `embedded` are positions in `crops` of those to be embedded, best
+    first.
     """
 
     person_id: int

@@ -1,6 +1,7 @@
 """Small clips of every kind that decoding must get right, made with PyAV: moving texture, several key frames each.
 
-`CLIPS` names them; `make(name, folder)` writes one and returns its path. The same name always gives the same pictures.
+`CLIPS` names them; `make(name, folder)` writes one and returns its path. The same name always gives
+the same pictures.
 """
 
 from __future__ import annotations
@@ -65,9 +66,13 @@ def write(path: Path, clip: Clip) -> Path:
         if clip.rotation or clip.hflip:
             stream.set_display_rotation(clip.rotation, hflip=clip.hflip)
         for number in range(clip.frames):
-            frame = av.VideoFrame.from_ndarray(picture(number, clip.width, clip.height), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(
+                picture(number, clip.width, clip.height), format="rgb24"
+            )
             frame = frame.reformat(
-                format=clip.pixel_format, dst_colorspace=clip.colorspace, dst_color_range=clip.color_range
+                format=clip.pixel_format,
+                dst_colorspace=clip.colorspace,
+                dst_color_range=clip.color_range,
             )
             frame.pts = number + clip.first_pts + (number // 5 * 3 if clip.variable_rate else 0)
             frame.time_base = Fraction(1, RATE)
@@ -79,23 +84,36 @@ def write(path: Path, clip: Clip) -> Path:
 _X264 = {"preset": "veryfast", "g": "12", "keyint_min": "12", "sc_threshold": "0"}
 _H264 = Clip("libx264", options=_X264 | {"bf": "2"})
 _X265 = "log-level=none:pools=none:frame-threads=1:scenecut=0:"
-_HEVC = Clip("libx265", options={"preset": "ultrafast", "x265-params": f"{_X265}keyint=12:min-keyint=12:bframes=3"})
-_VP9 = Clip("libvpx-vp9", "webm", {"g": "15", "deadline": "realtime", "cpu-used": "8", "auto-alt-ref": "0"})
+_HEVC = Clip(
+    "libx265",
+    options={"preset": "ultrafast", "x265-params": f"{_X265}keyint=12:min-keyint=12:bframes=3"},
+)
+_VP9 = Clip(
+    "libvpx-vp9", "webm", {"g": "15", "deadline": "realtime", "cpu-used": "8", "auto-alt-ref": "0"}
+)
 
 
 def _x265(clip: Clip, more: str) -> Clip:
-    return replace(clip, options=clip.options | {"x265-params": clip.options["x265-params"] + ":" + more})
+    return replace(
+        clip, options=clip.options | {"x265-params": clip.options["x265-params"] + ":" + more}
+    )
 
 
 CLIPS: dict[str, Clip] = {
     "h264": _H264,
     "h264_no_b": replace(_H264, options=_X264 | {"bf": "0"}),
-    "h264_pyramid": replace(_H264, options=_X264 | {"bf": "5", "b-pyramid": "normal", "b_strategy": "0", "refs": "4"}),
-    "h264_open_gop": replace(_H264, options=_X264 | {"bf": "3", "b_strategy": "0", "x264-params": "open-gop=1"}),
+    "h264_pyramid": replace(
+        _H264, options=_X264 | {"bf": "5", "b-pyramid": "normal", "b_strategy": "0", "refs": "4"}
+    ),
+    "h264_open_gop": replace(
+        _H264, options=_X264 | {"bf": "3", "b_strategy": "0", "x264-params": "open-gop=1"}
+    ),
     "h264_intra_refresh": replace(_H264, options=_X264 | {"bf": "0", "intra-refresh": "1"}),
     "h264_one_gop": replace(_H264, options=_X264 | {"g": "250", "bf": "3"}),
     "h264_slices": replace(_H264, options=_X264 | {"bf": "2", "slices": "4"}),
-    "h264_interlaced": replace(_H264, options=_X264 | {"bf": "2", "x264-params": "interlaced=1"}, height=96),
+    "h264_interlaced": replace(
+        _H264, options=_X264 | {"bf": "2", "x264-params": "interlaced=1"}, height=96
+    ),
     "h264_10bit": replace(_H264, pixel_format="yuv420p10le"),
     "h264_422": replace(_H264, pixel_format="yuv422p"),
     "h264_444_odd": replace(_H264, pixel_format="yuv444p", width=97, height=75),
@@ -123,15 +141,28 @@ CLIPS: dict[str, Clip] = {
     "hevc_10bit": replace(_x265(_HEVC, "open-gop=0"), pixel_format="yuv420p10le"),
     "vp9": _VP9,
     "vp9_alt_ref": replace(
-        _VP9, options=_VP9.options | {"auto-alt-ref": "1", "lag-in-frames": "12", "deadline": "good"}
+        _VP9,
+        options=_VP9.options | {"auto-alt-ref": "1", "lag-in-frames": "12", "deadline": "good"},
     ),
     "vp9_odd": replace(_VP9, width=97, height=75),
     "vp9_odd_width": replace(_VP9, width=99, height=74),
     "vp8_alt_ref": Clip(
-        "libvpx", "webm", {"g": "15", "auto-alt-ref": "1", "lag-in-frames": "12", "cpu-used": "4", "deadline": "good"}
+        "libvpx",
+        "webm",
+        {
+            "g": "15",
+            "auto-alt-ref": "1",
+            "lag-in-frames": "12",
+            "cpu-used": "4",
+            "deadline": "good",
+        },
     ),
-    "av1": Clip("libsvtav1", "mp4", {"preset": "12", "g": "15", "svtav1-params": "lp=1"}, frames=40),
-    "av1_webm": Clip("libsvtav1", "webm", {"preset": "12", "g": "15", "svtav1-params": "lp=1"}, frames=40),
+    "av1": Clip(
+        "libsvtav1", "mp4", {"preset": "12", "g": "15", "svtav1-params": "lp=1"}, frames=40
+    ),
+    "av1_webm": Clip(
+        "libsvtav1", "webm", {"preset": "12", "g": "15", "svtav1-params": "lp=1"}, frames=40
+    ),
     "mpeg4_b": Clip("mpeg4", "mp4", {"g": "12", "bf": "2"}),
     "mpeg4_avi_b": Clip("mpeg4", "avi", {"g": "12", "bf": "2"}),
     "mpeg4_odd": Clip("mpeg4", "mp4", {"g": "12"}, width=97, height=75),
@@ -140,7 +171,9 @@ CLIPS: dict[str, Clip] = {
     "mpeg2_mp4_closed": Clip(
         "mpeg2video", "mp4", {"g": "12", "bf": "2", "flags": "+cgop", "sc_threshold": "1000000000"}
     ),
-    "mpeg2_interlaced": Clip("mpeg2video", "mp4", {"g": "12", "bf": "2", "flags": "+ilme+ildct"}, height=96),
+    "mpeg2_interlaced": Clip(
+        "mpeg2video", "mp4", {"g": "12", "bf": "2", "flags": "+ilme+ildct"}, height=96
+    ),
     "mpeg1": Clip("mpeg1video", "mpg", {"g": "12", "bf": "2"}),
     "mjpeg_avi": Clip("mjpeg", "avi", pixel_format="yuvj420p"),
     "mjpeg_422_odd": Clip("mjpeg", "mkv", pixel_format="yuvj422p", width=97, height=75),
@@ -167,9 +200,17 @@ def make(name: str, folder: Path) -> Path:
     return write(folder / f"{name}.{clip.suffix}", clip)
 
 
-def remux(source: Path, target: Path, *, shift: int = 0, options: dict[str, str] | None = None) -> Path:
-    """Copy the video packets; `shift` is added to all time stamps, in frames (negative: an edit list hides some)."""
-    with av.open(str(source)) as reading, av.open(str(target), "w", options=options or {}) as writing:
+def remux(
+    source: Path, target: Path, *, shift: int = 0, options: dict[str, str] | None = None
+) -> Path:
+    """Copy the video packets.
+
+    `shift` is added to all time stamps, in frames (negative: an edit list hides some).
+    """
+    with (
+        av.open(str(source)) as reading,
+        av.open(str(target), "w", options=options or {}) as writing,
+    ):
         stream = reading.streams.video[0]
         copy = writing.add_stream_from_template(stream)
         ticks = round(shift / RATE / stream.time_base)
@@ -209,8 +250,14 @@ def write_with_two_sizes(path: Path, larger: tuple[int, int] = (128, 96)) -> Pat
             if number % 10 == 0:
                 encoder = av.CodecContext.create("mjpeg", "w")
                 encoder.width, encoder.height = (96, 72) if number < 10 else larger
-                encoder.pix_fmt, encoder.time_base, encoder.framerate = "yuvj420p", Fraction(1, RATE), RATE
-            frame = av.VideoFrame.from_ndarray(picture(number, encoder.width, encoder.height), format="rgb24")
+                encoder.pix_fmt, encoder.time_base, encoder.framerate = (
+                    "yuvj420p",
+                    Fraction(1, RATE),
+                    RATE,
+                )
+            frame = av.VideoFrame.from_ndarray(
+                picture(number, encoder.width, encoder.height), format="rgb24"
+            )
             frame = frame.reformat(format="yuvj420p")
             frame.pts, frame.time_base = number, Fraction(1, RATE)
             for packet in encoder.encode(frame):
@@ -223,7 +270,9 @@ def write_audio(path: Path) -> Path:
     """A file that holds sound only."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("aac", rate=44100)
-        frame = av.AudioFrame.from_ndarray(np.zeros((2, 4096), np.float32), format="fltp", layout="stereo")
+        frame = av.AudioFrame.from_ndarray(
+            np.zeros((2, 4096), np.float32), format="fltp", layout="stereo"
+        )
         frame.sample_rate = 44100
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
@@ -234,9 +283,14 @@ def with_sound(source: Path, target: Path, seconds: float) -> Path:
     """The video packets of `source` beside silence of this length."""
     with av.open(str(source)) as reading, av.open(str(target), "w") as writing:
         stream = reading.streams.video[0]
-        copy, sound = writing.add_stream_from_template(stream), writing.add_stream("aac", rate=44100)
+        copy, sound = (
+            writing.add_stream_from_template(stream),
+            writing.add_stream("aac", rate=44100),
+        )
         for start in range(0, int(seconds * 44100), 1024):
-            frame = av.AudioFrame.from_ndarray(np.zeros((2, 1024), np.float32), format="fltp", layout="stereo")
+            frame = av.AudioFrame.from_ndarray(
+                np.zeros((2, 1024), np.float32), format="fltp", layout="stereo"
+            )
             frame.sample_rate, frame.pts = 44100, start
             writing.mux(sound.encode(frame))
         writing.mux(sound.encode(None))

@@ -10,7 +10,13 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parent.parent
-WITH_BROKER = {"test_client.py", "test_matcher.py", "test_security.py", "test_stream.py", "test_worker.py"}
+WITH_BROKER = {
+    "test_client.py",
+    "test_matcher.py",
+    "test_security.py",
+    "test_stream.py",
+    "test_worker.py",
+}
 LONG = (
     "test_replay.py",
     "test_page.py",
@@ -20,8 +26,11 @@ LONG = (
     "test_reid_gpu.py",
     "test_media_s3.py",
 )
-# No deadline: a slow machine is no fault. Derandomised in CI, so that a failure there can be repeated.
-settings.register_profile("ci", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+# No deadline: a slow machine is no fault. Derandomised in CI, so that a failure there can be
+# repeated.
+settings.register_profile(
+    "ci", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.register_profile("dev", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
@@ -86,6 +95,8 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [
-        name for name in os.environ if name.startswith("STREAMPROC_") and not name.startswith("STREAMPROC_TEST_")
+        name
+        for name in os.environ
+        if name.startswith("STREAMPROC_") and not name.startswith("STREAMPROC_TEST_")
     ]:
         monkeypatch.delenv(name)

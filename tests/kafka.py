@@ -7,8 +7,8 @@ import uuid
 from pathlib import Path
 
 from streamproc.errors import StreamprocError
+from streamproc.kafka.local_broker import LocalBroker, find_jars
 from streamproc.settings import Settings, load_settings
-from streamproc.stream.broker import LocalBroker, find_jars
 
 SHARED = Path(__file__).parents[2] / "shared" / "kafka"
 CACHE = Path("~/.cache/streamproc").expanduser()
@@ -39,7 +39,10 @@ def start_broker(folder: Path, *, port: int = 0) -> LocalBroker:
 
 def isolated(bootstrap: str, **flags: object) -> Settings:
     """Settings with topics and groups of this test's own, small and quick."""
-    small = {f"topics.{name}.partitions": 4 for name in ("video_ready", "person_embeddings", "duplicate_candidates")}
+    small = {
+        f"topics.{name}.partitions": 4
+        for name in ("video_ready", "person_embeddings", "duplicate_candidates")
+    }
     quick = {"kafka.session_timeout_seconds": 6.0, "service.http_port": 0}
     own = {"bootstrap": bootstrap, "kafka.topic_prefix": f"t{uuid.uuid4().hex[:8]}."}
     given = {key.replace("__", "."): value for key, value in flags.items()}

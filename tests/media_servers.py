@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from streamproc.errors import VideoError
-from streamproc.stream.media import MediaAccess
+from streamproc.storage.media import MediaAccess
 
 CONTENT = bytes(range(256)) * 1000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -31,7 +31,10 @@ def after(calls):
 
 
 class Server:
-    """A real HTTP server on 127.0.0.1; `routes` gives what answers each path, `asked` records every request."""
+    """A real HTTP server on 127.0.0.1.
+
+    `routes` gives what answers each path, `asked` records every request.
+    """
 
     def __init__(self):
         self.routes = {}
@@ -58,7 +61,9 @@ class Server:
         self.http = Quiet(("127.0.0.1", 0), Handler)
         self.host = f"127.0.0.1:{self.http.server_port}"
         self.url = f"http://{self.host}"
-        self._thread = threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01})
+        self._thread = threading.Thread(
+            target=self.http.serve_forever, kwargs={"poll_interval": 0.01}
+        )
         self._thread.start()
 
     def close(self):
@@ -126,7 +131,12 @@ def accesses(root, temporary, *hosts):
     temporary.mkdir()
 
     def make(**changes):
-        values = {"allowed_hosts": hosts, "max_file_bytes": 10**6, "attempts": 3, "backoff_seconds": 0.001}
+        values = {
+            "allowed_hosts": hosts,
+            "max_file_bytes": 10**6,
+            "attempts": 3,
+            "backoff_seconds": 0.001,
+        }
         values |= {"timeout_seconds": 5.0, "temporary_folder": temporary}
         return MediaAccess(media_root=root, **(values | changes))
 

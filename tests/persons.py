@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from streamproc.events import CropInfo, ModelInfo, PersonEmbedding, Segments, Vector, VideoClosed, person_key_of
+from streamproc.events import CropInfo, ModelInfo, PersonEmbedding, Segments, Vector, VideoClosed
+from streamproc.ids import person_key_of
 
 
 def unit_vector(values) -> np.ndarray:
@@ -38,9 +39,14 @@ def person(
         person_key=person_key_of(video_id, person_id),
         vector=Vector.of(values),
         model=ModelInfo(name="test", weights_sha256=weights),
-        crops=[CropInfo(frame_index=i, pts_seconds=i, box_xyxy=(0, 0, 10, 20), quality=1) for i in range(crops)],
+        crops=[
+            CropInfo(frame_index=i, pts_seconds=i, box_xyxy=(0, 0, 10, 20), quality=1)
+            for i in range(crops)
+        ],
         crop_count=crops or 8,
-        segments=None if segments is None else Segments.of(np.asarray(segments), [1] * len(segments)),
+        segments=None
+        if segments is None
+        else Segments.of(np.asarray(segments), [1] * len(segments)),
         first_frame_index=0,
         last_frame_index=10,
         first_seen_seconds=seconds[0],
@@ -70,8 +76,13 @@ def two_videos(rng, count, *, parts=False, weights=("a" * 64,)) -> list[PersonEm
         for i in range(count):
             vector = unit_vector([*rng.normal(size=3).round(1), 0.05, 0, 0])
             others = [int(j) for j in range(count) if j != i and rng.random() < 0.2]
-            own = [unit_vector(vector + 0.1 * rng.normal(size=len(vector))) for _ in range(rng.integers(1, 5))]
+            own = [
+                unit_vector(vector + 0.1 * rng.normal(size=len(vector)))
+                for _ in range(rng.integers(1, 5))
+            ]
             kept = own if parts and rng.random() < 0.8 else None
             made_by = weights[0] if rng.random() < 0.9 else weights[-1]
-            events.append(person(i, vector, video_id=video, seen_with=others, segments=kept, weights=made_by))
+            events.append(
+                person(i, vector, video_id=video, seen_with=others, segments=kept, weights=made_by)
+            )
     return events

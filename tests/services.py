@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 PATIENCE_SECONDS = 60.0
 
 
-def eventually(check: Callable[[], object], what: str, *, seconds: float = PATIENCE_SECONDS) -> object:
+def eventually(
+    check: Callable[[], object], what: str, *, seconds: float = PATIENCE_SECONDS
+) -> object:
     """Poll until `check` gives something true; fail with `what` after a while."""
     end = time.monotonic() + seconds
     while not (result := check()):
@@ -42,11 +44,15 @@ def eventually(check: Callable[[], object], what: str, *, seconds: float = PATIE
 class Running:
     """One service as a process: `python -m streamproc NAME`, or `code` in its place."""
 
-    def __init__(self, name: str, environment: dict[str, str], log_path: Path, *, code: str | None = None) -> None:
+    def __init__(
+        self, name: str, environment: dict[str, str], log_path: Path, *, code: str | None = None
+    ) -> None:
         self.name, self.log_path = name, log_path
         arguments = ["-m", "streamproc", name] if code is None else ["-c", code, name]
         with log_path.open("ab") as log:
-            self.process = subprocess.Popen([sys.executable, *arguments], env=environment, stdout=log, stderr=log)
+            self.process = subprocess.Popen(
+                [sys.executable, *arguments], env=environment, stdout=log, stderr=log
+            )
 
     @property
     def log(self) -> str:
@@ -59,7 +65,9 @@ class Running:
 
     @property
     def is_ready(self) -> bool:
-        assert self.process.poll() is None, f"{self.name} ended with {self.process.returncode}:\n{self.log[-3000:]}"
+        assert self.process.poll() is None, (
+            f"{self.name} ended with {self.process.returncode}:\n{self.log[-3000:]}"
+        )
         if self.url is None:
             return False
         try:
@@ -69,14 +77,20 @@ class Running:
             return False
 
     def ready(self, *, seconds: float = PATIENCE_SECONDS) -> Running:
-        eventually(lambda: self.is_ready, f"{self.name} ready:\n{self.log[-2000:]}", seconds=seconds)
+        eventually(
+            lambda: self.is_ready, f"{self.name} ready:\n{self.log[-2000:]}", seconds=seconds
+        )
         return self
 
     def metrics(self) -> dict[str, float]:
         """All samples by their name with labels."""
         with urllib.request.urlopen(f"{self.url}/metrics", timeout=5) as response:
             lines = response.read().decode().splitlines()
-        return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
+        return {
+            line.rpartition(" ")[0]: float(line.rpartition(" ")[2])
+            for line in lines
+            if not line.startswith("#")
+        }
 
     def kill(self) -> None:
         self.process.kill()
@@ -116,10 +130,17 @@ class Stream:
 
     def environment(self, **more: object) -> dict[str, str]:
         flags = self.flags | {key.replace("__", "."): value for key, value in more.items()}
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("STREAMPROC_")}
-        return inherited | {f"STREAMPROC_{key.replace('.', '__').upper()}": str(value) for key, value in flags.items()}
+        inherited = {
+            name: value for name, value in os.environ.items() if not name.startswith("STREAMPROC_")
+        }
+        return inherited | {
+            f"STREAMPROC_{key.replace('.', '__').upper()}": str(value)
+            for key, value in flags.items()
+        }
 
-    def start(self, name: str, *, code: str | None = None, ready: bool = True, **settings: object) -> Running:
+    def start(
+        self, name: str, *, code: str | None = None, ready: bool = True, **settings: object
+    ) -> Running:
         log_path = self.folder / f"{name}-{len(self.services)}.log"
         service = Running(name, self.environment(**settings), log_path, code=code)
         self.services.append(service)
@@ -142,17 +163,23 @@ class Stream:
             check=False,
         )
 
-    def send(self, topic: str, *records: tuple[bytes | None, bytes | None], headers=(), partition=None) -> None:
+    def send(
+        self, topic: str, *records: tuple[bytes | None, bytes | None], headers=(), partition=None
+    ) -> None:
         """Put records (key, value) on a topic as they are."""
 
         async def work() -> None:
             limit = 8 * 1024 * 1024
-            producer = AIOKafkaProducer(bootstrap_servers=list(self.settings.bootstrap), max_request_size=limit)
+            producer = AIOKafkaProducer(
+                bootstrap_servers=list(self.settings.bootstrap), max_request_size=limit
+            )
             await producer.start()
             try:
                 for key, value in records:
                     name = self.settings.kafka.topic_prefix + topic
-                    await producer.send_and_wait(name, value, key=key, headers=list(headers), partition=partition)
+                    await producer.send_and_wait(
+                        name, value, key=key, headers=list(headers), partition=partition
+                    )
             finally:
                 await producer.stop()
 
@@ -197,7 +224,9 @@ class Stream:
                 ends = await consumer.end_offsets(partitions)
                 await consumer.seek_to_beginning(*partitions)
                 found = []
-                while not all([await consumer.position(partition) >= end for partition, end in ends.items()]):
+                while not all(
+                    [await consumer.position(partition) >= end for partition, end in ends.items()]
+                ):
                     for batch in (await consumer.getmany(timeout_ms=100)).values():
                         found += batch
                 return sorted(found, key=lambda record: (record.partition, record.offset))
@@ -211,14 +240,22 @@ class Stream:
 
     def states(self, video_id: str | None = None) -> list[str]:
         """What `video-progress` said, in order."""
-        return [e["state"] for e in self.events("video-progress") if video_id in {None, e["video_id"]}]
+        return [
+            e["state"] for e in self.events("video-progress") if video_id in {None, e["video_id"]}
+        ]
 
     def dead(self) -> list[dict[str, str]]:
         """The reasons of all dead letters, without their prefix."""
         found = []
         for record in self.records("dead-letters"):
             headers = [(name, value.decode()) for name, value in record.headers]
-            found.append({name.removeprefix("dlq_"): value for name, value in headers if name.startswith("dlq_")})
+            found.append(
+                {
+                    name.removeprefix("dlq_"): value
+                    for name, value in headers
+                    if name.startswith("dlq_")
+                }
+            )
         return found
 
     def committed(self, service: str, topic: str = "video-ready") -> dict[int, tuple[int, str]]:
@@ -233,7 +270,11 @@ class Stream:
             finally:
                 await admin.close()
             name = self.settings.kafka.topic_prefix + topic
-            return {tp.partition: (o.offset, o.metadata) for tp, o in offsets.items() if tp.topic == name}
+            return {
+                tp.partition: (o.offset, o.metadata)
+                for tp, o in offsets.items()
+                if tp.topic == name
+            }
 
         return asyncio.run(work())
 
@@ -249,7 +290,9 @@ class Stream:
             finally:
                 await admin.close()
             found = [resource for answer in answers for resource in answer.resources]
-            return {name: {entry[0]: entry[1] for entry in entries} for _, _, _, name, entries in found}
+            return {
+                name: {entry[0]: entry[1] for entry in entries} for _, _, _, name, entries in found
+            }
 
         return asyncio.run(work())
 

@@ -1,18 +1,23 @@
-"""Crops as they might have been: moved, recoloured, blurred, covered. Images are (b, 3, h, w) float in 0..1."""
+"""Crops as they might have been: moved, recoloured, blurred, covered.
+
+Images are (b, 3, h, w) float in 0..1.
+"""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own habit
 
-from streamproc.reid.embedder import IMAGENET_MEAN, IMAGENET_STD
+from streamproc.reid.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
 
 def augment(packed: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
     """Turn uint8 crops into normalised network input; also tell whose identity is still to be seen."""
     x, genuine = _recolour(_move(packed.float() / 255, size))
     x = _occlude(_blur(x))
-    mean, std = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = (
+        torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD)
+    )
     return (x.clamp(0, 1) - mean) / std, genuine
 
 
@@ -32,7 +37,14 @@ def _move(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     zoom_y, shift_y = torch.where(upper, kept, zoom_y), torch.where(upper, kept - 1, shift_y)
     flip = torch.where(_chance(x, 0.5), -1.0, 1.0)
     tilt = 0.04 * randn[1]
-    rows = (flip * zoom_x * tilt.cos(), -tilt.sin(), shift_x, tilt.sin(), zoom_y * tilt.cos(), shift_y)
+    rows = (
+        flip * zoom_x * tilt.cos(),
+        -tilt.sin(),
+        shift_x,
+        tilt.sin(),
+        zoom_y * tilt.cos(),
+        shift_y,
+    )
     grid = F.affine_grid(torch.stack(rows, 1).view(n, 2, 3), [n, 3, *size], align_corners=False)
     return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
 
@@ -44,7 +56,9 @@ def _recolour(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         for spread, low, high in ((0.35, 0, 2), (0.2, 0.4, 1.7), (0.2, 0.4, 1.7))
     )
     tint = 0.07 * torch.randn(len(x), 3, 1, 1, device=x.device) * _chance(x, 0.5).view(-1, 1, 1, 1)
-    grey = (x * torch.tensor((0.299, 0.587, 0.114), device=x.device).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    grey = (x * torch.tensor((0.299, 0.587, 0.114), device=x.device).view(1, 3, 1, 1)).sum(
+        1, keepdim=True
+    )
     x = grey + (x - grey) * saturation
     mean = x.mean((1, 2, 3), keepdim=True)
     x = ((x - mean) * contrast + mean) * brightness + tint

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 class Check:
     """How well people and videos that are not trained on are told apart, each track by the mean of up to 8 crops.
 
-    Market: tracks are a person in a camera, all pairs. Videos: tracklets halved, against those they share a frame with.
+    Market: tracks are a person in a camera, all pairs. Videos: tracklets halved, against those they
+    share a frame with.
     """
 
     def __init__(self, crops: Crops) -> None:
@@ -36,7 +37,12 @@ class Check:
         upper = np.triu(np.ones((len(people), len(people)), dtype=bool), 1)
         same = people[:, None] == people
         self.market_pairs = (upper & same, upper & ~same)
-        self._videos(scene, np.array([int(name[1]) if place else 0 for name, place in zip(names, scene, strict=True)]))
+        self._videos(
+            scene,
+            np.array(
+                [int(name[1]) if place else 0 for name, place in zip(names, scene, strict=True)]
+            ),
+        )
         self.market_rows, self.video_rows = scene == 0, scene > 0
 
     def _videos(self, scene: np.ndarray, frame: np.ndarray) -> None:

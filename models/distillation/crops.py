@@ -23,21 +23,32 @@ MARKET, VIDEOS = "market1501_train.tar", "people_crops.tar"
 PACKED = (192, 96)  # what is kept of a crop: 55 kB
 
 HELD_OUT_PEOPLE = 50  # the last of Market-1501's training identities
-HELD_OUT_VIDEOS = ("e9544e9816", "eeaa3da40e", "f2dbd6f559", "fd193d838d")  # seen nowhere else under another name
+HELD_OUT_VIDEOS = (
+    "e9544e9816",
+    "eeaa3da40e",
+    "f2dbd6f559",
+    "fd193d838d",
+)  # seen nowhere else under another name
 HELD_OUT = -2  # in place of a person's number
 NOBODY = -1
 
 LINK_SIMILARITY = 0.7  # centred; crops of one frame reach .6 where a scene is crowded
 LINK_GAP_FRAMES = 30
 TRACKLET_CROPS = 3
-LOOKALIKE_SIMILARITY = 0.6  # tracklets of different videos above this may be one video under two names
+LOOKALIKE_SIMILARITY = (
+    0.6  # tracklets of different videos above this may be one video under two names
+)
 
 CROPS_A_PERSON, SCENES_A_BATCH = 4, 4
 
 
 @dataclass(frozen=True)
 class Crops:
-    """All crops. `person` counts Market's identities first, then tracklets; `rival` says who surely are two people."""
+    """All crops.
+
+    `person` counts Market's identities first, then tracklets; `rival` says who surely are two
+    people.
+    """
 
     images: torch.Tensor  # (n, 3, 192, 96) uint8
     names: list[str]
@@ -59,7 +70,9 @@ def load_images(folder: Path, cache: Path) -> tuple[torch.Tensor, list[str]]:
         with tarfile.open(folder / archive) as tar:
             names += [member.name for member in tar if member.name.endswith(".jpg")]
     if not cache.is_file():
-        images = np.stack([image for archive in (MARKET, VIDEOS) for image in _decode(folder / archive)])
+        images = np.stack(
+            [image for archive in (MARKET, VIDEOS) for image in _decode(folder / archive)]
+        )
         with cache.with_suffix(".part").open("wb") as part:
             np.save(part, images)
         cache.with_suffix(".part").replace(cache)
@@ -73,23 +86,37 @@ def _decode(archive: Path) -> Iterator[np.ndarray]:
             if file is None or not member.name.endswith(".jpg"):
                 continue
             image = Image.open(io.BytesIO(file.read())).convert("RGB")
-            yield np.asarray(image.resize(PACKED[::-1], Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+            yield np.asarray(image.resize(PACKED[::-1], Image.Resampling.BILINEAR)).transpose(
+                2, 0, 1
+            )
 
 
 def know(images: torch.Tensor, names: list[str], clean: torch.Tensor) -> Crops:
-    """Number scenes and people: Market's by the file names, those of the videos by linking crops from frame to frame.
+    """Number scenes and people.
+
+    Market's by the file names, those of the videos by linking crops from frame to frame.
 
     Market's names are PERSON_cCAMERAsSEQUENCE_FRAME_NN.jpg, the videos' VIDEO_FRAME_NN.jpg.
     """
     parts = [name.removesuffix(".jpg").split("_") for name in names]
     market = np.array([part[1].startswith("c") for part in parts])
     videos = sorted({part[0] for part, known in zip(parts, market, strict=True) if not known})
-    scene = np.array([0 if known else 1 + videos.index(part[0]) for part, known in zip(parts, market, strict=True)])
-    frame = np.array([0 if known else int(part[1]) for part, known in zip(parts, market, strict=True)])
+    scene = np.array(
+        [
+            0 if known else 1 + videos.index(part[0])
+            for part, known in zip(parts, market, strict=True)
+        ]
+    )
+    frame = np.array(
+        [0 if known else int(part[1]) for part, known in zip(parts, market, strict=True)]
+    )
     identities = sorted({part[0] for part, known in zip(parts, market, strict=True) if known})
     numbers = {name: number for number, name in enumerate(identities[:-HELD_OUT_PEOPLE])}
     person = np.array(
-        [numbers.get(part[0], HELD_OUT) if known else NOBODY for part, known in zip(parts, market, strict=True)]
+        [
+            numbers.get(part[0], HELD_OUT) if known else NOBODY
+            for part, known in zip(parts, market, strict=True)
+        ]
     )
     centred = centre(clean, clean.mean(0))
     for number, video in enumerate(videos, 1):
@@ -99,7 +126,14 @@ def know(images: torch.Tensor, names: list[str], clean: torch.Tensor) -> Crops:
             continue
         for tracklet in link(centred[rows].numpy(), frame[rows]):
             person[rows[tracklet]] = person.max() + 1
-    return Crops(images, names, clean, scene, torch.from_numpy(person), _rivals(person, scene, frame, centred))
+    return Crops(
+        images,
+        names,
+        clean,
+        scene,
+        torch.from_numpy(person),
+        _rivals(person, scene, frame, centred),
+    )
 
 
 def link(features: np.ndarray, frame: np.ndarray) -> list[np.ndarray]:
@@ -118,13 +152,17 @@ def link(features: np.ndarray, frame: np.ndarray) -> list[np.ndarray]:
     return [rows for rows in found if len(rows) >= TRACKLET_CROPS]
 
 
-def _rivals(person: np.ndarray, scene: np.ndarray, frame: np.ndarray, centred: torch.Tensor) -> torch.Tensor:
+def _rivals(
+    person: np.ndarray, scene: np.ndarray, frame: np.ndarray, centred: torch.Tensor
+) -> torch.Tensor:
     known = person >= 0
     means = person_means(centred[known], torch.from_numpy(person[known]), int(person.max()) + 1)
     where = np.zeros(len(means), dtype=int)
     where[person[known]] = scene[known]
     market = where == 0
-    rival = (where[:, None] != where) & (means @ means.T < LOOKALIKE_SIMILARITY).numpy() | (market[:, None] & market)
+    rival = (where[:, None] != where) & (means @ means.T < LOOKALIKE_SIMILARITY).numpy() | (
+        market[:, None] & market
+    )
     together = defaultdict(set)
     for number, place, moment in zip(person[known], scene[known], frame[known], strict=True):
         if place:
@@ -153,11 +191,15 @@ class Batches:
 
     def __init__(self, crops: Crops, size: int) -> None:
         person = crops.person.numpy()
-        self.people = {number: torch.from_numpy(np.flatnonzero(person == number)) for number in range(person.max() + 1)}
+        self.people = {
+            number: torch.from_numpy(np.flatnonzero(person == number))
+            for number in range(person.max() + 1)
+        }
         self.market = torch.tensor(list(crops.people_of(0)))
         self.person = crops.person
         rows = (
-            np.flatnonzero((crops.scene == scene) & (person != HELD_OUT)) for scene in range(1, crops.scene.max() + 1)
+            np.flatnonzero((crops.scene == scene) & (person != HELD_OUT))
+            for scene in range(1, crops.scene.max() + 1)
         )
         self.videos = [torch.from_numpy(row) for row in rows if len(row)]
         self.weights = torch.tensor([math.sqrt(len(video)) for video in self.videos])

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own habit
 from torch import nn
 
-from streamproc.events import sha256_of
-from streamproc.reid.embedder import IMAGENET_MEAN, IMAGENET_STD
+from streamproc.files import sha256_of
+from streamproc.networks.weights import read_checkpoint
 from streamproc.reid.osnet import OSNet, from_state
-from streamproc.reid.weights import read_checkpoint
+from streamproc.reid.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -123,9 +123,9 @@ class Hint(torch.autograd.Function):
 class Muon(torch.optim.Optimizer):
     """Orthogonalised momentum for matrices of weights, Adam for biases, batch norm and depthwise kernels.
 
-    Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024; torch's own takes 2-D parameters
-    only, and convolutions have four. Parts fed the teacher's maps had an error of .57 (the first part) after 250 steps
-    of 64 crops, with Adam .77 after 300.
+    Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024; torch's own
+    takes 2-D parameters only, and convolutions have four. Parts fed the teacher's maps had an error
+    of .57 (the first part) after 250 steps of 64 crops, with Adam .77 after 300.
     """
 
     def __init__(self, parameters: list[dict[str, object]], rate: float) -> None:
@@ -138,7 +138,11 @@ class Muon(torch.optim.Optimizer):
             for parameter in group["params"]:
                 state = self.state[parameter]
                 if not state:
-                    state |= {"m": torch.zeros_like(parameter), "v": torch.zeros_like(parameter), "t": 0}
+                    state |= {
+                        "m": torch.zeros_like(parameter),
+                        "v": torch.zeros_like(parameter),
+                        "t": 0,
+                    }
                 state["t"] += 1
                 state["m"].lerp_(parameter.grad, 1 - MOMENTUM)
                 if parameter.ndim > 1 and parameter.shape[1] > 1:
@@ -147,7 +151,9 @@ class Muon(torch.optim.Optimizer):
                     scale = MATRIX_RATE * max(1, rows / columns) ** 0.5
                     parameter.add_(direction.view_as(parameter), alpha=-group["lr"] * scale)
                 else:
-                    state["v"].mul_(SQUARES).addcmul_(parameter.grad, parameter.grad, value=1 - SQUARES)
+                    state["v"].mul_(SQUARES).addcmul_(
+                        parameter.grad, parameter.grad, value=1 - SQUARES
+                    )
                     mean = state["m"] / (1 - MOMENTUM ** state["t"])
                     root = (state["v"] / (1 - SQUARES ** state["t"])).sqrt() + 1e-8
                     parameter.add_(mean / root, alpha=-group["lr"])

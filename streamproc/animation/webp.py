@@ -1,12 +1,13 @@
 """Crops in, one animated WebP out.
 
-libwebp encodes each picture. FFmpeg reaches it, and scales the crops straight to the planes that libwebp takes, in a
-third of the time that Pillow paints in. The container (RIFF,
-https://developers.google.com/speed/webp/docs/riff_container) is put together here, since libwebp's animation encoder
-spends its time on what these pictures do not have. It compares each picture with the one before it, pixel by pixel, and
-codes what stayed as transparent, but a person who walks changes everywhere. Here each picture after the first covers
-just its own place and that of the one before, and none has an alpha plane. 19 persons of PETS09-S2L1 with 50 crops
-each, one thread, milliseconds a person; PSNR beside the crops as Pillow scales them (first three lines: the whole
+libwebp encodes each picture. FFmpeg reaches it, and scales the crops straight to the planes that
+libwebp takes, in a third of the time that Pillow paints in. The container (RIFF,
+https://developers.google.com/speed/webp/docs/riff_container) is put together here, since libwebp's
+animation encoder spends its time on what these pictures do not have. It compares each picture with
+the one before it, pixel by pixel, and codes what stayed as transparent, but a person who walks
+changes everywhere. Here each picture after the first covers just its own place and that of the one
+before, and none has an alpha plane. 19 persons of PETS09-S2L1 with 50 crops each, one thread,
+milliseconds a person; PSNR beside the crops as Pillow scales them (first three lines: the whole
 picture):
 
     ========================================  ======  =======  ====  ======
@@ -63,9 +64,9 @@ def encode_webp(crops: Sequence[Crop], *, size_px: int = 256, frames_per_second:
     """Animate `crops`, one picture each in the order given, `size_px` square, looping for ever.
 
     Each crop is stretched from the size it is kept at to its `aspect_ratio` and letter-boxed on
-    `BACKGROUND_RGB`. Raises ValueError for no crops, a size outside 16..4096 px, a rate below 1, or an aspect ratio
-    that is not a positive number; what FFmpeg raises (FFmpegError, MemoryError) is let out. Safe in any thread, and two
-    threads run at once (see above).
+    `BACKGROUND_RGB`. Raises ValueError for no crops, a size outside 16..4096 px, a rate below 1, or
+    an aspect ratio that is not a positive number; what FFmpeg raises (FFmpegError, MemoryError) is
+    let out. Safe in any thread, and two threads run at once (see above).
     """
     _check(crops, size_px, frames_per_second)
     duration_ms = min(_MAX_DURATION_MS, max(1, round(1000 / frames_per_second)))
@@ -101,7 +102,8 @@ def _letter_box(aspect_ratio: float, size_px: int) -> _Rectangle:
     An edge at an odd place would share its colour (one sample for 2x2 pixels) with the background.
     """
     width, height = (
-        min(size_px, max(2, 2 * round(side / 2))) for side in (size_px * aspect_ratio, size_px / aspect_ratio)
+        min(size_px, max(2, 2 * round(side / 2)))
+        for side in (size_px * aspect_ratio, size_px / aspect_ratio)
     )
     return (size_px - width) // 4 * 2, (size_px - height) // 4 * 2, width, height
 
@@ -115,8 +117,9 @@ def _smallest_around(places: Sequence[_Rectangle], size_px: int) -> _Rectangle:
 def _scaled(crops: Sequence[Crop], places: Sequence[_Rectangle]) -> list[VideoFrame]:
     """Each crop at the size of its place, in libwebp's planes.
 
-    All of them before the first is encoded, as code that runs again finds itself in the cache, and those of equal sizes
-    after each other, as swscale then keeps its tables: all of replay takes .97 of the time on vtest.avi.
+    All of them before the first is encoded, as code that runs again finds itself in the cache, and
+    those of equal sizes after each other, as swscale then keeps its tables: all of replay takes .97
+    of the time on vtest.avi.
     """
     scaler = VideoReformatter()
     sizes = [(*crop.pixels.shape, *place[2:]) for crop, place in zip(crops, places, strict=True)]
@@ -137,12 +140,16 @@ def _scaled(crops: Sequence[Crop], places: Sequence[_Rectangle]) -> list[VideoFr
 
 
 class _Painter:
-    """Paints and encodes pictures of one area. Keeps the codec: opening one for each picture costs a tenth more."""
+    """Paints and encodes pictures of one area.
+
+    Keeps the codec: opening one for each picture costs a tenth more.
+    """
 
     def __init__(self, area: _Rectangle, duration_ms: int) -> None:
         self._left, self._top, width, height = area
         self._head = b"".join(
-            _uint24(value) for value in (self._left // 2, self._top // 2, width - 1, height - 1, duration_ms)
+            _uint24(value)
+            for value in (self._left // 2, self._top // 2, width - 1, height - 1, duration_ms)
         ) + bytes([_ANMF_OVERWRITE])
         self._canvas = VideoFrame(width, height, "yuv420p")
         self._planes = [_pixels(plane) for plane in self._canvas.planes]
@@ -163,25 +170,32 @@ class _Painter:
 
     def _paint(self, scaled: VideoFrame, place: _Rectangle) -> None:
         left, top = place[0] - self._left, place[1] - self._top
-        for plane, into, background, shift in zip(scaled.planes, self._planes, _BACKGROUND_YUV, (0, 1, 1), strict=True):
+        for plane, into, background, shift in zip(
+            scaled.planes, self._planes, _BACKGROUND_YUV, (0, 1, 1), strict=True
+        ):
             if place != self._place:
                 into[:] = background
-            into[top >> shift : (top >> shift) + plane.height, left >> shift : (left >> shift) + plane.width] = _pixels(
-                plane
-            )
+            into[
+                top >> shift : (top >> shift) + plane.height,
+                left >> shift : (left >> shift) + plane.width,
+            ] = _pixels(plane)
         self._place = place
 
 
 def _pixels(plane: VideoPlane) -> Uint8Array:
     """A view (h, w) of the plane's memory."""
-    return np.ndarray((plane.height, plane.width), np.uint8, memoryview(plane), strides=(plane.line_size, 1))
+    return np.ndarray(
+        (plane.height, plane.width), np.uint8, memoryview(plane), strides=(plane.line_size, 1)
+    )
 
 
 def _container(size_px: int, pictures: Sequence[bytes]) -> bytes:
     features = bytes([_VP8X_ANIMATED, 0, 0, 0]) + _uint24(size_px - 1) + _uint24(size_px - 1)
     red, green, blue = BACKGROUND_RGB
     animation = struct.pack("<4BH", blue, green, red, 255, _LOOP_FOR_EVER)
-    return _chunk(b"RIFF", b"WEBP", _chunk(b"VP8X", features), _chunk(b"ANIM", animation), *pictures)
+    return _chunk(
+        b"RIFF", b"WEBP", _chunk(b"VP8X", features), _chunk(b"ANIM", animation), *pictures
+    )
 
 
 def _chunk(name: bytes, *content: bytes | memoryview) -> bytes:

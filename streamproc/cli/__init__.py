@@ -16,10 +16,16 @@ from streamproc.cli.common import EXIT_CODES, EXIT_FAILURE
 from streamproc.version import __version__
 
 
-@click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    epilog=EXIT_CODES,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(__version__, prog_name="streamproc")
 def cli() -> None:
-    """Find the people that a tracker counted twice. A person decides about merging; streamproc never merges."""
+    """Find the people that a tracker counted twice.
+
+    A person decides about merging; streamproc never merges.
+    """
 
 
 cli.add_command(replay.replay)

@@ -14,7 +14,7 @@ from streamproc.cli.common import EXIT_CODES, faults_in_one_line
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from streamproc.labelled import Calibrated
+    from streamproc.offline.labels import Calibrated
 
 
 @click.command(epilog=EXIT_CODES)
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     help="MOT Challenge text whose ids are the true persons, one for each of OUTPUTS.",
 )
 @click.option(
-    "--pairs", type=click.Path(path_type=Path), help="Or: lines of person_key,person_key,1 (one person) or 0."
+    "--pairs",
+    type=click.Path(path_type=Path),
+    help="Or: lines of person_key,person_key,1 (one person) or 0.",
 )
 @click.option(
     "--out",
@@ -36,7 +38,9 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="File for the curve, for `replay --calibration`.",
 )
-@click.option("--plot", type=click.Path(path_type=Path), help="Reliability diagram, before and after (SVG).")
+@click.option(
+    "--plot", type=click.Path(path_type=Path), help="Reliability diagram, before and after (SVG)."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print a machine-readable summary.")
 def calibrate(
     outputs: tuple[Path, ...],
@@ -49,7 +53,8 @@ def calibrate(
 ) -> None:
     """Fit the probability on persons of yours: OUTPUTS are folders that `streamproc replay` wrote.
 
-    Prints how right the probabilities are before and after, on people that the curve was not fitted on.
+    Prints how right the probabilities are before and after, on people that the curve was not fitted
+    on.
     """
     with faults_in_one_line():
         found = _calibrated(outputs, truths, pairs)
@@ -67,25 +72,31 @@ def calibrate(
 
 
 def _calibrated(outputs: Sequence[Path], truths: Sequence[Path], pairs: Path | None) -> Calibrated:
-    from streamproc import labelled
     from streamproc.errors import UsageError
     from streamproc.gallery import load_curves
-    from streamproc.reid.manifest import package_file
+    from streamproc.networks.manifest import package_file
+    from streamproc.offline import labels as labelled
 
     if bool(truths) == (pairs is not None):
         raise UsageError("expected either --truth, one for each folder, or --pairs")
     galleries = labelled.read_galleries(outputs)
-    known = labelled.by_truth(outputs, truths, galleries) if pairs is None else labelled.by_pairs(pairs, galleries)
+    known = (
+        labelled.by_truth(outputs, truths, galleries)
+        if pairs is None
+        else labelled.by_pairs(pairs, galleries)
+    )
     return labelled.calibrate(galleries, known, load_curves(package_file("calibration.json")))
 
 
 def _write(found: Calibrated, out: Path, plot: Path | None) -> None:
-    from streamproc.gallery.curve import curves_to_json
-    from streamproc.gallery.reliability import Panel, diagram
+    from streamproc.gallery.calibration.curve import curves_to_json
+    from streamproc.gallery.calibration.reliability import Panel, diagram
 
     _replace(out, curves_to_json({found.weights_sha256: found.curve}))
     if plot is not None:
-        legend = ("after, on people not fitted on", "before, by the package's curve")[: len(found.chances)]
+        legend = ("after, on people not fitted on", "before, by the package's curve")[
+            : len(found.chances)
+        ]
         title = f"your pairs, {found.true_pairs} true and {found.wrong_pairs} wrong"
         picture = diagram([(title, [Panel("when closed", found.same, found.chances)])], legend)
         _replace(plot, picture.encode())
@@ -93,21 +104,27 @@ def _write(found: Calibrated, out: Path, plot: Path | None) -> None:
 
 def _replace(path: Path, content: bytes) -> None:
     from streamproc.errors import MachineError
-    from streamproc.outputs.store import replace_file
+    from streamproc.files import replace_file
 
     try:
         replace_file(path, content)
     except OSError as error:
-        raise MachineError(f"{path}: cannot be written: {error.strerror}; make room or name another file") from error
+        raise MachineError(
+            f"{path}: cannot be written: {error.strerror}; make room or name another file"
+        ) from error
 
 
 def _notes(found: Calibrated) -> list[str]:
-    from streamproc.labelled import FEW_OF_A_KIND
+    from streamproc.offline.labels import FEW_OF_A_KIND
 
     used = found.true_pairs + found.wrong_pairs
-    notes = [f"{used} pairs above the similarity threshold, {found.true_pairs} true and {found.wrong_pairs} wrong"]
+    notes = [
+        f"{used} pairs above the similarity threshold, {found.true_pairs} true and {found.wrong_pairs} wrong"
+    ]
     if found.labelled > used:
-        notes.append(f"{found.labelled - used} labelled pairs are not above it, or were seen apart: not used")
+        notes.append(
+            f"{found.labelled - used} labelled pairs are not above it, or were seen apart: not used"
+        )
     if found.gain is None:
         notes.append("the package has no curve for these weights: yours starts from nothing")
     if min(found.true_pairs, found.wrong_pairs) < FEW_OF_A_KIND:
@@ -116,7 +133,13 @@ def _notes(found: Calibrated) -> list[str]:
         )
     if found.gain is not None:
         least, middle, most = found.gain
-        verdict = "better" if least > 0 else "worse: do not use it" if most < 0 else "no difference that could be told"
+        verdict = (
+            "better"
+            if least > 0
+            else "worse: do not use it"
+            if most < 0
+            else "no difference that could be told"
+        )
         spread = f"90 % of resampled people: {least:.3f} to {most:.3f}"
         notes.append(f"log loss when closed falls by {middle:.3f} ({spread}): {verdict}")
     return notes
@@ -140,8 +163,12 @@ def _print_json(found: Calibrated) -> None:
         "labelled_pairs": found.labelled,
         "true_pairs": found.true_pairs,
         "wrong_pairs": found.wrong_pairs,
-        "before": None if found.before is None else {when: asdict(f) for when, f in found.before.items()},
+        "before": None
+        if found.before is None
+        else {when: asdict(f) for when, f in found.before.items()},
         "after": {when: asdict(f) for when, f in found.after.items()},
         "gain": found.gain,
     }
-    sys.stdout.buffer.write(orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+    sys.stdout.buffer.write(
+        orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+    )

@@ -15,13 +15,16 @@ from streamproc.cli.common import EXIT_CODES, EXIT_FAILURE, EXIT_INTERRUPTED, fa
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from streamproc.reid.manifest import ModelEntry
+    from streamproc.networks.manifest import ModelEntry
     from streamproc.settings import Settings
 
 PLAIN_EVERY_SECONDS = 5.0
 
 _config = click.option(
-    "--config", type=click.Path(path_type=Path), envvar="STREAMPROC_CONFIG", help="Settings file (YAML)."
+    "--config",
+    type=click.Path(path_type=Path),
+    envvar="STREAMPROC_CONFIG",
+    help="Settings file (YAML).",
 )
 
 
@@ -32,12 +35,17 @@ def models() -> None:
 
 @models.command("list")
 @_config
-@click.option("--json", "as_json", is_flag=True, help="One object a line, with everything that the manifest says.")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="One object a line, with everything that the manifest says.",
+)
 def models_list(config: Path | None, *, as_json: bool) -> None:
     """Print all names: name, sha256, where it is (package, a path, or -), trained on, licence."""
     import orjson
 
-    from streamproc.reid.manifest import load_manifest, locate
+    from streamproc.networks.manifest import load_manifest, locate
 
     with faults_in_one_line():
         folders = _folders(_settings(config))
@@ -49,29 +57,42 @@ def models_list(config: Path | None, *, as_json: bool) -> None:
             found = {"path": None if path is None else str(path)}
             click.echo(orjson.dumps(entry.model_dump(mode="json") | found))
         else:
-            click.echo(f"{entry.name}\t{entry.sha256[:8]}\t{where}\t{entry.trained_on}\t{entry.licence}")
+            click.echo(
+                f"{entry.name}\t{entry.sha256[:8]}\t{where}\t{entry.trained_on}\t{entry.licence}"
+            )
 
 
 @models.command("pull")
 @click.argument("names", nargs=-1, required=True)
 @_config
 @click.option(
-    "--to", type=click.Path(path_type=Path, file_okay=False), help="Folder to fill. [default: models in cache_folder]"
+    "--to",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder to fill. [default: models in cache_folder]",
 )
 @click.option("--quiet", "-q", is_flag=True, help="No progress.")
-def models_pull(names: tuple[str, ...], config: Path | None, to: Path | None, *, quiet: bool) -> None:
-    """Fetch the weights NAMES, unless they are here; goes on where it was cut off. Prints their paths."""
+def models_pull(
+    names: tuple[str, ...], config: Path | None, to: Path | None, *, quiet: bool
+) -> None:
+    """Fetch the weights NAMES, unless they are here; goes on where it was cut off.
+
+    Prints their paths.
+    """
     from streamproc.errors import UsageError
-    from streamproc.reid.download import Download
-    from streamproc.reid.manifest import MODELS_SUBFOLDER, locate
+    from streamproc.networks.download import Download
+    from streamproc.networks.manifest import MODELS_SUBFOLDER, locate
 
     with faults_in_one_line():
         settings = _settings(config)
         folder = to or settings.expanded_cache_folder() / MODELS_SUBFOLDER
         for entry in _entries(names):
             path, wrong = locate(entry, (to,) if to is not None else _folders(settings))
-            if to is not None and to / entry.file_name in wrong:  # somebody's own file; the cache's are ours to replace
-                raise UsageError(f"{to / entry.file_name} is another file than {entry.name}: move it away first")
+            if (
+                to is not None and to / entry.file_name in wrong
+            ):  # somebody's own file; the cache's are ours to replace
+                raise UsageError(
+                    f"{to / entry.file_name} is another file than {entry.name}: move it away first"
+                )
             if path is None and entry.url is not None:
                 with _stopped_by_hand(), _shown(entry.name, quiet=quiet) as progress:
                     path = Download(entry, folder, progress).run()
@@ -86,7 +107,7 @@ def models_verify(names: tuple[str, ...], config: Path | None) -> None:
 
     Exit code 1 where a file is wrong, or one of NAMES is missing.
     """
-    from streamproc.reid.manifest import load_manifest, locate
+    from streamproc.networks.manifest import load_manifest, locate
 
     failed = False
     with faults_in_one_line():
@@ -106,7 +127,7 @@ def models_verify(names: tuple[str, ...], config: Path | None) -> None:
 @_config
 def models_path(name: str, config: Path | None) -> None:
     """Print where the weights NAME lie on this machine, checked; exit code 1 where they do not."""
-    from streamproc.reid.manifest import need
+    from streamproc.networks.manifest import need
 
     with faults_in_one_line():
         click.echo(need(_entries([name])[0], _folders(_settings(config))))
@@ -119,14 +140,14 @@ def _settings(config: Path | None) -> Settings:
 
 
 def _folders(settings: Settings) -> tuple[Path, ...]:
-    from streamproc.reid.manifest import search_folders
+    from streamproc.networks.manifest import search_folders
 
     return search_folders(settings.expanded_cache_folder(), settings.models)
 
 
 def _entries(names: Sequence[str]) -> list[ModelEntry]:
     from streamproc.errors import UsageError
-    from streamproc.reid.manifest import load_manifest
+    from streamproc.networks.manifest import load_manifest
 
     manifest = load_manifest()
     entries = []
@@ -140,7 +161,7 @@ def _entries(names: Sequence[str]) -> list[ModelEntry]:
 
 
 def _missing(entry: ModelEntry) -> Path:
-    from streamproc.reid.manifest import need
+    from streamproc.networks.manifest import need
 
     return need(entry, ())  # says in one line that the package is not whole
 
@@ -171,7 +192,12 @@ def _bar(name: str) -> Iterator[Callable[[int, int | None], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-    columns: tuple[Any, ...] = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    columns: tuple[Any, ...] = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True)) as progress:
         row = progress.add_task(name, total=None)
         yield lambda done, total: progress.update(row, completed=done, total=total)

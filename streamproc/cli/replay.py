@@ -13,8 +13,8 @@ from streamproc.cli.common import EXIT_CODES, EXIT_INTERRUPTED, EXIT_PARTIAL, fa
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from streamproc.offline import Replay
-    from streamproc.results import Result
+    from streamproc.offline.replay import Replay
+    from streamproc.offline.results import Result
 
 
 @click.command(epilog=EXIT_CODES)
@@ -25,29 +25,55 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Track file, one for each video; else it is looked for beside the video.",
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for the results. [default: NAME.streamproc here]")
-@click.option("--gallery", help="Compare the persons of all videos in one gallery of this name.")
-@click.option("--threshold", type=float, help="Least cosine similarity of a candidate. [default: 0.70]")
 @click.option(
-    "--top", type=click.IntRange(min=0), help="Only the N persons with the most frames; 0 is everybody. [default: 0]"
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder for the results. [default: NAME.streamproc here]",
 )
-@click.option("--weights", help="OSNet weights: .onnx, .pth, .pt or .safetensors. [default: the package's own]")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where the network runs. [default: auto]")
+@click.option("--gallery", help="Compare the persons of all videos in one gallery of this name.")
+@click.option(
+    "--threshold", type=float, help="Least cosine similarity of a candidate. [default: 0.70]"
+)
+@click.option(
+    "--top",
+    type=click.IntRange(min=0),
+    help="Only the N persons with the most frames; 0 is everybody. [default: 0]",
+)
+@click.option(
+    "--weights",
+    help="OSNet weights: .onnx, .pth, .pt or .safetensors. [default: the package's own]",
+)
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    help="Where the network runs. [default: auto]",
+)
 @click.option(
     "--calibration",
     type=click.Path(path_type=Path),
     help="Curves that `streamproc calibrate` wrote. [default: the package's own]",
 )
 @click.option("--no-animations", is_flag=True, help="Write no WebP animations.")
-@click.option("--first-frame-number", type=int, help="The track file's number of the video's first frame.")
 @click.option(
-    "--frame-stride", type=click.IntRange(min=1), help="Tracks were made on every N-th frame and count those."
+    "--first-frame-number", type=int, help="The track file's number of the video's first frame."
 )
-@click.option("--class", "object_class", type=int, help="Only this class of a MOT text's eighth column.")
-@click.option("--config", type=click.Path(path_type=Path), envvar="STREAMPROC_CONFIG", help="Settings file (YAML).")
+@click.option(
+    "--frame-stride",
+    type=click.IntRange(min=1),
+    help="Tracks were made on every N-th frame and count those.",
+)
+@click.option(
+    "--class", "object_class", type=int, help="Only this class of a MOT text's eighth column."
+)
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    envvar="STREAMPROC_CONFIG",
+    help="Settings file (YAML).",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print a machine-readable summary.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress.")
-def replay(videos: tuple[Path, ...], **options: Any) -> None:  # noqa: ANN401 - click hands over what is declared above
+def replay(videos: tuple[Path, ...], **options: Any) -> None:
     """Find duplicate persons in VIDEOS with their tracks, offline; writes candidates, animations and a page."""
     with faults_in_one_line():
         results = _run_replay(videos, options)
@@ -61,7 +87,7 @@ def replay(videos: tuple[Path, ...], **options: Any) -> None:  # noqa: ANN401 - 
 
 
 def _run_replay(videos: Sequence[Path], options: dict[str, Any]) -> list[Result]:
-    from streamproc.offline import Replay, TrackOptions, find_sources
+    from streamproc.offline.replay import Replay, TrackOptions, find_sources
     from streamproc.settings import load_settings
 
     flags = {
@@ -80,7 +106,9 @@ def _run_replay(videos: Sequence[Path], options: dict[str, Any]) -> list[Result]
         settings,
         gallery=options["gallery"],
         out=options["out"] or Path(f"{name}.streamproc"),
-        tracks=TrackOptions(options["first_frame_number"], options["frame_stride"], options["object_class"]),
+        tracks=TrackOptions(
+            options["first_frame_number"], options["frame_stride"], options["object_class"]
+        ),
     )
     return _with_signals(work, quiet=options["quiet"])
 
@@ -90,7 +118,7 @@ def _with_signals(work: Replay, *, quiet: bool) -> list[Result]:
     import asyncio
     import signal
 
-    from streamproc.progress import show_progress
+    from streamproc.cli.progress import show_progress
 
     async def run() -> list[Result]:
         loop = asyncio.get_running_loop()
@@ -117,7 +145,9 @@ def _with_signals(work: Replay, *, quiet: bool) -> list[Result]:
 
 
 def _exit_code(results: Sequence[Result]) -> int:
-    if not results or any(result.interrupted for result in results):  # none: stopped before the first video
+    if not results or any(
+        result.interrupted for result in results
+    ):  # none: stopped before the first video
         return EXIT_INTERRUPTED
     return EXIT_PARTIAL if any(result.partial for result in results) else 0
 
@@ -131,7 +161,8 @@ def _print_results(results: Sequence[Result]) -> None:
             click.echo(f"{labels[0]}\t{labels[1]}\t{candidate.similarity:.4f}")
         people = len(result.person_ids)
         click.echo(
-            f"{len(result.candidates)} possible duplicates among {people} persons; page: {_page(result)}", err=True
+            f"{len(result.candidates)} possible duplicates among {people} persons; page: {_page(result)}",
+            err=True,
         )
 
 
@@ -148,10 +179,15 @@ def _print_json(results: Sequence[Result]) -> None:
             "out": str(result.out),
             "page": _page(result),
             "person_ids": list(result.person_ids),
-            "candidates": [candidate.model_dump(mode="json", exclude_none=True) for candidate in result.candidates],
+            "candidates": [
+                candidate.model_dump(mode="json", exclude_none=True)
+                for candidate in result.candidates
+            ],
             "exit_code": _exit_code([result]),
         }
         for result in results
     ]
     content = summaries[0] if len(summaries) == 1 else {"galleries": summaries}
-    sys.stdout.buffer.write(orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+    sys.stdout.buffer.write(
+        orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+    )

@@ -24,10 +24,15 @@ def _common(function: Command) -> Command:
     """Add what every command of the stream takes."""
     for option in (
         click.option(
-            "--config", type=click.Path(path_type=Path), envvar="STREAMPROC_CONFIG", help="Settings file (YAML)."
+            "--config",
+            type=click.Path(path_type=Path),
+            envvar="STREAMPROC_CONFIG",
+            help="Settings file (YAML).",
         ),
         click.option("--media-root", help="Folder that relative URIs refer to. [default: media]"),
-        click.option("--bootstrap", help="Kafka's HOST:PORT, several with commas. [default: 127.0.0.1:9092]"),
+        click.option(
+            "--bootstrap", help="Kafka's HOST:PORT, several with commas. [default: 127.0.0.1:9092]"
+        ),
     ):
         function = option(function)
     return function
@@ -38,16 +43,19 @@ def _settings(options: dict[str, Any], **flags: object) -> Settings:
 
     own = {"bootstrap": options.pop("bootstrap"), "media_root": options.pop("media_root")}
     return load_settings(
-        own | {key.replace("__", "."): value for key, value in flags.items()}, config_file=options.pop("config")
+        own | {key.replace("__", "."): value for key, value in flags.items()},
+        config_file=options.pop("config"),
     )
 
 
-def _run(work: Coroutine[Any, Any, Any]) -> Any:  # noqa: ANN401 - whatever the work gives
+def _run(work: Coroutine[Any, Any, Any]) -> Any:
     """Run to the end; Ctrl-C ends it with its own exit code and no traceback."""
     import asyncio
     import logging
 
-    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # what it reports of a broker that is away, we say once
+    logging.getLogger("aiokafka").setLevel(
+        logging.CRITICAL
+    )  # what it reports of a broker that is away, we say once
     try:
         with faults_in_one_line():
             return asyncio.run(work)
@@ -55,7 +63,9 @@ def _run(work: Coroutine[Any, Any, Any]) -> Any:  # noqa: ANN401 - whatever the 
         sys.exit(EXIT_INTERRUPTED)
 
 
-def _service(options: dict[str, Any], run: Callable[[Settings], Coroutine[Any, Any, None]], **flags: object) -> None:
+def _service(
+    options: dict[str, Any], run: Callable[[Settings], Coroutine[Any, Any, None]], **flags: object
+) -> None:
     with faults_in_one_line():
         settings = _settings(options, **flags)
     _run(run(settings))
@@ -68,9 +78,9 @@ def topics() -> None:
 
 @topics.command("create")
 @_common
-def topics_create(**options: Any) -> None:  # noqa: ANN401 - click hands over what is declared above
+def topics_create(**options: Any) -> None:
     """Make the topics that are missing, and check the others. Says on stdout which were made."""
-    from streamproc.stream.topics import check_topics, create_topics
+    from streamproc.kafka.topics import check_topics, create_topics
 
     with faults_in_one_line():
         settings = _settings(options)
@@ -81,9 +91,9 @@ def topics_create(**options: Any) -> None:  # noqa: ANN401 - click hands over wh
 
 @topics.command("check")
 @_common
-def topics_check(**options: Any) -> None:  # noqa: ANN401 - as above
+def topics_check(**options: Any) -> None:
     """Check that all topics are there with the right number of partitions; creates nothing."""
-    from streamproc.stream.topics import check_topics
+    from streamproc.kafka.topics import check_topics
 
     with faults_in_one_line():
         settings = _settings(options)
@@ -93,39 +103,67 @@ def topics_check(**options: Any) -> None:  # noqa: ANN401 - as above
 
 @click.command(epilog=EXIT_CODES)
 @_common
-@click.option("--weights", help="OSNet weights: .onnx, .pth, .pt or .safetensors. [default: the package's own]")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where the network runs. [default: auto]")
-@click.option("--http-port", type=click.IntRange(0, 65535), help="Health and metrics; 0: any. [default: 8081]")
-def worker(**options: Any) -> None:  # noqa: ANN401 - as above
+@click.option(
+    "--weights",
+    help="OSNet weights: .onnx, .pth, .pt or .safetensors. [default: the package's own]",
+)
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    help="Where the network runs. [default: auto]",
+)
+@click.option(
+    "--http-port", type=click.IntRange(0, 65535), help="Health and metrics; 0: any. [default: 8081]"
+)
+def worker(**options: Any) -> None:
     """Run a worker: videos in, one embedding a person out."""
-    from streamproc.stream.worker import run_worker
+    from streamproc.services.worker import run_worker
 
-    flags = {"clustering.osnet_model": options.pop("weights"), "clustering.device": options.pop("device")}
+    flags = {
+        "clustering.osnet_model": options.pop("weights"),
+        "clustering.device": options.pop("device"),
+    }
     _service(options, run_worker, **flags, service__http_port=options.pop("http_port"))
 
 
 @click.command(epilog=EXIT_CODES)
 @_common
-@click.option("--http-port", type=click.IntRange(0, 65535), help="Health, metrics, galleries; 0: any. [default: 8082]")
-def matcher(**options: Any) -> None:  # noqa: ANN401 - as above
+@click.option(
+    "--http-port",
+    type=click.IntRange(0, 65535),
+    help="Health, metrics, galleries; 0: any. [default: 8082]",
+)
+def matcher(**options: Any) -> None:
     """Run a matcher: embeddings in, duplicate candidates out."""
-    # Before numpy is loaded: one gallery's product is too small to share, and waiting for a second core costs more.
+    # Before numpy is loaded: one gallery's product is too small to share, and waiting for a second
+    # core costs more.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from streamproc.stream.matcher import run_matcher
+    from streamproc.services.matcher.matcher import run_matcher
 
     _service(options, run_matcher, service__http_port=options.pop("http_port"))
 
 
 @click.command(epilog=EXIT_CODES)
 @_common
-@click.option("--output", help="Folder or fsspec URI for the animations. [default: animations under the media root]")
-@click.option("--weights", help="The workers' weights; only their sha256 is needed. [default: the package's own]")
-@click.option("--http-port", type=click.IntRange(0, 65535), help="Health and metrics; 0: any. [default: 8083]")
-def animator(**options: Any) -> None:  # noqa: ANN401 - as above
+@click.option(
+    "--output",
+    help="Folder or fsspec URI for the animations. [default: animations under the media root]",
+)
+@click.option(
+    "--weights",
+    help="The workers' weights; only their sha256 is needed. [default: the package's own]",
+)
+@click.option(
+    "--http-port", type=click.IntRange(0, 65535), help="Health and metrics; 0: any. [default: 8083]"
+)
+def animator(**options: Any) -> None:
     """Run an animator: videos in, one WebP animation a person out."""
-    from streamproc.stream.animator import run_animator
+    from streamproc.services.animator import run_animator
 
-    flags = {"animator.output_uri": options.pop("output"), "clustering.osnet_model": options.pop("weights")}
+    flags = {
+        "animator.output_uri": options.pop("output"),
+        "clustering.osnet_model": options.pop("weights"),
+    }
     _service(options, run_animator, **flags, service__http_port=options.pop("http_port"))
 
 
@@ -134,18 +172,24 @@ def animator(**options: Any) -> None:  # noqa: ANN401 - as above
 @_common
 @click.option("--persons", help="Track file or its URI. [default: looked for beside the video]")
 @click.option(
-    "--gallery", help="Compare with the persons of all videos of this gallery. [default: of this video alone]"
+    "--gallery",
+    help="Compare with the persons of all videos of this gallery. [default: of this video alone]",
 )
 @click.option("--copy", is_flag=True, help="Copy files from outside the media root into it.")
-@click.option("--threshold", type=click.FloatRange(-1, 1), help="Least cosine similarity of a candidate.")
+@click.option(
+    "--threshold", type=click.FloatRange(-1, 1), help="Least cosine similarity of a candidate."
+)
 @click.option("--no-animations", is_flag=True, help="Ask for no animations.")
-@click.option("--recorded-at", help="Capture time of the first frame (RFC 3339): gives time gaps across videos.")
+@click.option(
+    "--recorded-at",
+    help="Capture time of the first frame (RFC 3339): gives time gaps across videos.",
+)
 @click.option("--camera", help="Which camera it was.")
 @click.option("--json", "as_json", is_flag=True, help="Print the event.")
-def submit(video: str, **options: Any) -> None:  # noqa: ANN401 - as above
+def submit(video: str, **options: Any) -> None:
     """Announce VIDEO, a file under the media root or a URI. Prints its video_id."""
     from streamproc.events import VideoOptions
-    from streamproc.stream import client
+    from streamproc.kafka import client
 
     with faults_in_one_line():
         settings = _settings(options)
@@ -155,7 +199,8 @@ def submit(video: str, **options: Any) -> None:  # noqa: ANN401 - as above
             persons=options["persons"],
             copy=options["copy"],
             options=VideoOptions(
-                similarity_threshold=options["threshold"], animate=False if options["no_animations"] else None
+                similarity_threshold=options["threshold"],
+                animate=False if options["no_animations"] else None,
             ),
             gallery_id=options["gallery"],
             recorded_at=options["recorded_at"],
@@ -169,9 +214,9 @@ def submit(video: str, **options: Any) -> None:  # noqa: ANN401 - as above
 @click.argument("video_id")
 @_common
 @click.option("--reason", help="Said in the event.")
-def cancel(video_id: str, **options: Any) -> None:  # noqa: ANN401 - as above
+def cancel(video_id: str, **options: Any) -> None:
     """Cancel the video with VIDEO_ID, begun or not."""
-    from streamproc.stream import client
+    from streamproc.kafka import client
 
     with faults_in_one_line():
         settings = _settings(options)
@@ -182,14 +227,22 @@ def cancel(video_id: str, **options: Any) -> None:  # noqa: ANN401 - as above
 @_common
 @click.option("--gallery", help="Only candidates of this gallery.")
 @click.option(
-    "--since", type=click.FloatRange(min=0), default=600.0, show_default=True, help="Begin this many seconds ago."
+    "--since",
+    type=click.FloatRange(min=0),
+    default=600.0,
+    show_default=True,
+    help="Begin this many seconds ago.",
 )
 @click.option("--from-beginning", is_flag=True, help="Begin with the oldest that Kafka holds.")
-@click.option("--until-done", metavar="VIDEO_ID", help="End when this video is done; shows its progress on stderr.")
+@click.option(
+    "--until-done",
+    metavar="VIDEO_ID",
+    help="End when this video is done; shows its progress on stderr.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One event a line.")
-def watch(**options: Any) -> None:  # noqa: ANN401 - as above
+def watch(**options: Any) -> None:
     """Print duplicate candidates as they come: state, person, person, similarity, probability, band."""
-    from streamproc.stream import client
+    from streamproc.kafka import client
 
     with faults_in_one_line():
         settings = _settings(options)
@@ -198,7 +251,10 @@ def watch(**options: Any) -> None:  # noqa: ANN401 - as above
         since = None if options["from_beginning"] else options["since"]
         seen, last = set(), ""
         async for event in client.watch(
-            settings, gallery_id=options["gallery"], since_seconds=since, until_done=options["until_done"]
+            settings,
+            gallery_id=options["gallery"],
+            since_seconds=since,
+            until_done=options["until_done"],
         ):
             if event.event_id not in seen:  # a repeat says nothing new
                 seen.add(event.event_id)
@@ -226,13 +282,17 @@ def _show(event: DuplicateCandidate | VideoProgress, *, as_json: bool) -> None:
 
 
 @click.command(epilog=EXIT_CODES)
-@click.option("--gallery", required=True, help="Which gallery; of a single video it is its video_id.")
-@click.option("--output", "-o", required=True, type=click.Path(path_type=Path), help="The .npy file to write.")
+@click.option(
+    "--gallery", required=True, help="Which gallery; of a single video it is its video_id."
+)
+@click.option(
+    "--output", "-o", required=True, type=click.Path(path_type=Path), help="The .npy file to write."
+)
 @click.option("--url", default="http://127.0.0.1:8082", show_default=True, help="Any matcher.")
 def matrix(gallery: str, output: Path, url: str) -> None:
     """Write a gallery's similarity matrix, float32 (N, N), persons in the order of their keys, as it is now."""
     from streamproc.errors import UsageError
-    from streamproc.stream import client
+    from streamproc.kafka import client
 
     content = _run(client.fetch_matrix(gallery, url))
     with faults_in_one_line():
@@ -250,11 +310,11 @@ def dead_letters() -> None:
 @dead_letters.command("list")
 @_common
 @click.option("--json", "as_json", is_flag=True, help="One object a line.")
-def dead_letters_list(**options: Any) -> None:  # noqa: ANN401 - as above
+def dead_letters_list(**options: Any) -> None:
     """Print dead letters: place, code, origin, reason."""
     import orjson
 
-    from streamproc.stream import client
+    from streamproc.kafka import client
 
     with faults_in_one_line():
         settings = _settings(options)
@@ -262,13 +322,23 @@ def dead_letters_list(**options: Any) -> None:  # noqa: ANN401 - as above
         origin = f"{letter.reason('topic')}[{letter.reason('partition')}]@{letter.reason('offset')}"
         if options["as_json"]:
             reasons = {
-                name.removeprefix("dlq_"): value.decode() for name, value in letter.headers if name.startswith("dlq_")
+                name.removeprefix("dlq_"): value.decode()
+                for name, value in letter.headers
+                if name.startswith("dlq_")
             }
             click.echo(
-                orjson.dumps({"where": letter.where, "key": (letter.key or b"").decode(errors="replace"), **reasons})
+                orjson.dumps(
+                    {
+                        "where": letter.where,
+                        "key": (letter.key or b"").decode(errors="replace"),
+                        **reasons,
+                    }
+                )
             )
         else:
-            click.echo(f"{letter.where}\t{letter.reason('error_code')}\t{origin}\t{letter.reason('error_text')}")
+            click.echo(
+                f"{letter.where}\t{letter.reason('error_code')}\t{origin}\t{letter.reason('error_text')}"
+            )
 
 
 @dead_letters.command("replay")
@@ -276,20 +346,23 @@ def dead_letters_list(**options: Any) -> None:  # noqa: ANN401 - as above
 @_common
 @click.option("--all", "everything", is_flag=True, help="All that the topic holds.")
 @click.option("--code", help="Only those with this code.")
-def dead_letters_replay(where: tuple[str, ...], **options: Any) -> None:  # noqa: ANN401 - as above
+def dead_letters_replay(where: tuple[str, ...], **options: Any) -> None:
     """Send dead letters back to their topics: those at WHERE (as `list` prints it), or all."""
     from streamproc.errors import UsageError
-    from streamproc.stream import client
+    from streamproc.kafka import client
 
     with faults_in_one_line():
         settings = _settings(options)
         if not where and not options["everything"] and options["code"] is None:
-            raise UsageError("expected places such as 0@12 (see `streamproc dead-letters list`), --code CODE or --all")
+            raise UsageError(
+                "expected places such as 0@12 (see `streamproc dead-letters list`), --code CODE or --all"
+            )
     letters = _run(client.dead_letters(settings))
     chosen = [
         letter
         for letter in letters
-        if (not where or letter.where in where) and options["code"] in {None, letter.reason("error_code")}
+        if (not where or letter.where in where)
+        and options["code"] in {None, letter.reason("error_code")}
     ]
     with faults_in_one_line():
         missing = set(where) - {letter.where for letter in letters}
@@ -311,9 +384,9 @@ def dead_letters_replay(where: tuple[str, ...], **options: Any) -> None:  # noqa
     show_default=True,
     help="Kafka's data and the matcher's state.",
 )
-def dev(folder: Path, **options: Any) -> None:  # noqa: ANN401 - as above
+def dev(folder: Path, **options: Any) -> None:
     """Run worker, matcher and animator here, with a Kafka of its own unless --bootstrap names one."""
-    from streamproc.stream.dev import run_dev
+    from streamproc.services.dev import run_dev
 
     config = options["config"]
     with faults_in_one_line():

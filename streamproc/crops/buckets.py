@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from streamproc.crops.choice import choose_embedded, spread
+from streamproc.crops.selection import choose_embedded, spread
 from streamproc.types import Bucket, Crop
 
 if TYPE_CHECKING:
@@ -21,7 +21,10 @@ _LATEST_CROPS = 3
 
 
 class Buckets:
-    """The buckets of one video. Frames must come in ascending order; a frame that never comes is simply missing."""
+    """The buckets of one video.
+
+    Frames must come in ascending order; a frame that never comes is simply missing.
+    """
 
     def __init__(self, plan: Plan, *, crops_embedded: int) -> None:
         self._plan = plan
@@ -49,7 +52,8 @@ class Buckets:
     def likely(self, frames_ahead: int) -> Iterator[Crop]:
         """The crops so far that will probably be embedded, of buckets due within so many planned frames, soonest first.
 
-        A crop to come is expected to have the quality that its box gives it, times the sharpness of the latest.
+        A crop to come is expected to have the quality that its box gives it, times the sharpness of
+        the latest.
         """
         frames = self._plan.frame_indices
         to_come = frames[np.searchsorted(frames, self._last_frame, side="right") :]
@@ -59,7 +63,9 @@ class Buckets:
             if not crops:
                 continue
             placed, latest = self._placed[person], crops[-_LATEST_CROPS:]
-            ratio = sum(crop.quality for crop in latest) / max(sum(placed[crop.slot] for crop in latest), 1e-9)
+            ratio = sum(crop.quality for crop in latest) / max(
+                sum(placed[crop.slot] for crop in latest), 1e-9
+            )
             expected = [ratio * quality for quality in placed[crops[-1].slot + 1 :]]
             chosen = spread([crop.quality for crop in crops] + expected, self._crops_embedded)
             yield from (crops[i] for i in chosen if i < len(crops))

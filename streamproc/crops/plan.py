@@ -1,32 +1,28 @@
 """Chooses, before anything is decoded, which boxes of each track are cut: spread over the track, good, cheap to reach.
 
-A track's boxes are divided into as many consecutive windows as crops are wanted; each window gives one. Within a window
-all boxes of nearly its best placement count as equally good, and the one that costs the least further decoding is
-taken: a frame that another person needs anyway costs nothing, one early in its group of pictures little.
+A track's boxes are divided into as many consecutive windows as crops are wanted; each window gives
+one. Within a window all boxes of nearly its best placement count as equally good, and the one that
+costs the least further decoding is taken: a frame that another person needs anyway costs nothing,
+one early in its group of pictures little.
 """
 
 from __future__ import annotations
 
-import math
-from array import array
-from collections import Counter
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from streamproc.crops.boxes import find_overlaps, placement_quality, usable
-from streamproc.crops.choice import spread
+from streamproc.crops.overlaps import find_overlaps
+from streamproc.crops.quality import placement_quality, usable
+from streamproc.crops.selection import DecodingCosts, Window, pick_boxes, spread, windows_of
 from streamproc.types import Cut, Skipped
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from streamproc.types import Float32Array, FrameTable, Int64Array, Track
-
-EQUALLY_GOOD = 0.85
-"""Boxes of at least this share of their window's best placement quality are chosen among by cost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +46,12 @@ class TrackSpan:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:
-    """Which crops are cut from which frame. Made by `plan_crops`, used by the decoder, the cutter and the buckets.
+    """Which crops are cut from which frame.
 
-    `frame_indices` (f,) ascending; `cuts` by frame; `seen_with`: the person ids seen beside each person (vetoes).
+    Made by `plan_crops`, used by the decoder, the cutter and the buckets.
+
+    `frame_indices` (f,) ascending; `cuts` by frame; `seen_with`: the person ids seen beside each
+    person (vetoes).
     """
 
     frame_indices: Int64Array
@@ -70,10 +69,14 @@ class Plan:
 
     def __repr__(self) -> str:
         crops = sum(self.crop_count.values())
-        return f"Plan({len(self.tracks)} persons, {crops} crops in {len(self.frame_indices)} frames)"
+        return (
+            f"Plan({len(self.tracks)} persons, {crops} crops in {len(self.frame_indices)} frames)"
+        )
 
 
-def plan_crops(tracks: Sequence[Track], table: FrameTable, *, width: int, height: int, options: CropOptions) -> Plan:
+def plan_crops(
+    tracks: Sequence[Track], table: FrameTable, *, width: int, height: int, options: CropOptions
+) -> Plan:
     """Plan the crops of all persons; tracks must lie within the video (`people.fit_to_video`)."""
     overlaps = find_overlaps(tracks)
     chosen, skipped = _choose_persons(tracks, options)
@@ -83,15 +86,27 @@ def plan_crops(tracks: Sequence[Track], table: FrameTable, *, width: int, height
         quality = placement_quality(track, overlaps.hidden[position], width=width, height=height)
         rows = np.flatnonzero(usable(track.boxes_xyxy, width=width, height=height))
         if not rows.size:
-            skipped.append(Skipped(track.person_id, "no usable crop: every box is too small or outside the picture"))
+            skipped.append(
+                Skipped(
+                    track.person_id, "no usable crop: every box is too small or outside the picture"
+                )
+            )
             continue
-        persons.append(_Person(track, quality, _windows(track, rows, quality[rows], options.crops_per_person)))
-    picks = _pick([window for person in persons for window in person.windows], _Costs(table))
+        persons.append(
+            _Person(
+                track, quality, windows_of(track, rows, quality[rows], options.crops_per_person)
+            )
+        )
+    picks = pick_boxes(
+        [window for person in persons for window in person.windows], DecodingCosts(table)
+    )
     skipped.sort(key=lambda s: s.person_id)
     return _assemble(persons, picks, overlaps.seen_with, skipped, options.crops_embedded)
 
 
-def _choose_persons(tracks: Sequence[Track], options: CropOptions) -> tuple[list[int], list[Skipped]]:
+def _choose_persons(
+    tracks: Sequence[Track], options: CropOptions
+) -> tuple[list[int], list[Skipped]]:
     skipped: list[Skipped] = []
     long_enough = [i for i, track in enumerate(tracks) if len(track) >= options.min_track_frames]
     most = sorted(long_enough, key=lambda i: (-len(tracks[i]), tracks[i].person_id))
@@ -110,83 +125,12 @@ def _choose_persons(tracks: Sequence[Track], options: CropOptions) -> tuple[list
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Window:
-    """Consecutive boxes of one track, the first its box `first_row`, of which one is cut.
-
-    `rows` and `frames` are those of the equally good boxes, the ones nearest the middle first.
-    """
-
-    first_row: int
-    rows: Int64Array
-    frames: Int64Array
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class _Person:
     """A track, the placement quality of all its boxes, and its windows."""
 
     track: Track
     quality: Float32Array
-    windows: list[_Window]
-
-
-def _windows(track: Track, rows: Int64Array, quality: Float32Array, count: int) -> list[_Window]:
-    """Divide the usable boxes `rows` of a track, of this quality, into at most `count` windows as equal as can be."""
-    count = min(count, rows.size)
-    bounds = np.arange(count + 1) * (rows.size // count) + np.minimum(np.arange(count + 1), rows.size % count)
-    sizes, starts = np.diff(bounds), bounds[:-1]
-    window = np.repeat(np.arange(count), sizes)
-    good = quality >= EQUALLY_GOOD * np.maximum.reduceat(quality, starts)[window]
-    from_middle = np.abs(rows - rows[starts + sizes // 2][window])
-    order = np.lexsort((from_middle, window))  # windows stay in place
-    order = order[good[order]]
-    ends = np.cumsum(np.bincount(window[good], minlength=count)).tolist()
-    candidates = rows[order]
-    frames = track.frame_indices[candidates]
-    return [
-        _Window(first, candidates[start:end], frames[start:end])
-        for first, (start, end) in zip(rows[starts].tolist(), pairwise([0, *ends]), strict=True)
-    ]
-
-
-class _Costs:
-    """How many pictures the decoder must still decode to reach a frame, given the frames already chosen."""
-
-    def __init__(self, table: FrameTable) -> None:
-        packets = int(table.decode_order.max(initial=-1)) + 1
-        needed = np.zeros(packets + 1, np.int64)
-        needed[table.decode_order[~table.disposable] + 1] = 1
-        until = np.cumsum(needed)  # (packets + 1,): pictures before a packet that cannot be skipped
-        # Windows are short: plain numbers are looked at in less time than arrays are made of them.
-        depth = until[table.decode_order + 1] - until[table.start_order]
-        self._starts, self._depth, self._alone = (
-            array("q", column.astype(np.int64).tobytes()) for column in (table.start_order, depth, table.disposable)
-        )
-        self._reached: Counter[int] = Counter()  # by start packet
-        self._chosen: set[int] = set()
-
-    def choose(self, frames: Sequence[int]) -> int:
-        """The place in `frames` of the first of the cheapest ones, which counts as chosen from now on."""
-        best, least = 0, math.inf
-        for place, frame in enumerate(frames):
-            if frame in self._chosen:
-                return place
-            cost = max(0, self._depth[frame] - self._reached[self._starts[frame]]) + self._alone[frame]
-            if cost < least:
-                best, least = place, cost
-        frame = frames[best]
-        self._chosen.add(frame)
-        start = self._starts[frame]
-        self._reached[start] = max(self._reached[start], self._depth[frame])
-        return best
-
-
-def _pick(windows: Sequence[_Window], costs: _Costs) -> list[int]:
-    """Return one row a window; windows with the least choice go first, the others can then share their frames."""
-    picks = [0] * len(windows)
-    for i in sorted(range(len(windows)), key=lambda i: (len(windows[i].rows), windows[i].first_row)):
-        picks[i] = int(windows[i].rows[costs.choose(windows[i].frames.tolist())])
-    return picks
+    windows: list[Window]
 
 
 def _assemble(
@@ -206,12 +150,22 @@ def _assemble(
         track, person_id = person.track, person.track.person_id
         rows = list(islice(remaining, len(person.windows)))
         frames = track.frame_indices[rows].tolist()
-        columns = track.boxes_xyxy[rows].tolist(), track.confidences[rows].tolist(), person.quality[rows].tolist()
+        columns = (
+            track.boxes_xyxy[rows].tolist(),
+            track.confidences[rows].tolist(),
+            person.quality[rows].tolist(),
+        )
         favourites = set(spread(columns[2], crops_embedded))
-        for slot, (frame, box, confidence, quality) in enumerate(zip(frames, *columns, strict=True)):
-            cut = Cut(person_id, slot, tuple(box), confidence, quality, is_favourite=slot in favourites)
+        for slot, (frame, box, confidence, quality) in enumerate(
+            zip(frames, *columns, strict=True)
+        ):
+            cut = Cut(
+                person_id, slot, tuple(box), confidence, quality, is_favourite=slot in favourites
+            )
             cuts.setdefault(frame, []).append(cut)
-        tracks[person_id] = TrackSpan(int(track.frame_indices[0]), int(track.frame_indices[-1]), len(track))
+        tracks[person_id] = TrackSpan(
+            int(track.frame_indices[0]), int(track.frame_indices[-1]), len(track)
+        )
         last_frame[person_id] = max(frames)
         crop_count[person_id] = len(rows)
     return Plan(

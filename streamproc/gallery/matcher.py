@@ -1,32 +1,42 @@
-"""The matcher's core: `apply(gallery, event) -> what to write and what to announce`. Pure: it changes nothing itself.
+"""The matcher's core.
 
-Whoever calls it publishes the events first and writes the rows then: after a crash in between, the same event gives the
-same events again. Vetoes, candidates and withdrawal live here once, for replay and for the stream.
+`apply(gallery, event) -> what to write and what to announce`. Pure: it changes nothing itself.
 
-The outcome does not depend on the order in which persons come (up to the cap on neighbours): similarities near the
-threshold are computed again in double precision from the two vectors alone, and rounded. Weights that have a curve give
-each pair a probability: a first one from the similarity when a person comes, and a better one when a video closes, from
-all persons that the gallery then has (`calibration`); pairs that are not likely enough are kept, but held back.
+Whoever calls it publishes the events first and writes the rows then: after a crash in between, the
+same event gives the same events again. Vetoes, candidates and withdrawal live here once, for replay
+and for the stream.
+
+The outcome does not depend on the order in which persons come (up to the cap on neighbours):
+similarities near the threshold are computed again in double precision from the two vectors alone,
+and rounded. Weights that have a curve give each pair a probability: a first one from the similarity
+when a person comes, and a better one when a video closes, from all persons that the gallery then
+has (`calibration`); pairs that are not likely enough are kept, but held back.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from streamproc.errors import EventError
-from streamproc.events import CandidatePerson, DuplicateCandidate, PersonEmbedding, VideoClosed, VideoProgress, hash_of
-from streamproc.gallery.calibration import Calibration
-from streamproc.gallery.state import Neighbour, Row, VideoRecord, Writes, order_of
+from streamproc.events import (
+    CandidatePerson,
+    DuplicateCandidate,
+    PersonEmbedding,
+    VideoClosed,
+    VideoProgress,
+)
+from streamproc.gallery.calibration.scorer import Calibration
+from streamproc.gallery.gallery import Neighbour, Row, VideoRecord, Writes, order_of
+from streamproc.gallery.pairs import candidate_id_of, has_veto, pair_similarity, time_gap_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from streamproc.gallery.calibration import Judgement
-    from streamproc.gallery.state import Gallery
+    from streamproc.gallery.calibration.scorer import Judgement
+    from streamproc.gallery.gallery import Gallery
 
 UNCALIBRATED = Calibration()
 """No weights have a curve: a similarity above the threshold makes a candidate."""
@@ -41,7 +51,10 @@ Reason = Literal["below-threshold", "below-probability", "veto", "person-removed
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """`events` to publish, then `writes` to carry out; `not_compared` rows were of other weights."""
+    """`events` to publish, then `writes` to carry out.
+
+    `not_compared` rows were of other weights.
+    """
 
     writes: Writes = field(default_factory=Writes)
     events: tuple[DuplicateCandidate | VideoProgress, ...] = ()
@@ -58,8 +71,9 @@ def apply(
 ) -> Outcome:
     """Say what one event does to a gallery. Raises EventError for one that the gallery refuses.
 
-    `similarity_threshold` holds for persons whose event names none; of two persons the stricter one decides. Once all
-    its videos are closed, a gallery's candidates and their probabilities follow from its rows alone.
+    `similarity_threshold` holds for persons whose event names none; of two persons the stricter one
+    decides. Once all its videos are closed, a gallery's candidates and their probabilities follow
+    from its rows alone.
     """
     known = gallery.videos.get(event.video_id)
     if known is not None and known.order > order_of(event):
@@ -69,38 +83,11 @@ def apply(
 
 
 def expire(gallery: Gallery) -> Writes:
-    """Forget a gallery: all its rows and records go. Its candidates are not withdrawn, they are no longer kept."""
+    """Forget a gallery: all its rows and records go.
+
+    Its candidates are not withdrawn, they are no longer kept.
+    """
     return Writes(dict.fromkeys(gallery.rows), dict.fromkeys(gallery.videos))
-
-
-def pair_similarity(a: PersonEmbedding, b: PersonEmbedding) -> float:
-    """Cosine of two persons, the same whichever comes first."""
-    cosine = float(np.dot(a.vector.numpy().astype(np.float64), b.vector.numpy().astype(np.float64)))
-    return round(min(1.0, max(-1.0, cosine)), _SIMILARITY_DIGITS)
-
-
-def has_veto(a: PersonEmbedding, b: PersonEmbedding) -> bool:
-    """Whether the two were seen apart in the same frames: then they are two people, however alike."""
-    return a.video_id == b.video_id and (b.person_id in a.seen_with or a.person_id in b.seen_with)
-
-
-def time_gap_seconds(a: PersonEmbedding, b: PersonEmbedding) -> float | None:
-    """Time between the two being seen, 0 where they overlap, None where they have no common clock."""
-    offset = 0.0  # of a's clock against b's
-    if a.video_id != b.video_id:
-        if a.recorded_at is None or b.recorded_at is None:
-            return None
-        offset = (datetime.fromisoformat(a.recorded_at) - datetime.fromisoformat(b.recorded_at)).total_seconds()
-    gap = max(
-        offset + a.first_seen_seconds - b.last_seen_seconds,
-        b.first_seen_seconds - a.last_seen_seconds - offset,
-    )
-    return round(max(0.0, gap), 3)
-
-
-def candidate_id_of(gallery_id: str, key_a: str, key_b: str) -> str:
-    """The id of a pair in a gallery, the same in either order."""
-    return hash_of(gallery_id, *sorted((key_a, key_b)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,11 +116,18 @@ class _Step:
         similar = self.gallery.similar_to(key)
         standing = {k: n for k, n in similar.items() if n.state != "held"}
         found, not_compared = self._neighbours(event, standing)
-        # A pair with a person of this video whose new run has not spoken yet stands until it has, or the video closes.
-        carried = {k: n for k, n in similar.items() if k not in found and self._awaits_new_run(event, k)}
+        # A pair with a person of this video whose new run has not spoken yet stands until it has,
+        # or the video closes.
+        carried = {
+            k: n for k, n in similar.items() if k not in found and self._awaits_new_run(event, k)
+        }
         gone = {k: n for k, n in standing.items() if k not in found and k not in carried}
         events = [
-            *(self._said(event, self._person(k), n) for k, n in found.items() if n.state != "held" or k in standing),
+            *(
+                self._said(event, self._person(k), n)
+                for k, n in found.items()
+                if n.state != "held" or k in standing
+            ),
             *(self._withdrawn(event, self._person(k)) for k in sorted(gone)),
         ]
         row = Row(event, {**carried, **found})
@@ -146,15 +140,20 @@ class _Step:
         kept, removed = set[str](), set[str]()
         for key in self.gallery.of_video(event.video_id):
             person = self._person(key)
-            # A run that was cut short says nothing of those it did not come to: what was known of them stays.
-            stays = event.outcome != "done" or (person.run_id == event.run_id and person.person_id in event.person_ids)
+            # A run that was cut short says nothing of those it did not come to: what was known of
+            # them stays.
+            stays = event.outcome != "done" or (
+                person.run_id == event.run_id and person.person_id in event.person_ids
+            )
             (kept if stays else removed).add(key)
         withdrawn = []
         for key in sorted(removed):
             for other, entry in sorted(self.gallery.pairs_of(key).items()):
                 if other not in removed or key < other:
                     pair = (self._person(key), self._person(other))
-                    withdrawn.append(self._candidate(*pair, entry.similarity, "withdrawn", "person-removed"))
+                    withdrawn.append(
+                        self._candidate(*pair, entry.similarity, "withdrawn", "person-removed")
+                    )
         changed, said = self._judged_again(removed)
         standing = {
             candidate_id_of(self.gallery.gallery_id, key, other)
@@ -163,10 +162,15 @@ class _Step:
             if other not in removed and changed.get(_pair(key, other), entry).state != "held"
         }
         record = VideoRecord(order_of(event), closed=True, candidate_count=len(standing))
-        writes = Writes(dict.fromkeys(sorted(removed)) | self._rows_with(changed, removed), {event.video_id: record})
+        writes = Writes(
+            dict.fromkeys(sorted(removed)) | self._rows_with(changed, removed),
+            {event.video_id: record},
+        )
         return Outcome(writes, (*withdrawn, *said, self._done(event, len(standing))))
 
-    def _judged_again(self, removed: set[str]) -> tuple[dict[tuple[str, str], Neighbour], list[DuplicateCandidate]]:
+    def _judged_again(
+        self, removed: set[str]
+    ) -> tuple[dict[tuple[str, str], Neighbour], list[DuplicateCandidate]]:
         """Judge all similar pairs by what the gallery is without those removed: entries that change, what to say."""
         rows = self.gallery.rows
         entries = {
@@ -190,7 +194,9 @@ class _Step:
                 said.append(self._said(a, b, changed[pair]))
         return changed, said
 
-    def _rows_with(self, changed: Mapping[tuple[str, str], Neighbour], removed: set[str]) -> dict[str, Row | None]:
+    def _rows_with(
+        self, changed: Mapping[tuple[str, str], Neighbour], removed: set[str]
+    ) -> dict[str, Row | None]:
         """Rows that own changed entries, as they become."""
         new: dict[str, Row | None] = {}
         for key in sorted({key for pair in changed for key in pair} - removed):
@@ -207,13 +213,19 @@ class _Step:
     def _check(self, event: PersonEmbedding) -> None:
         gallery, key = self.gallery, event.person_key
         if event.gallery_id != gallery.gallery_id:
-            raise EventError(f"{key}: expected an event of gallery {gallery.gallery_id!r}, got {event.gallery_id!r}")
+            raise EventError(
+                f"{key}: expected an event of gallery {gallery.gallery_id!r}, got {event.gallery_id!r}"
+            )
         vector = event.vector.numpy()
         if abs(float(np.linalg.norm(vector)) - 1) > _UNIT_TOLERANCE:
-            raise EventError(f"{key}: expected a unit vector, got one of length {np.linalg.norm(vector):.4f}")
+            raise EventError(
+                f"{key}: expected a unit vector, got one of length {np.linalg.norm(vector):.4f}"
+            )
         dim = gallery.dim_of(event.model.weights_sha256)
         if dim is not None and dim != len(vector):
-            raise EventError(f"{key}: expected {dim} numbers as other vectors of these weights have, got {len(vector)}")
+            raise EventError(
+                f"{key}: expected {dim} numbers as other vectors of these weights have, got {len(vector)}"
+            )
         if key not in gallery.rows and len(gallery.rows) >= gallery.max_persons:
             raise EventError(
                 f"{key}: the gallery {gallery.gallery_id!r} is full with {gallery.max_persons} persons: "
@@ -236,29 +248,41 @@ class _Step:
         return max(self._threshold_of(a), self._threshold_of(b))
 
     def _threshold_of(self, person: PersonEmbedding) -> float:
-        return self.threshold if person.similarity_threshold is None else person.similarity_threshold
+        return (
+            self.threshold if person.similarity_threshold is None else person.similarity_threshold
+        )
 
     def _neighbours(
         self, event: PersonEmbedding, standing: Mapping[str, Neighbour]
     ) -> tuple[dict[str, Neighbour], int]:
         near, not_compared = self.gallery.more_similar(
-            event.vector.numpy(), event.model.weights_sha256, self._threshold_of(event) - FLOAT32_SLACK
+            event.vector.numpy(),
+            event.model.weights_sha256,
+            self._threshold_of(event) - FLOAT32_SLACK,
         )
         found: list[tuple[float, str]] = []
         for key in near:
             other = self._person(key)
-            if key == event.person_key or has_veto(event, other) or self._awaits_new_run(event, key):
+            if (
+                key == event.person_key
+                or has_veto(event, other)
+                or self._awaits_new_run(event, key)
+            ):
                 continue
             similarity = pair_similarity(event, other)
             if similarity > self._pair_threshold(event, other):
                 found.append((-similarity, key))
         best = sorted(found)[:MAX_NEIGHBOURS]
         return {
-            key: self._first_judged(event, -negative, self._person(key).run_id, announced=key in standing)
+            key: self._first_judged(
+                event, -negative, self._person(key).run_id, announced=key in standing
+            )
             for negative, key in best
         }, not_compared
 
-    def _first_judged(self, event: PersonEmbedding, similarity: float, run_id: str, *, announced: bool) -> Neighbour:
+    def _first_judged(
+        self, event: PersonEmbedding, similarity: float, run_id: str, *, announced: bool
+    ) -> Neighbour:
         judgement = self.calibration.at_arrival(event.model.weights_sha256, similarity)
         if self.calibration.holds_back(judgement):
             return Neighbour(similarity, run_id, "held", judgement)
@@ -267,7 +291,9 @@ class _Step:
     def _said(self, a: PersonEmbedding, b: PersonEmbedding, entry: Neighbour) -> DuplicateCandidate:
         """A pair as its entry has it; one that is held now was announced before."""
         if entry.state == "held":
-            return self._candidate(a, b, entry.similarity, "withdrawn", "below-probability", entry.judgement)
+            return self._candidate(
+                a, b, entry.similarity, "withdrawn", "below-probability", entry.judgement
+            )
         return self._candidate(a, b, entry.similarity, entry.state, judgement=entry.judgement)
 
     def _candidate(
@@ -282,7 +308,9 @@ class _Step:
         first, second = sorted((a, b), key=lambda person: person.person_key)
         return DuplicateCandidate.make(
             occurred_at=self.occurred_at,
-            candidate_id=candidate_id_of(self.gallery.gallery_id, first.person_key, second.person_key),
+            candidate_id=candidate_id_of(
+                self.gallery.gallery_id, first.person_key, second.person_key
+            ),
             gallery_id=self.gallery.gallery_id,
             state=state,
             reason=reason,
@@ -301,7 +329,11 @@ class _Step:
         comparable = event.model.weights_sha256 == other.model.weights_sha256
         similarity = pair_similarity(event, other) if comparable else 0.0
         return self._candidate(
-            event, other, similarity, "withdrawn", "veto" if has_veto(event, other) else "below-threshold"
+            event,
+            other,
+            similarity,
+            "withdrawn",
+            "veto" if has_veto(event, other) else "below-threshold",
         )
 
     def _done(self, event: VideoClosed, candidate_count: int) -> VideoProgress:

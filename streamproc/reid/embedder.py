@@ -1,10 +1,10 @@
 """Crops in, unit vectors out: one network, on a GPU where there is one, else on the CPU.
 
-All networks of a process are made and run in one thread of their own; a second one hands in batches aside, where the
-backend splits a batch among threads anyway. onnxruntime treats denormal numbers as zero (five times faster on some
-processors) in the thread that makes the process's first session, and there alone; and that switch must not leak into a
-thread of the user's, whose arithmetic it would change. torch's CUDA graphs, too, belong to the thread that recorded
-them.
+All networks of a process are made and run in one thread of their own; a second one hands in batches
+aside, where the backend splits a batch among threads anyway. onnxruntime treats denormal numbers as
+zero (five times faster on some processors) in the thread that makes the process's first session,
+and there alone; and that switch must not leak into a thread of the user's, whose arithmetic it
+would change. torch's CUDA graphs, too, belong to the thread that recorded them.
 """
 
 from __future__ import annotations
@@ -16,20 +16,18 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from streamproc.errors import MachineError, UsageError
-from streamproc.events import sha256_of
-from streamproc.reid.device import Device, DeviceLostError, why_no_gpu
-from streamproc.reid.onnx_backend import IMAGENET_MEAN, IMAGENET_STD, OnnxBackend
+from streamproc.files import sha256_of
+from streamproc.networks.devices import Device, DeviceLostError, why_no_gpu
+from streamproc.reid.onnx_backend import OnnxBackend
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from concurrent.futures import Future
 
-    from streamproc.reid.weights import Weights
+    from streamproc.networks.weights import Weights
     from streamproc.types import Float32Array, Uint8Array
 
     Crops = Uint8Array | Sequence[Uint8Array]  # (n, 256, 128, 3), or n of (h, w, 3)
-
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Backend", "Embedder", "person_vector", "unit"]
 
 log = logging.getLogger(__name__)
 
@@ -46,15 +44,21 @@ class Backend(Protocol):
     """Whether two threads may `run` it at once."""
 
     def run(self, crops: Crops, /) -> Float32Array:
-        """Features (n, dim), not unit length. Raises DeviceLostError where another backend should go on."""
+        """Features (n, dim), not unit length.
+
+        Raises DeviceLostError where another backend should go on.
+        """
         ...
 
 
 class Embedder:
-    """One network in memory. Made by the pipeline's owner, used from any thread: the work is done in its own.
+    """One network in memory.
 
-    `name`, `weights_sha256`, `dim` say what made a vector; vectors of different weights are never compared. A GPU that
-    fails while it works is replaced by the CPU: said once in the log, and the crops at hand are embedded there.
+    Made by the pipeline's owner, used from any thread: the work is done in its own.
+
+    `name`, `weights_sha256`, `dim` say what made a vector; vectors of different weights are never
+    compared. A GPU that fails while it works is replaced by the CPU: said once in the log, and the
+    crops at hand are embedded there.
     """
 
     def __init__(
@@ -68,8 +72,8 @@ class Embedder:
     ) -> None:
         """Load; `threads` = 0 takes one a core, `device` = "auto" a GPU where torch can use one.
 
-        Raises WeightsError for a file that is no re-id network, UsageError where `device` = "cuda" cannot be had.
-        `no_gpu` and `open_gpu` look for and open the GPU; tests pass their own.
+        Raises WeightsError for a file that is no re-id network, UsageError where `device` = "cuda"
+        cannot be had. `no_gpu` and `open_gpu` look for and open the GPU; tests pass their own.
         """
         self._weights, self._threads = weights, threads
         self._open_gpu = open_gpu or _open_gpu
@@ -90,7 +94,9 @@ class Embedder:
         """Embed RGB crops, (n, 256, 128, 3) uint8 or n of any size: unit vectors (n, dim) float32, one a crop."""
         return self.submit(lambda: crops).result()
 
-    def submit(self, make_crops: Callable[[], Crops], *, aside: bool = False) -> Future[Float32Array]:
+    def submit(
+        self, make_crops: Callable[[], Crops], *, aside: bool = False
+    ) -> Future[Float32Array]:
         """Do the same without waiting, and make the crops in the network's thread as well.
 
         `aside`: where the backend can, the next ones submitted need not wait until these are done.
@@ -132,8 +138,13 @@ class Embedder:
 
     def _open_cpu(self, *, must_be: str | None = None) -> OnnxBackend:
         backend = OnnxBackend(self._weights, threads=self._threads)
-        if must_be not in {None, backend.source_sha256}:  # else one video's vectors would be of two networks
-            raise MachineError(f"{self._weights.onnx_path} is of other weights than the GPU ran: start again")
+        if must_be not in {
+            None,
+            backend.source_sha256,
+        }:  # else one video's vectors would be of two networks
+            raise MachineError(
+                f"{self._weights.onnx_path} is of other weights than the GPU ran: start again"
+            )
         self.weights_sha256 = backend.source_sha256
         return backend
 

@@ -1,9 +1,10 @@
 """The layers of OSNet that torch's libraries run badly on a GPU, in Triton, which comes with torch there.
 
-Their channels are few (16 to 128), so what they cost is memory traffic and idle lanes: cuDNN takes 16 channels for 64,
-and every layer of its own writes and reads everything once more. The kernels keep an output pixel's channels in
-registers and add up small matrix products, a tap at a time; what neighbours read again comes from the cache.
-`gpu_network` says what each computes. Triton's interpreter runs all of it in the tests.
+Their channels are few (16 to 128), so what they cost is memory traffic and idle lanes: cuDNN takes
+16 channels for 64, and every layer of its own writes and reads everything once more. The kernels
+keep an output pixel's channels in registers and add up small matrix products, a tap at a time; what
+neighbours read again comes from the cache. `gpu_network` says what each computes. Triton's
+interpreter runs all of it in the tests.
 """
 
 from __future__ import annotations
@@ -41,15 +42,27 @@ def _light_kernel(
     for tap in tl.range(0, 9, num_stages=stages):
         dy = tap // 3 - 1
         dx = tap % 3 - 1
-        there = (p < pixels) & (row + dy >= 0) & (row + dy < height) & (column + dx >= 0) & (column + dx < width)
+        there = (
+            (p < pixels)
+            & (row + dy >= 0)
+            & (row + dy < height)
+            & (column + dx >= 0)
+            & (column + dx < width)
+        )
         mask = there[:, None] & inside[None, :]
-        x = tl.load(x_ptr + (p + dy * width + dx)[:, None] * channels + c[None, :], mask=mask, other=0.0)
+        x = tl.load(
+            x_ptr + (p + dy * width + dx)[:, None] * channels + c[None, :], mask=mask, other=0.0
+        )
         at = ((stream * 9 + tap) * channels + c[:, None]) * channels + c[None, :]
         w = tl.load(w_ptr + at, mask=inside[:, None] & inside[None, :], other=0.0)
         total = tl.dot(x, w, total)
     total += tl.load(b_ptr + stream * channels + c, mask=inside, other=0.0).to(tl.float32)[None, :]
     at = (stream * pixels + p)[:, None] * channels + c[None, :]
-    tl.store(y_ptr + at, tl.maximum(total, 0.0).to(tl.float16), mask=(p < pixels)[:, None] & inside[None, :])
+    tl.store(
+        y_ptr + at,
+        tl.maximum(total, 0.0).to(tl.float16),
+        mask=(p < pixels)[:, None] & inside[None, :],
+    )
 
 
 @triton.jit
@@ -69,8 +82,12 @@ def _stem_kernel(
     first = ((image * (2 * height + 6) + 2 * row) * x_width + 2 * column) * 4
     total = tl.zeros((block, padded), tl.float32)
     for tap in tl.static_range(7):
-        x = tl.load(x_ptr + (first + tap * x_width * 4)[:, None] + k[None, :], mask=there, other=0.0)
-        w = tl.load(w_ptr + (tap * 32 + k[:, None]) * channels + c[None, :], mask=inside[None, :], other=0.0)
+        x = tl.load(
+            x_ptr + (first + tap * x_width * 4)[:, None] + k[None, :], mask=there, other=0.0
+        )
+        w = tl.load(
+            w_ptr + (tap * 32 + k[:, None]) * channels + c[None, :], mask=inside[None, :], other=0.0
+        )
         total = tl.dot(x, w, total)
     total += tl.load(b_ptr + c, mask=inside, other=0.0).to(tl.float32)[None, :]
     at = p[:, None] * channels + c[None, :]
@@ -93,22 +110,46 @@ def _leave_kernel(
     at = p[:, None] * mid + c[None, :]
     gate_at = (p // area)[:, None] * mid + c[None, :]
     gates = (pixels // area) * mid
-    mixed = tl.load(y0_ptr + at, mask=mask, other=0.0) * tl.load(gate_ptr + gate_at, mask=mask, other=0.0)
-    mixed += tl.load(y1_ptr + at, mask=mask, other=0.0) * tl.load(gate_ptr + gates + gate_at, mask=mask, other=0.0)
-    mixed += tl.load(y2_ptr + at, mask=mask, other=0.0) * tl.load(gate_ptr + 2 * gates + gate_at, mask=mask, other=0.0)
-    mixed += tl.load(y3_ptr + at, mask=mask, other=0.0) * tl.load(gate_ptr + 3 * gates + gate_at, mask=mask, other=0.0)
-    w = tl.load(w_ptr + c[:, None] * n_out + n[None, :], mask=inside[:, None] & n_inside[None, :], other=0.0)
+    mixed = tl.load(y0_ptr + at, mask=mask, other=0.0) * tl.load(
+        gate_ptr + gate_at, mask=mask, other=0.0
+    )
+    mixed += tl.load(y1_ptr + at, mask=mask, other=0.0) * tl.load(
+        gate_ptr + gates + gate_at, mask=mask, other=0.0
+    )
+    mixed += tl.load(y2_ptr + at, mask=mask, other=0.0) * tl.load(
+        gate_ptr + 2 * gates + gate_at, mask=mask, other=0.0
+    )
+    mixed += tl.load(y3_ptr + at, mask=mask, other=0.0) * tl.load(
+        gate_ptr + 3 * gates + gate_at, mask=mask, other=0.0
+    )
+    w = tl.load(
+        w_ptr + c[:, None] * n_out + n[None, :], mask=inside[:, None] & n_inside[None, :], other=0.0
+    )
     total = tl.dot(mixed.to(tl.float16), w)
     out_mask = there[:, None] & n_inside[None, :]
     if project:
         i = tl.arange(0, in_padded)
-        x = tl.load(x_ptr + p[:, None] * n_in + i[None, :], mask=there[:, None] & (i < n_in)[None, :], other=0.0)
+        x = tl.load(
+            x_ptr + p[:, None] * n_in + i[None, :],
+            mask=there[:, None] & (i < n_in)[None, :],
+            other=0.0,
+        )
         at = i[:, None] * n_out + n[None, :]
-        total = tl.dot(x, tl.load(project_ptr + at, mask=(i < n_in)[:, None] & n_inside[None, :], other=0.0), total)
+        total = tl.dot(
+            x,
+            tl.load(project_ptr + at, mask=(i < n_in)[:, None] & n_inside[None, :], other=0.0),
+            total,
+        )
     else:
-        total += tl.load(x_ptr + p[:, None] * n_out + n[None, :], mask=out_mask, other=0.0).to(tl.float32)
+        total += tl.load(x_ptr + p[:, None] * n_out + n[None, :], mask=out_mask, other=0.0).to(
+            tl.float32
+        )
     total += tl.load(b_ptr + n, mask=n_inside, other=0.0).to(tl.float32)[None, :]
-    tl.store(out_ptr + p[:, None] * n_out + n[None, :], tl.maximum(total, 0.0).to(tl.float16), mask=out_mask)
+    tl.store(
+        out_ptr + p[:, None] * n_out + n[None, :],
+        tl.maximum(total, 0.0).to(tl.float16),
+        mask=out_mask,
+    )
 
 
 def _padded(channels: int) -> int:
@@ -120,7 +161,9 @@ def _stages(channels: int) -> int:
 
 
 def light_convs(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """Dense 3x3 convolutions of several streams side by side, bias and ReLU: (S, b, h, w, c) float16.
+    """Dense 3x3 convolutions of several streams side by side, bias and ReLU.
+
+    (S, b, h, w, c) float16.
 
     `x` (S, b, h, w, c), or (1, b, h, w, c) for all; `weight` (S, 9, c in, c out), `bias` (S, c).
     """
@@ -137,12 +180,20 @@ def light_convs(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> to
 
 
 def stem(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """The 7x7 convolution with stride 2, bias and ReLU: (b, 2h + 6, 2w + 8, 4), padded, to (b, h, w, c), float16.
+    """The 7x7 convolution with stride 2, bias and ReLU.
 
-    `weight` (7, 32, c): a row's eight pixels (the first one naught) of four channels (the last one naught).
+    (b, 2h + 6, 2w + 8, 4), padded, to (b, h, w, c), float16.
+
+    `weight` (7, 32, c): a row's eight pixels (the first one naught) of four channels (the last one
+    naught).
     """
     x = x.contiguous()
-    batch, height, width, channels = x.shape[0], x.shape[1] // 2 - 3, x.shape[2] // 2 - 4, weight.shape[2]
+    batch, height, width, channels = (
+        x.shape[0],
+        x.shape[1] // 2 - 3,
+        x.shape[2] // 2 - 4,
+        weight.shape[2],
+    )
     y = torch.empty((batch, height, width, channels), dtype=torch.float16, device=x.device)
     pixels = batch * height * width
     _stem_kernel[(triton.cdiv(pixels, PIXELS),)](
@@ -162,7 +213,8 @@ def leave(
 ) -> torch.Tensor:
     """The end of a block: gated sum of four `streams` (b, h, w, c), through `weight` (c, n), with what entered added.
 
-    `gates` (4, b, c) float32, `bias` (n,), `x` (b, h, w, n) or, for a `project` (m, n), (b, h, w, m). ReLU last.
+    `gates` (4, b, c) float32, `bias` (n,), `x` (b, h, w, n) or, for a `project` (m, n), (b, h, w,
+    m). ReLU last.
     """
     x = x.contiguous()
     batch, height, width, n_in = x.shape

@@ -1,12 +1,15 @@
 """OSNet as a GPU runs it best: the same function as `osnet.OSNet`, half precision, channels last, few and large layers.
 
-- Batch norms are folded. A light convolution (pointwise, then depthwise 3x3, with nothing between) is one dense 3x3
-  convolution whose kernel is the product of both: up to nine times the arithmetic, which matrix units have to spare,
-  for half the memory traffic, which is what bounds OSNet.
-- The four streams of a block run side by side: their first layers at once, then the second layers of three, and so on.
-- Pointwise convolutions are matrix products; all that is not in `gpu_kernels` is for `torch.compile` to fuse.
+- Batch norms are folded. A light convolution (pointwise, then depthwise 3x3, with nothing between)
+  is one dense 3x3 convolution whose kernel is the product of both: up to nine times the arithmetic,
+  which matrix units have to spare, for half the memory traffic, which is what bounds OSNet.
+- The four streams of a block run side by side: their first layers at once, then the second layers
+  of three, and so on.
+- Pointwise convolutions are matrix products; all that is not in `gpu_kernels` is for
+  `torch.compile` to fuse.
 
-Off a GPU the layers of `gpu_kernels` are computed by torch's own, which is what the kernels are tested against.
+Off a GPU the layers of `gpu_kernels` are computed by torch's own, which is what the kernels are
+tested against.
 """
 
 from __future__ import annotations
@@ -17,8 +20,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from streamproc.reid.onnx_backend import IMAGENET_MEAN, IMAGENET_STD
 from streamproc.reid.osnet import folded
+from streamproc.reid.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,7 +37,9 @@ _STEM_PIXELS, _PIXEL_VALUES = 8, 4
 
 
 @torch.library.custom_op(
-    "streamproc::light_convs", mutates_args=(), schema="(Tensor x, Tensor weight, Tensor bias) -> Tensor"
+    "streamproc::light_convs",
+    mutates_args=(),
+    schema="(Tensor x, Tensor weight, Tensor bias) -> Tensor",
 )
 def light_convs(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """3x3 convolutions, bias and ReLU of S streams (S, b, h, w, c), or of one (1, b, h, w, c) that stands for all.
@@ -48,15 +53,20 @@ def light_convs(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> to
     kernels = weight.unflatten(1, (3, 3)).permute(0, 4, 3, 1, 2)  # (S, c out, c in, 3, 3)
     streams = x.expand(len(weight), *x.shape[1:]).permute(0, 1, 4, 2, 3)
     triples = zip(streams, kernels, bias, strict=True)
-    outputs = torch.stack([functional.conv2d(one, kernel, own, padding=1) for one, kernel, own in triples])
+    outputs = torch.stack(
+        [functional.conv2d(one, kernel, own, padding=1) for one, kernel, own in triples]
+    )
     return torch.relu(outputs).permute(0, 1, 3, 4, 2).contiguous()
 
 
-@torch.library.custom_op("streamproc::stem", mutates_args=(), schema="(Tensor x, Tensor weight, Tensor bias) -> Tensor")
+@torch.library.custom_op(
+    "streamproc::stem", mutates_args=(), schema="(Tensor x, Tensor weight, Tensor bias) -> Tensor"
+)
 def stem(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """7x7 convolution of stride 2, bias and ReLU: (b, 2h + 6, 2w + 8, 4), padded, to (b, h, w, c).
 
-    `weight` (7, 32, c): a row's eight pixels (the first one naught) of four channels (the last one naught).
+    `weight` (7, 32, c): a row's eight pixels (the first one naught) of four channels (the last one
+    naught).
     """
     if x.is_cuda:
         from streamproc.reid import gpu_kernels
@@ -82,8 +92,8 @@ def leave(
 ) -> torch.Tensor:
     """The end of a block: gated sum of the streams (b, h, w, c), pointwise convolution, residual, ReLU: (b, h, w, n).
 
-    `gates` (streams, b, c) float32, `weight` (c, n), `bias` (n,), `x` what entered the block, `project` (m, n) for its
-    channels where their number changes.
+    `gates` (streams, b, c) float32, `weight` (c, n), `bias` (n,), `x` what entered the block,
+    `project` (m, n) for its channels where their number changes.
     """
     if x.is_cuda:
         from streamproc.reid import gpu_kernels
@@ -100,7 +110,9 @@ def _left(
     x: torch.Tensor,
     project: torch.Tensor | None,
 ) -> torch.Tensor:
-    gated = [one * gate[:, None, None, :].to(one.dtype) for one, gate in zip(streams, gates, strict=True)]
+    gated = [
+        one * gate[:, None, None, :].to(one.dtype) for one, gate in zip(streams, gates, strict=True)
+    ]
     mixed = torch.stack(gated).sum(0) @ weight + bias
     return torch.relu(mixed + (x if project is None else x @ project))
 
@@ -108,14 +120,21 @@ def _left(
 # What shapes come out, for torch.compile.
 light_convs.register_fake(lambda x, weight, _bias: x.new_empty((len(weight), *x.shape[1:])))
 stem.register_fake(
-    lambda x, weight, _bias: x.new_empty((len(x), x.shape[1] // 2 - 3, x.shape[2] // 2 - 4, weight.shape[2]))
+    lambda x, weight, _bias: x.new_empty(
+        (len(x), x.shape[1] // 2 - 3, x.shape[2] // 2 - 4, weight.shape[2])
+    )
 )
-leave.register_fake(lambda _y, _gates, weight, _bias, x, _project: x.new_empty((*x.shape[:3], weight.shape[1])))
+leave.register_fake(
+    lambda _y, _gates, weight, _bias, x, _project: x.new_empty((*x.shape[:3], weight.shape[1]))
+)
 
 
 def _dense(light: LightConv3x3) -> torch.Tensor:
     """The kernel (9, c in, c out) of both layers of a light convolution."""
-    pointwise, depthwise = light.conv1.weight[:, :, 0, 0], light.conv2.weight[:, 0]  # (out, in), (out, 3, 3)
+    pointwise, depthwise = (
+        light.conv1.weight[:, :, 0, 0],
+        light.conv2.weight[:, 0],
+    )  # (out, in), (out, 3, 3)
     return torch.einsum("oi,oyx->yxio", pointwise, depthwise).flatten(0, 1).detach()
 
 
@@ -127,7 +146,10 @@ def _matrix(conv: nn.Conv2d) -> torch.Tensor:
 def _pointwise(conv: nn.Conv2d) -> nn.Linear:
     """A pointwise convolution, of the last dimension."""
     linear = nn.Linear(conv.in_channels, conv.out_channels)
-    linear.weight, linear.bias = nn.Parameter(conv.weight[:, :, 0, 0].detach()), nn.Parameter(conv.bias.detach())
+    linear.weight, linear.bias = (
+        nn.Parameter(conv.weight[:, :, 0, 0].detach()),
+        nn.Parameter(conv.bias.detach()),
+    )
     return linear
 
 
@@ -142,13 +164,18 @@ class _Block(nn.Module):
         for step in range(self.steps):  # one stream ends with each
             layers = [stream[step] for stream in streams[step:]]
             self.register_buffer(f"weight{step}", torch.stack([_dense(light) for light in layers]))
-            self.register_buffer(f"bias{step}", torch.stack([light.conv2.bias.detach() for light in layers]))
+            self.register_buffer(
+                f"bias{step}", torch.stack([light.conv2.bias.detach() for light in layers])
+            )
         for number, fc in enumerate((block.gate.fc1, block.gate.fc2)):
             self.register_buffer(f"gate{number}", fc.weight[:, :, 0, 0].detach())
             self.register_buffer(f"gate_bias{number}", fc.bias.detach())
         bias, project = block.conv3.conv.bias.detach(), None
         if block.downsample is not None:
-            bias, project = bias + block.downsample.conv.bias.detach(), _matrix(block.downsample.conv)
+            bias, project = (
+                bias + block.downsample.conv.bias.detach(),
+                _matrix(block.downsample.conv),
+            )
         self.register_buffer("weight", _matrix(block.conv3.conv))
         self.register_buffer("bias", bias)
         self.register_buffer("project", project)
@@ -167,8 +194,12 @@ class _Block(nn.Module):
 
     def _gates(self, means: torch.Tensor) -> torch.Tensor:
         """Gates (streams, b, mid) of means of the same shape; so small that sums are better than matrix products."""
-        hidden = torch.relu((means[:, :, None, :] * self.gate0.float()).sum(-1) + self.gate_bias0.float())
-        return torch.sigmoid((hidden[:, :, None, :] * self.gate1.float()).sum(-1) + self.gate_bias1.float())
+        hidden = torch.relu(
+            (means[:, :, None, :] * self.gate0.float()).sum(-1) + self.gate_bias0.float()
+        )
+        return torch.sigmoid(
+            (hidden[:, :, None, :] * self.gate1.float()).sum(-1) + self.gate_bias1.float()
+        )
 
 
 class _Halve(nn.Module):
@@ -208,9 +239,13 @@ class GpuNetwork(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """(b, 256, 128, 3) uint8 to (b, dim) float32."""
-        images = pixels.float() * self.scale - self.shift  # not in half: its steps would be added to the pixels'
+        images = (
+            pixels.float() * self.scale - self.shift
+        )  # not in half: its steps would be added to the pixels'
         padded = functional.pad(images.half(), (0, 1, 4, 4, 3, 3))  # (b, 262, 136, 4)
         x = stem(padded, self.stem_weight, self.stem_bias)  # (b, 128, 64, c0)
-        x = functional.max_pool2d(x.permute(0, 3, 1, 2), 3, 2, 1).permute(0, 2, 3, 1)  # (b, 64, 32, c0)
+        x = functional.max_pool2d(x.permute(0, 3, 1, 2), 3, 2, 1).permute(
+            0, 2, 3, 1
+        )  # (b, 64, 32, c0)
         x = torch.relu(self.last(self.stages(x)))  # (b, 16, 8, c3)
         return torch.relu(self.fc(x.float().mean((1, 2)).half())).float()

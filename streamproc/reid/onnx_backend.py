@@ -13,21 +13,22 @@ import numpy as np
 from PIL import Image
 
 from streamproc.errors import MachineError, WeightsError
-from streamproc.reid.onnx_session import open_kept_session, open_session
-from streamproc.reid.weights import SOURCE_SHA256_KEY, Weights
+from streamproc.networks.sessions import open_kept_session, open_session
+from streamproc.networks.weights import SOURCE_SHA256_KEY, Weights
+from streamproc.reid.preprocessing import normalise
 from streamproc.types import CROP_HEIGHT_PX, CROP_WIDTH_PX
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import onnxruntime
-
+    from streamproc.networks.sessions import Session
     from streamproc.types import Float32Array, Uint8Array
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 BATCH_CROPS = 16
-"""Crops a run of the network: 8 to 32 are within 5 % of each other on every processor measured; fewer wait less."""
+"""Crops a run of the network:
+
+8 to 32 are within 5 % of each other on every processor measured; fewer wait less.
+"""
 SPLIT_CROPS = 8
 """Crops a thread runs at once where threads share a batch: as fast as 16, in half the memory."""
 MAX_THREADS = 16
@@ -39,16 +40,20 @@ _CROP_SHAPE = (CROP_HEIGHT_PX, CROP_WIDTH_PX, 3)
 class OnnxBackend:
     """One session. Made and used by `Embedder`, in the network's thread alone (see there why).
 
-    A batch is split among threads, each of which runs the whole network: they meet once, where threads within the
-    network meet at each of its 200 layers. Only files that `export` made are treated so: others may hold denormal
-    numbers, which onnxruntime takes as zero in its own threads alone.
-    `source_sha256` is of the checkpoint that the ONNX file was made from, of the file itself where it does not say.
+    A batch is split among threads, each of which runs the whole network: they meet once, where
+    threads within the network meet at each of its 200 layers. Only files that `export` made are
+    treated so: others may hold denormal numbers, which onnxruntime takes as zero in its own threads
+    alone. `source_sha256` is of the checkpoint that the ONNX file was made from, of the file itself
+    where it does not say.
     """
 
     device = "cpu"
 
     def __init__(self, weights: Weights, *, threads: int = 0) -> None:
-        """Load; `threads` = 0 takes one a core. Raises WeightsError for a file that is no re-id network."""
+        """Load.
+
+        `threads` = 0 takes one a core. Raises WeightsError for a file that is no re-id network.
+        """
         self._name = weights.name
         threads = min(threads or _cores(), MAX_THREADS)
         self._session = open_kept_session(weights)
@@ -84,11 +89,15 @@ class OnnxBackend:
     def _run(self, images: Float32Array) -> Float32Array:
         count = len(images)
         if self._fixed_batch and count < self._fixed_batch:
-            images = np.concatenate([images, np.zeros((self._fixed_batch - count, *images.shape[1:]), np.float32)])
+            images = np.concatenate(
+                [images, np.zeros((self._fixed_batch - count, *images.shape[1:]), np.float32)]
+            )
         try:
             output: Float32Array = self._session.run(None, {self._input: images})[0]
         except RuntimeError as error:  # onnxruntime's own errors derive from it
-            raise MachineError(f"the network {self._name} failed on a batch of {count} crops: {error}") from error
+            raise MachineError(
+                f"the network {self._name} failed on a batch of {count} crops: {error}"
+            ) from error
         kept: Float32Array = output[:count]
         return kept
 
@@ -101,29 +110,20 @@ class OnnxBackend:
         return int(output.shape[1])
 
 
-_SCALE = np.array([1 / (255 * std) for std in IMAGENET_STD], np.float32)[:, None, None]
-_SHIFT = np.array([mean / std for mean, std in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)], np.float32)[
-    :, None, None
-]
-
-
-def normalise(pixels: Uint8Array, out: Float32Array | None = None) -> Float32Array:
-    """Turn (n, h, w, 3) uint8 RGB into (n, 3, h, w) float32 by ImageNet's mean and std, into `out` where given.
-
-    Memory that is there already makes it five times faster than memory that must be mapped first.
-    """
-    images = np.empty((len(pixels), 3, *pixels.shape[1:3]), np.float32) if out is None else out[: len(pixels)]
-    np.multiply(pixels.transpose(0, 3, 1, 2), _SCALE, out=images)
-    np.subtract(images, _SHIFT, out=images)
-    return images
-
-
 def _sized(crops: Uint8Array | Sequence[Uint8Array]) -> Uint8Array:
-    """Stack crops at the network's size, resized as the published preprocessing does: Pillow's bilinear."""
+    """Stack crops at the network's size, resized as the published preprocessing does.
+
+    Pillow's bilinear.
+    """
     if isinstance(crops, np.ndarray) and crops.shape[1:] == _CROP_SHAPE:
         return crops
     size = (CROP_WIDTH_PX, CROP_HEIGHT_PX)
-    return np.stack([np.asarray(Image.fromarray(crop).resize(size, Image.Resampling.BILINEAR)) for crop in crops])
+    return np.stack(
+        [
+            np.asarray(Image.fromarray(crop).resize(size, Image.Resampling.BILINEAR))
+            for crop in crops
+        ]
+    )
 
 
 def part_bounds(count: int, threads: int) -> list[int]:
@@ -139,14 +139,17 @@ def _cores() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
-def _check_input(session: onnxruntime.InferenceSession, weights: Weights) -> tuple[str, int]:
+def _check_input(session: Session, weights: Weights) -> tuple[str, int]:
     inputs = session.get_inputs()
     shape: Sequence[object] = inputs[0].shape
     expected = [3, CROP_HEIGHT_PX, CROP_WIDTH_PX]
     fits = (
         len(inputs) == 1
         and len(shape) == 1 + len(expected)
-        and all(not isinstance(got, int) or got == want for got, want in zip(shape[1:], expected, strict=True))
+        and all(
+            not isinstance(got, int) or got == want
+            for got, want in zip(shape[1:], expected, strict=True)
+        )
     )
     if not fits or inputs[0].type != "tensor(float)":
         raise WeightsError(

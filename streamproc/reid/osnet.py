@@ -1,8 +1,8 @@
 """OSNet, the re-identification network, in one file for all widths.
 
-Zhou, Yang, Cavallaro, Xiang: "Omni-Scale Feature Learning for Person Re-Identification", ICCV 2019. Parameter names are
-those of the published checkpoints, so they load strictly. Training, export, the GPU's backend and the tests' reference
-use this file; the CPU runs its ONNX export.
+Zhou, Yang, Cavallaro, Xiang: "Omni-Scale Feature Learning for Person Re-Identification", ICCV 2019.
+Parameter names are those of the published checkpoints, so they load strictly. Training, export, the
+GPU's backend and the tests' reference use this file; the CPU runs its ONNX export.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from streamproc.errors import WeightsError
-from streamproc.reid.onnx_backend import IMAGENET_MEAN, IMAGENET_STD
+from streamproc.reid.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,7 +35,11 @@ class OSNetConfig:
     @classmethod
     def from_state(cls, state: Mapping[str, torch.Tensor]) -> OSNetConfig:
         """Read the width off the weights; raises WeightsError where they are not OSNet's."""
-        outputs = ("conv1.conv.weight", *(f"conv{stage}.0.conv3.conv.weight" for stage in (2, 3, 4)), "fc.0.weight")
+        outputs = (
+            "conv1.conv.weight",
+            *(f"conv{stage}.0.conv3.conv.weight" for stage in (2, 3, 4)),
+            "fc.0.weight",
+        )
         missing = [name for name in outputs if name not in state]
         if missing:
             raise WeightsError(f"expected the weights of an OSNet, found no {missing[0]!r} in them")
@@ -46,7 +50,9 @@ class OSNetConfig:
 class ConvBN(nn.Module):
     """Convolution without bias, batch norm, and ReLU unless `linear`."""
 
-    def __init__(self, n_in: int, n_out: int, kernel: int = 1, stride: int = 1, *, linear: bool = False) -> None:
+    def __init__(
+        self, n_in: int, n_out: int, kernel: int = 1, stride: int = 1, *, linear: bool = False
+    ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(n_in, n_out, kernel, stride, padding=kernel // 2, bias=False)
         self.bn = nn.BatchNorm2d(n_out)
@@ -106,7 +112,12 @@ class OSBlock(nn.Module):
         identity = x if self.downsample is None else self.downsample(x)
         x = self.conv1(x)
         streams = (self.conv2a(x), self.conv2b(x), self.conv2c(x), self.conv2d(x))
-        mixed = self.gate(streams[0]) + self.gate(streams[1]) + self.gate(streams[2]) + self.gate(streams[3])
+        mixed = (
+            self.gate(streams[0])
+            + self.gate(streams[1])
+            + self.gate(streams[2])
+            + self.gate(streams[3])
+        )
         return torch.relu(self.conv3(mixed) + identity)
 
 
@@ -129,7 +140,9 @@ class OSNet(nn.Module):
         self.conv3 = _stage(c1, c2, halve=True)
         self.conv4 = _stage(c2, c3, halve=False)
         self.conv5 = ConvBN(c3, c3)
-        self.fc = nn.Sequential(nn.Linear(c3, config.feature_dim), nn.BatchNorm1d(config.feature_dim), nn.ReLU())
+        self.fc = nn.Sequential(
+            nn.Linear(c3, config.feature_dim), nn.BatchNorm1d(config.feature_dim), nn.ReLU()
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, 3, 256, 128) float to (B, feature_dim)."""
@@ -154,8 +167,12 @@ class PixelNetwork(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """(b, 256, 128, 3) uint8 to (b, dim) float32."""
-        images = pixels.permute(0, 3, 1, 2)  # (b, 3, 256, 128): channels last in memory, with nothing moved
-        images = images.float() * self.scale - self.shift  # not in half: its steps would be added to the pixels'
+        images = pixels.permute(
+            0, 3, 1, 2
+        )  # (b, 3, 256, 128): channels last in memory, with nothing moved
+        images = (
+            images.float() * self.scale - self.shift
+        )  # not in half: its steps would be added to the pixels'
         return self.network(images.to(self.dtype)).float()
 
 
@@ -173,21 +190,26 @@ def folded(network: OSNet) -> OSNet:
 def from_state(state: Mapping[str, torch.Tensor]) -> OSNet:
     """Build the network that `state` belongs to and load it strictly, in eval mode.
 
-    A `module.` prefix (DataParallel) is accepted and `classifier.*` (the training identities) dropped; anything else
-    that does not fit raises WeightsError. Negligible weights become 0: they change no output (by 1e-25) and, as
-    factors of denormal numbers, make some processors five times slower.
+    A `module.` prefix (DataParallel) is accepted and `classifier.*` (the training identities)
+    dropped; anything else that does not fit raises WeightsError. Negligible weights become 0: they
+    change no output (by 1e-25) and, as factors of denormal numbers, make some processors five times
+    slower.
     """
     state = {name.removeprefix("module."): value for name, value in state.items()}
     state = {name: value for name, value in state.items() if not name.startswith("classifier.")}
     model = OSNet(OSNetConfig.from_state(state))
     expected = model.state_dict()
-    wrong = sorted(set(state) ^ set(expected)) or sorted(n for n in expected if state[n].shape != expected[n].shape)
+    wrong = sorted(set(state) ^ set(expected)) or sorted(
+        n for n in expected if state[n].shape != expected[n].shape
+    )
     if wrong:
         raise WeightsError(
             f"expected exactly the {len(expected)} tensors of a plain OSNet; {len(wrong)} are missing, unknown or of "
             f"another shape, the first is {wrong[0]!r} (variants such as OSNet-AIN or -IBN are other networks)"
         )
-    model.load_state_dict({name: _without_negligible(value) for name, value in state.items()}, strict=True)
+    model.load_state_dict(
+        {name: _without_negligible(value) for name, value in state.items()}, strict=True
+    )
     return model.eval()
 
 

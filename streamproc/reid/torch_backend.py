@@ -1,8 +1,9 @@
 """OSNet in torch on a GPU: folded, channels last, half precision, a few fixed batch sizes.
 
-The same code runs on torch's CPU device, where the tests hold it against eager torch. Half precision is fp16: its
-cosine to float32 is above .9999, bfloat16's is as low as .997 with the published weights B.
-Crops come from the host in batches of at most 128: while the GPU works on one, the next is copied.
+The same code runs on torch's CPU device, where the tests hold it against eager torch. Half
+precision is fp16: its cosine to float32 is above .9999, bfloat16's is as low as .997 with the
+published weights B. Crops come from the host in batches of at most 128: while the GPU works on one,
+the next is copied.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from streamproc.reid.device import DeviceLostError
+from streamproc.networks.devices import DeviceLostError
+from streamproc.networks.weights import Weights, read_checkpoint
 from streamproc.reid.gpu_network import LEAST_CAPABILITY, GpuNetwork
 from streamproc.reid.osnet import PixelNetwork, folded, from_state
-from streamproc.reid.weights import Weights, read_checkpoint
 from streamproc.types import CROP_HEIGHT_PX, CROP_WIDTH_PX
 
 if TYPE_CHECKING:
@@ -35,9 +36,15 @@ log = logging.getLogger(__name__)
 
 BATCH_SIZES = (8, 32, 128)
 HOST_CROPS = 128
-"""Of larger batches a GPU would wait for the copying (measured on an H200: 512 at once were a third slower)."""
+"""Of larger batches a GPU would wait for the copying (measured on an H200:
+
+512 at once were a third slower).
+"""
 COPIED_BY_TWO = 96
-"""Of so many crops a second thread copies half: 512 go through 1.5 times as fast on an H200; of 64 it gains nothing."""
+"""Of so many crops a second thread copies half:
+
+512 go through 1.5 times as fast on an H200; of 64 it gains nothing.
+"""
 COMPILE_AFTER_CROPS = 20_000
 """Compiling takes half a minute or more, which a short video never gets back; a worker does."""
 LEAST_COSINE = 0.999
@@ -46,7 +53,10 @@ _CROP_SHAPE = (CROP_HEIGHT_PX, CROP_WIDTH_PX, 3)
 
 
 def open_gpu(weights: Weights) -> TorchBackend:
-    """Load onto the GPU. Raises WeightsError for bad weights, DeviceLostError where the GPU refuses."""
+    """Load onto the GPU.
+
+    Raises WeightsError for bad weights, DeviceLostError where the GPU refuses.
+    """
     assert weights.checkpoint_path is not None
     state = read_checkpoint(weights.checkpoint_path)
     return backend_on("cuda", lambda: from_state(state), no_kernels=why_no_kernels())
@@ -57,14 +67,20 @@ def why_no_kernels() -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "there is no Triton"
     capability = torch.cuda.get_device_capability()
-    return None if capability >= LEAST_CAPABILITY else f"its capability is {capability}, Triton asks {LEAST_CAPABILITY}"
+    return (
+        None
+        if capability >= LEAST_CAPABILITY
+        else f"its capability is {capability}, Triton asks {LEAST_CAPABILITY}"
+    )
 
 
 def backend_on(device: str, load: Callable[[], OSNet], *, no_kernels: str | None) -> TorchBackend:
     """The form of the network that a GPU runs best, or for a reason against it, or a fault of it, the plain one."""
     if no_kernels is None:
         try:
-            return TorchBackend(_moved(GpuNetwork(load()), device), device=device, compiler=_compile)
+            return TorchBackend(
+                _moved(GpuNetwork(load()), device), device=device, compiler=_compile
+            )
         except Exception as error:  # noqa: BLE001 - Triton's own errors, no C compiler for it, a folder without exec
             no_kernels = _first_line(error)
     log.warning("the GPU runs the plain network, which is slower: %s", no_kernels)
@@ -82,8 +98,9 @@ def _moved(network: torch.nn.Module, device: str) -> torch.nn.Module:
 class TorchBackend:
     """One network on one device. Made and used by `Embedder`, in the network's thread alone.
 
-    A batch that finds no memory is tried again in smaller ones, which are then kept to; where the smallest finds none,
-    or the device fails in any other way, `run` raises DeviceLostError and the backend is done.
+    A batch that finds no memory is tried again in smaller ones, which are then kept to; where the
+    smallest finds none, or the device fails in any other way, `run` raises DeviceLostError and the
+    backend is done.
     """
 
     def __init__(
@@ -149,13 +166,19 @@ class TorchBackend:
     def _probe(self) -> int:
         size = min(self._forwards)
         try:
-            return int(self._fetched([self._begin(np.zeros((1, *_CROP_SHAPE), np.uint8), size)]).shape[1])
+            return int(
+                self._fetched([self._begin(np.zeros((1, *_CROP_SHAPE), np.uint8), size)]).shape[1]
+            )
         except RuntimeError as error:
             raise DeviceLostError(_first_line(error)) from error
 
     def _size_for(self, count: int) -> int:
         """Take the next size above where it will be half full or more, else the next below."""
-        fits = [size for size in self._forwards if size >= count and (2 * count >= size or size == min(self._forwards))]
+        fits = [
+            size
+            for size in self._forwards
+            if size >= count and (2 * count >= size or size == min(self._forwards))
+        ]
         return min(fits) if fits else max(size for size in self._forwards if size <= count)
 
     def _begin(self, crops: Uint8Array | Sequence[Uint8Array], size: int) -> torch.Tensor:
@@ -189,12 +212,19 @@ class TorchBackend:
         return pixels
 
     def _shrink_or_give_up(self, error: RuntimeError) -> None:
-        out_of_memory = isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error).lower()
+        out_of_memory = (
+            isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error).lower()
+        )
         if not out_of_memory or len(self._forwards) == 1:
             raise DeviceLostError(_first_line(error)) from error
         largest = max(self._forwards)
         del self._forwards[largest]
-        log.warning("%s has no memory for %d crops at once; from now %d", self.device, largest, max(self._forwards))
+        log.warning(
+            "%s has no memory for %d crops at once; from now %d",
+            self.device,
+            largest,
+            max(self._forwards),
+        )
         if self.device == "cuda":
             torch.cuda.empty_cache()
 
@@ -274,7 +304,9 @@ def seconds_a_run(forward: Forward, pixels: torch.Tensor, runs: int = 10) -> flo
 
 
 def _compile(network: Forward) -> Forward:
-    compiled: Forward = torch.compile(network, mode="reduce-overhead", dynamic=False, fullgraph=True)
+    compiled: Forward = torch.compile(
+        network, mode="reduce-overhead", dynamic=False, fullgraph=True
+    )
     return compiled  # replayed as a CUDA graph, one a batch size
 
 

@@ -1,8 +1,9 @@
 """What a packet's first bytes say of its picture: is it a clean start, do others need it, is it shown at all.
 
-Containers are not believed about key frames: some flag all packets, some the start of a gradual refresh. Read are only
-the headers before the picture's data: NAL unit and slice headers (H.264 7.3.1 and 7.3.3, H.265 7.3.1.2), picture and
-VOP headers (MPEG-2 6.2.3, MPEG-4 part 2 6.2.5), and the first octets of VP8 (RFC 6386 9.1), VP9 and MS-MPEG4 frames.
+Containers are not believed about key frames: some flag all packets, some the start of a gradual
+refresh. Read are only the headers before the picture's data: NAL unit and slice headers (H.264
+7.3.1 and 7.3.3, H.265 7.3.1.2), picture and VOP headers (MPEG-2 6.2.3, MPEG-4 part 2 6.2.5), and
+the first octets of VP8 (RFC 6386 9.1), VP9 and MS-MPEG4 frames.
 """
 
 from __future__ import annotations
@@ -25,18 +26,40 @@ LAYER = 0x07
 _HEAD_OCTETS = 4096
 _I_SLICES = (2, 4, 7, 9)
 
-# Codecs whose packets hold one picture each and whose start pictures are clean, as far as `look_for` does not object.
-# Anything else is decoded from its beginning.
-# fmt: off
-TRUSTED_CODECS = frozenset((
-    "h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mpeg1video", "mpeg2video", "msmpeg4v2", "msmpeg4v3", "wmv1", "wmv2",
-    "mjpeg", "ffv1", "huffyuv", "utvideo", "prores", "dnxhd", "rawvideo", "png",
-))
+# Codecs whose packets hold one picture each and whose start pictures are clean, as far as
+# `look_for` does not object. Anything else is decoded from its beginning. fmt: off
+TRUSTED_CODECS = frozenset(
+    (
+        "h264",
+        "hevc",
+        "vp8",
+        "vp9",
+        "av1",
+        "mpeg4",
+        "mpeg1video",
+        "mpeg2video",
+        "msmpeg4v2",
+        "msmpeg4v3",
+        "wmv1",
+        "wmv2",
+        "mjpeg",
+        "ffv1",
+        "huffyuv",
+        "utvideo",
+        "prores",
+        "dnxhd",
+        "rawvideo",
+        "png",
+    )
+)
 # fmt: on
 
 
 def look_for(codec: str, extradata: bytes) -> Callable[[memoryview], int] | None:
-    """The function that judges a packet of this codec by the bits above; None if its key flags can be believed."""
+    """The function that judges a packet of this codec by the bits above.
+
+    None if its key flags can be believed.
+    """
     if codec == "h264":
         is_avcc = len(extradata) > 4 and extradata[0] == 1  # noqa: PLR2004 - the record's fifth octet has the size
         return _H264((extradata[4] & 3) + 1 if is_avcc else 0).look
@@ -56,6 +79,9 @@ def look_for(codec: str, extradata: bytes) -> Callable[[memoryview], int] | None
     }.get(codec)
 
 
+_H264_IDR = 5
+
+
 @dataclass(frozen=True, slots=True)
 class _H264:
     length_octets: int
@@ -67,7 +93,8 @@ class _H264:
             kind = packet[at] & 0x1F
             has_parameters |= kind in (7, 8, 13, 15)
             if kind in (1, 2, 5):
-                is_start = kind == 5 or _h264_slice_type(bytes(packet[at + 1 : at + 17])) in _I_SLICES  # noqa: PLR2004
+                slice_type = _h264_slice_type(bytes(packet[at + 1 : at + 17]))
+                is_start = kind == _H264_IDR or slice_type in _I_SLICES
                 # Later pictures may use parameters that came with this one.
                 is_needless = packet[at] & 0x60 == 0 and not has_parameters
                 return START * is_start | NEEDLESS * is_needless
@@ -145,7 +172,11 @@ def _look_vp8(packet: memoryview) -> int:
 def _look_vp9(packet: memoryview) -> int:
     first = packet[0]
     bit = 2 if first & 0x30 == 0x30 else 3  # noqa: PLR2004 - profile 3 has a reserved bit before show_existing_frame
-    shows_existing, is_inter, is_shown = first >> bit & 1, first >> (bit - 1) & 1, first >> (bit - 2) & 1
+    shows_existing, is_inter, is_shown = (
+        first >> bit & 1,
+        first >> (bit - 1) & 1,
+        first >> (bit - 2) & 1,
+    )
     is_superframe = packet[-1] & 0xE0 == 0xC0  # noqa: PLR2004 - hidden pictures together with the shown one
     is_start = not shows_existing and not is_inter
     return START * is_start | UNUSUAL * (not (shows_existing or is_shown or is_superframe))

@@ -23,13 +23,18 @@ if TYPE_CHECKING:
 
 NO_TIME = -(2**63)
 _KEY, _DISCARD = 1, 2
-_MAX_KEYS_BACK = 16  # a leading picture belongs to the group just before; more is a file made to waste time
+_MAX_KEYS_BACK = (
+    16  # a leading picture belongs to the group just before; more is a file made to waste time
+)
 _FIRST_INTERLACED_FIELD_ORDER = 2  # AVFieldOrder: 0 unknown, 1 progressive
 
 
 @dataclass(slots=True, eq=False)
 class PacketIndex:
-    """The video packets in file order, 30 bytes each. Made by `read_index`, used to plan, to seek and to check."""
+    """The video packets in file order, 30 bytes each.
+
+    Made by `read_index`, used to plan, to seek and to check.
+    """
 
     pts: array[int] = field(default_factory=lambda: array("q"))
     dts: array[int] = field(default_factory=lambda: array("q"))
@@ -77,7 +82,11 @@ class PacketIndex:
     def bytes_between(self, first: int, last: int) -> int:
         """How much of the file lies between two packets."""
         gap = self.position[last] - self.position[first]
-        return gap if min(self.position[first], self.position[last]) >= 0 and gap > 0 else sum(self.size[first:last])
+        return (
+            gap
+            if min(self.position[first], self.position[last]) >= 0 and gap > 0
+            else sum(self.size[first:last])
+        )
 
 
 def read_index(
@@ -85,7 +94,10 @@ def read_index(
     stream: VideoStream,
     on_packet: Callable[[Packet[VideoStream], int], None],
 ) -> PacketIndex:
-    """Read every video packet of the file; `on_packet` gets each one and how many there are so far."""
+    """Read every video packet of the file.
+
+    `on_packet` gets each one and how many there are so far.
+    """
     index = PacketIndex()
     context = stream.codec_context
     look = look_for(context.codec.canonical_name, context.extradata or b"")
@@ -123,7 +135,13 @@ class Timeline:
         """The same without these frames."""
         keep = np.ones(len(self.pts), bool)
         keep[list(frames)] = False
-        return Timeline(self.pts[keep], self.ordinals[keep], self.starts[keep], self.disposable[keep], exact=self.exact)
+        return Timeline(
+            self.pts[keep],
+            self.ordinals[keep],
+            self.starts[keep],
+            self.disposable[keep],
+            exact=self.exact,
+        )
 
 
 def must_decode_to_count(index: PacketIndex, stream: VideoStream) -> bool:
@@ -138,15 +156,19 @@ def must_decode_to_count(index: PacketIndex, stream: VideoStream) -> bool:
         or (looks & UNUSUAL).any()
         or (pts == NO_TIME).any()
         or len(np.unique(pts)) < len(pts)
-        or (stream.codec_context.has_b_frames and (np.diff(pts) > 0).all())  # reordered, and the times do not say so
+        or (
+            stream.codec_context.has_b_frames and (np.diff(pts) > 0).all()
+        )  # reordered, and the times do not say so
     )
 
 
-def timeline_from_packets(index: PacketIndex, codec: str, output_pts: Int64Array | None = None) -> Timeline | None:
+def timeline_from_packets(
+    index: PacketIndex, codec: str, output_pts: Int64Array | None = None
+) -> Timeline | None:
     """Frames as ranks of pts, or None if the time stamps cannot carry that.
 
-    `output_pts` is what a decoder put out, where it had to be asked; without it each packet that is not discarded by
-    an edit list is a frame.
+    `output_pts` is what a decoder put out, where it had to be asked; without it each packet that is
+    not discarded by an edit list is a frame.
     """
     pts, flags = np.frombuffer(index.pts, np.int64), np.frombuffer(index.flags, np.uint8)
     shown = np.flatnonzero(flags & _DISCARD == 0)
@@ -160,7 +182,12 @@ def timeline_from_packets(index: PacketIndex, codec: str, output_pts: Int64Array
     times = pts[ordinals]
     starts = _starts(pts, np.flatnonzero(flags & _KEY), ordinals)
     trusted = codec in TRUSTED_CODECS and bool(len(times)) and times[0] != NO_TIME
-    if not trusted or (np.diff(times) <= 0).any() or (np.diff(starts) < 0).any() or (starts < 0).any():
+    if (
+        not trusted
+        or (np.diff(times) <= 0).any()
+        or (np.diff(starts) < 0).any()
+        or (starts < 0).any()
+    ):
         return None
     return Timeline(times, ordinals, starts, _disposable(index)[ordinals], exact=True)
 
@@ -169,14 +196,19 @@ def timeline_of_outputs(output_pts: Int64Array) -> Timeline:
     """Frames in output order, for a file whose time stamps cannot be trusted."""
     count = len(output_pts)
     zeros = np.zeros(count, np.int64)
-    return Timeline(output_pts, np.arange(count, dtype=np.int64), zeros, np.zeros(count, bool), exact=False)
+    return Timeline(
+        output_pts, np.arange(count, dtype=np.int64), zeros, np.zeros(count, bool), exact=False
+    )
 
 
 def _starts(pts: Int64Array, keys: Int64Array, ordinals: Int64Array) -> Int64Array:
     """For each frame the last key frame that is neither later in the file nor later in time; -1 where there is none."""
     at = np.searchsorted(keys, ordinals, side="right") - 1
-    starts = np.where(at >= 0, keys[np.maximum(at, 0)], -1) if len(keys) else np.full(len(ordinals), -1)
-    # Leading pictures of an open GOP come before their key frame in time: they belong to the GOP before.
+    starts = (
+        np.where(at >= 0, keys[np.maximum(at, 0)], -1) if len(keys) else np.full(len(ordinals), -1)
+    )
+    # Leading pictures of an open GOP come before their key frame in time: they belong to the GOP
+    # before.
     leading = (at >= 0) & (pts[np.maximum(starts, 0)] > pts[ordinals])
     for frame in np.flatnonzero(leading):
         before = keys[max(0, int(at[frame]) - _MAX_KEYS_BACK) : int(at[frame])]

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     Box = tuple[int, int, int, int]
     Planes = tuple[Uint8Array, ...]
 
-# Formats for which converting a part was tested to give the pixels of converting the whole: chroma subsampling
-# (x, y). swscale converts 4:2:0 and 4:2:2 without interpolation where the height is even, and 4:4:4 always.
+# Formats for which converting a part was tested to give the pixels of converting the whole: chroma
+# subsampling (x, y). swscale converts 4:2:0 and 4:2:2 without interpolation where the height is
+# even, and 4:4:4 always.
 _SUBSAMPLING = {
     "yuv420p": (2, 2),
     "yuvj420p": (2, 2),
@@ -27,8 +28,9 @@ _SUBSAMPLING = {
     "yuvj444p": (1, 1),
     "gray": (1, 1),
 }
-# SIMD loops treat the last pixels of a row apart: a part that starts and ends on this grid, or ends where the picture
-# ends, has the same last pixels. It also keeps the number of different sizes (each has its own context) small.
+# SIMD loops treat the last pixels of a row apart: a part that starts and ends on this grid, or ends
+# where the picture ends, has the same last pixels. It also keeps the number of different sizes
+# (each has its own context) small.
 _GRID_PX = 32
 _MAX_PARTS_BYTES = 8 * 2**20
 
@@ -79,7 +81,10 @@ class Orientation:
 
 @dataclass(slots=True, eq=False)
 class Converter:
-    """Converts whole pictures and parts of them. Not thread-safe: all frames of a video are converted in one thread."""
+    """Converts whole pictures and parts of them.
+
+    Not thread-safe: all frames of a video are converted in one thread.
+    """
 
     orientation: Orientation = field(default_factory=Orientation)
     _whole: VideoReformatter = field(default_factory=VideoReformatter)
@@ -91,13 +96,18 @@ class Converter:
         return rgb
 
     def rgb_part(self, picture: av.VideoFrame, planes: Planes, box: Box) -> Uint8Array:
-        """Stored pixels (h, w, 3) of a box; `planes` are those of `planes_of(picture)`, which has some."""
+        """Stored pixels (h, w, 3) of a box.
+
+        `planes` are those of `planes_of(picture)`, which has some.
+        """
         x0, y0 = (value // _GRID_PX * _GRID_PX for value in box[:2])
         x1 = min(picture.width, -(-box[2] // _GRID_PX) * _GRID_PX)
         y1 = min(picture.height, -(-box[3] // _GRID_PX) * _GRID_PX)
         part = self._part(x1 - x0, y1 - y0, picture.format.name)
         part.picture.colorspace, part.picture.color_range = picture.colorspace, picture.color_range
-        for source, into, (left, top) in zip(planes, part.planes, part.corners(x0, y0), strict=True):
+        for source, into, (left, top) in zip(
+            planes, part.planes, part.corners(x0, y0), strict=True
+        ):
             height, width = into.shape
             into[:] = source[top : top + height, left : left + width]
         return part.rgb()[box[1] - y0 : box[3] - y0, box[0] - x0 : box[2] - x0]
@@ -107,7 +117,11 @@ class Converter:
         part = self._parts.pop(key, None)
         if part is None:
             part = _Part(width, height, name)
-            while self._parts and sum(kept.size_bytes for kept in (part, *self._parts.values())) > _MAX_PARTS_BYTES:
+            while (
+                self._parts
+                and sum(kept.size_bytes for kept in (part, *self._parts.values()))
+                > _MAX_PARTS_BYTES
+            ):
                 self._parts.popitem(last=False)
         self._parts[key] = part
         return part
@@ -133,31 +147,54 @@ class _Part:
     def rgb(self) -> Uint8Array:
         """RGB (h, w, 3) in swscale's own memory, whose rows are longer: what needs part of it copies only that."""
         (plane,) = self._scaler.reformat(self.picture, format="rgb24", threads=1).planes
-        return np.ndarray((plane.height, plane.width, 3), np.uint8, memoryview(plane), strides=(plane.line_size, 3, 1))
+        return np.ndarray(
+            (plane.height, plane.width, 3),
+            np.uint8,
+            memoryview(plane),
+            strides=(plane.line_size, 3, 1),
+        )
 
 
 def planes_of(picture: av.VideoFrame) -> Planes:
     """Views (h, w) of a picture's planes; none where converting a part would not give the pixels of the whole."""
     subsampling = _SUBSAMPLING.get(picture.format.name)
     # An interlaced picture's chroma lines belong to fields; a bottom-up one has negative strides.
-    if subsampling is None or (picture.height % 2 and subsampling != (1, 1)) or picture.interlaced_frame:
+    if (
+        subsampling is None
+        or (picture.height % 2 and subsampling != (1, 1))
+        or picture.interlaced_frame
+    ):
         return ()
     planes = picture.planes
     if min(plane.line_size for plane in planes) <= 0:
         return ()
-    return tuple(np.ndarray((p.height, p.width), np.uint8, memoryview(p), strides=(p.line_size, 1)) for p in planes)
+    return tuple(
+        np.ndarray((p.height, p.width), np.uint8, memoryview(p), strides=(p.line_size, 1))
+        for p in planes
+    )
 
 
 class Frame:
     """One decoded picture. Made by `Video.frames`, used by the crop stage.
 
-    All frames of one video are converted in one thread, which need not be the one that decodes. Sizes and boxes are
-    of the upright picture.
+    All frames of one video are converted in one thread, which need not be the one that decodes.
+    Sizes and boxes are of the upright picture.
     """
 
-    __slots__ = ("_converter", "_picture", "_planes", "_whole", "frame_index", "height", "pts_seconds", "width")
+    __slots__ = (
+        "_converter",
+        "_picture",
+        "_planes",
+        "_whole",
+        "frame_index",
+        "height",
+        "pts_seconds",
+        "width",
+    )
 
-    def __init__(self, frame_index: int, pts_seconds: float, picture: av.VideoFrame, converter: Converter) -> None:
+    def __init__(
+        self, frame_index: int, pts_seconds: float, picture: av.VideoFrame, converter: Converter
+    ) -> None:
         self.frame_index = frame_index
         self.pts_seconds = pts_seconds
         self.width, self.height = converter.orientation.upright_size(picture.width, picture.height)
@@ -177,14 +214,18 @@ class Frame:
         """
         x0, y0, x1, y1 = box
         if not (0 <= x0 < x1 <= self.width and 0 <= y0 < y1 <= self.height):
-            raise ValueError(f"box {box} is empty or leaves the picture of {self.width}x{self.height}")
+            raise ValueError(
+                f"box {box} is empty or leaves the picture of {self.width}x{self.height}"
+            )
         orientation = self._converter.orientation
         stored = orientation.stored_box(box, self.width, self.height)
         if self._whole is None:
             if self._planes is None:
                 self._planes = planes_of(self._picture)
             if self._planes:
-                return orientation.turn(self._converter.rgb_part(self._picture, self._planes, stored))
+                return orientation.turn(
+                    self._converter.rgb_part(self._picture, self._planes, stored)
+                )
             self._whole = self._converter.rgb(self._picture)
         return orientation.turn(self._whole[stored[1] : stored[3], stored[0] : stored[2]])
 

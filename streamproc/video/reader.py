@@ -42,7 +42,13 @@ class PacketReader:
     """
 
     def __init__(
-        self, source: Source, index: PacketIndex, counts: Counts, *, seek_gap_bytes: int, decode_threads: int
+        self,
+        source: Source,
+        index: PacketIndex,
+        counts: Counts,
+        *,
+        seek_gap_bytes: int,
+        decode_threads: int,
     ) -> None:
         self._source = source
         self._index = index
@@ -93,7 +99,9 @@ class PacketReader:
         """Stand at or before the packet, if a seek gets there; if not, at the end, and never seek again."""
         self._counts.seeks += 1
         self._has_sought = True
-        times = [time for time in (self._index.pts[ordinal], self._index.dts[ordinal]) if time != NO_TIME]
+        times = [
+            time for time in (self._index.pts[ordinal], self._index.dts[ordinal]) if time != NO_TIME
+        ]
         try:
             self._container.seek(min(times), stream=self._stream)
             self._packets = self._container.demux(self._stream)
@@ -130,7 +138,9 @@ class PacketReader:
         return packet
 
     def _changed(self) -> VideoError:
-        return VideoError(f"{self._source.path.name}: changed while it was read; leave it alone and try again")
+        return VideoError(
+            f"{self._source.path.name}: changed while it was read; leave it alone and try again"
+        )
 
     def decode_through(self, last: int, skip: bytes = b"") -> Iterator[VideoFrame]:
         """Feed the packets up to `last`, but none whose byte in `skip` is set; give every picture that comes out."""

@@ -11,7 +11,7 @@ import av
 from av.stream import Discard, Disposition
 
 from streamproc.errors import VideoError
-from streamproc.video.structure import lacks_moov
+from streamproc.video.truncation import lacks_moov
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,15 +19,17 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
-# Both lists are needed: with a protocol list alone an ffconcat text named .mp4 opens its neighbours.
+# Both lists are needed: with a protocol list alone an ffconcat text named .mp4 opens its
+# neighbours.
 _PROTOCOLS = "file"
-_FORMATS = (
-    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,flv,asf,ogg,ivf,obu,h264,hevc,mjpeg,nut,mxf"
-)
+_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,flv,asf,ogg,ivf,obu,h264,hevc,mjpeg,nut,mxf"
 _SPOKEN_FORMATS = "mp4, mov, mkv, webm, avi, ts, mpg, flv, wmv, ogg, mxf"
 
 # Titles that are no UTF-8 are no reason to refuse a video; PyAV 19 replaces them by itself.
-_TOLERANT: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}  # noqa: PLR2004
+_REPLACES_ITSELF = 19
+_TOLERANT: dict[str, Any] = {}
+if int(av.__version__.partition(".")[0]) < _REPLACES_ITSELF:
+    _TOLERANT = {"metadata_errors": "replace"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,16 +68,22 @@ def check_file(path: Path, limits: Limits) -> None:
     except FileNotFoundError as error:
         raise VideoError(f"{path}: no such file; check the path") from error
     except (OSError, ValueError) as error:
-        raise VideoError(f"{path}: cannot be read ({error}); check the path and its permissions") from error
+        raise VideoError(
+            f"{path}: cannot be read ({error}); check the path and its permissions"
+        ) from error
     if not stat.S_ISREG(status.st_mode):
-        raise VideoError(f"{path}: is not a plain file (a directory or a device); name a video file")
+        raise VideoError(
+            f"{path}: is not a plain file (a directory or a device); name a video file"
+        )
     if status.st_size == 0:
         raise VideoError(f"{path}: is empty (0 bytes); fetch or record it again")
     limits.check(path.name, "max_file_bytes", status.st_size, "file size in bytes")
 
 
 def open_stream(source: Source, threads: int) -> tuple[InputContainer, VideoStream]:
-    """The container and its first video stream, set up to decode with `threads` threads (0: FFmpeg's choice).
+    """The container and its first video stream, set up to decode with `threads` threads (0.
+
+    FFmpeg's choice).
 
     Raises:
         VideoError: It is no video, holds none, cannot be decoded here, or is over a limit.
@@ -113,19 +121,26 @@ def _choose(path: Path, container: InputContainer) -> VideoStream:
             stream.discard = Discard.all
     if chosen is None:
         kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "no streams"
-        raise VideoError(f"{path.name}: holds no video (it holds: {kinds}); name a file with a picture track")
+        raise VideoError(
+            f"{path.name}: holds no video (it holds: {kinds}); name a file with a picture track"
+        )
     return chosen  # type: ignore[return-value]
 
 
 def _prepare(path: Path, stream: VideoStream, limits: Limits, threads: int) -> None:
     context = stream.codec_context
     if context is None:
-        raise VideoError(f"{path.name}: no decoder for its video codec; convert it to H.264, HEVC, VP9 or AV1")
+        raise VideoError(
+            f"{path.name}: no decoder for its video codec; convert it to H.264, HEVC, VP9 or AV1"
+        )
     if not stream.time_base:
         raise VideoError(f"{path.name}: its video track has no time base; convert it to mp4 or mkv")
-    limits.check(path.name, "max_pixels_per_frame", context.width * context.height, "frame size in pixels")
-    # A frame may grow in mid-stream: the decoder itself must refuse it, before it takes the memory. It counts padding
-    # too, hence twice the limit; frames of another size than the first are left out in any case.
+    limits.check(
+        path.name, "max_pixels_per_frame", context.width * context.height, "frame size in pixels"
+    )
+    # A frame may grow in mid-stream: the decoder itself must refuse it, before it takes the memory.
+    # It counts padding too, hence twice the limit; frames of another size than the first are left
+    # out in any case.
     context.options = {"max_pixels": str(2 * limits.max_pixels_per_frame)}
     context.thread_type = "AUTO"
     context.thread_count = threads

@@ -11,9 +11,9 @@ import numpy as np
 
 from streamproc.errors import VideoError
 from streamproc.video.pixels import Converter, Frame
+from streamproc.video.probe import Survey, survey
 from streamproc.video.reader import Counts, PacketReader
 from streamproc.video.source import Limits, Source, check_file
-from streamproc.video.survey import Survey, survey
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -25,15 +25,16 @@ if TYPE_CHECKING:
     from streamproc.video.index import Timeline
 
 _SEEK_GAP_BYTES = 4 * 2**20
-# Decoders put pictures out in the order of their time; only broken files do not, and theirs may wait this long.
+# Decoders put pictures out in the order of their time; only broken files do not, and theirs may
+# wait this long.
 _MAX_HELD = 8
 
 
 def open_video(path: Path, *, limits: Limits | None = None, decode_threads: int = 0) -> Video:
     """Open a local video file and learn its frames, without decoding it where its packets tell them.
 
-    `limits` defaults to `Limits()`; `decode_threads` 0 is FFmpeg's choice. No other file or address is ever opened,
-    whatever the file says.
+    `limits` defaults to `Limits()`; `decode_threads` 0 is FFmpeg's choice. No other file or address
+    is ever opened, whatever the file says.
 
     Raises:
         VideoError: The file is missing, empty, no video, cut off before its index, or over a limit.
@@ -56,7 +57,10 @@ def _plan_runs(timeline: Timeline, wanted: Int64Array) -> list[_Run]:
     """The fewest packets that give these frames: a frame joins the run before if its key frame lies in it."""
     runs: list[_Run] = []
     for frame, start, end in zip(
-        wanted.tolist(), timeline.starts[wanted].tolist(), timeline.ordinals[wanted].tolist(), strict=True
+        wanted.tolist(),
+        timeline.starts[wanted].tolist(),
+        timeline.ordinals[wanted].tolist(),
+        strict=True,
     ):
         if runs and start <= runs[-1].end:
             last = runs[-1]
@@ -70,10 +74,11 @@ def _plan_runs(timeline: Timeline, wanted: Int64Array) -> list[_Run]:
 class Video:
     """One video file. Made by `open_video`; close it, or use it in a `with`.
 
-    `width` and `height` are upright. `missing_frames` and `missing_seconds` are what a cut-off file promised and does
-    not hold. After `frames`, `undecodable` lists wanted frames that could not be had: damaged, or of another size
-    than the first picture, to which boxes refer. Threads: `get_ready` and `frames` run in one thread,
-    conversion of its frames in one thread (the same or another), `close` when both have ended.
+    `width` and `height` are upright. `missing_frames` and `missing_seconds` are what a cut-off file
+    promised and does not hold. After `frames`, `undecodable` lists wanted frames that could not be
+    had: damaged, or of another size than the first picture, to which boxes refer. Threads:
+    `get_ready` and `frames` run in one thread, conversion of its frames in one thread (the same or
+    another), `close` when both have ended.
     """
 
     def __init__(self, source: Source, known: Survey, decode_threads: int) -> None:
@@ -139,8 +144,12 @@ class Video:
             VideoError: The file changed since it was opened.
         """
         wanted = np.asarray(wanted, np.int64)
-        if len(wanted) and ((np.diff(wanted) <= 0).any() or wanted[0] < 0 or wanted[-1] >= self.frame_count):
-            raise ValueError(f"wanted frames must ascend, be unique, and lie in 0..{self.frame_count - 1}")
+        if len(wanted) and (
+            (np.diff(wanted) <= 0).any() or wanted[0] < 0 or wanted[-1] >= self.frame_count
+        ):
+            raise ValueError(
+                f"wanted frames must ascend, be unique, and lie in 0..{self.frame_count - 1}"
+            )
         return self._read(wanted)
 
     def _read(self, wanted: Int64Array) -> Iterator[Frame]:
@@ -187,11 +196,15 @@ class Video:
         knows_damage = False
         while runs:
             run = runs.popleft()
-            lost = yield from self._attempt(run.start, run.end, run.wanted, threads=threads, skip=skip, may_lose=False)
+            lost = yield from self._attempt(
+                run.start, run.end, run.wanted, threads=threads, skip=skip, may_lose=False
+            )
             if lost:
                 # One thread, as several lose what else is under way when one meets damage.
                 self.fell_back, start = True, self._start_before(run.start)
-                lost = yield from self._attempt(start, run.end, lost, threads=1, may_lose=knows_damage)
+                lost = yield from self._attempt(
+                    start, run.end, lost, threads=1, may_lose=knows_damage
+                )
             if lost and not knows_damage:
                 # Once is enough to tell damage from key frames that are no clean starts.
                 knows_damage, first_lost = True, lost[0]
@@ -208,11 +221,19 @@ class Video:
         return int(starts[at - 1]) if at else 0
 
     def _attempt(
-        self, start: int, end: int, wanted: list[int], *, threads: int, skip: bytes = b"", may_lose: bool
+        self,
+        start: int,
+        end: int,
+        wanted: list[int],
+        *,
+        threads: int,
+        skip: bytes = b"",
+        may_lose: bool,
     ) -> Generator[Frame, None, list[int]]:
         """Decode packets `start`..`end` and give the wanted frames in order; returns those that are not given.
 
-        Where it may lose none it stops at the first that does not come, so that another attempt can keep the order.
+        Where it may lose none it stops at the first that does not come, so that another attempt can
+        keep the order.
         """
         reader = self._reader(threads)
         reader.go_to(start)
@@ -235,7 +256,9 @@ class Video:
                 break
         return [*lost, *waiting]
 
-    def _hold(self, picture: VideoFrame | None, waiting: deque[int], held: dict[int, VideoFrame]) -> bool:
+    def _hold(
+        self, picture: VideoFrame | None, waiting: deque[int], held: dict[int, VideoFrame]
+    ) -> bool:
         if picture is None:
             return False
         pts = self._known.timeline.pts

@@ -20,9 +20,13 @@ sys.path.insert(0, str(ROOT / "tests" / "sample"))
 def print_machine() -> None:
     """Print processor, cores and versions."""
     cpu = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    model = next((line.split(":")[1].strip() for line in cpu.splitlines() if "model name" in line), "unknown")
+    model = next(
+        (line.split(":")[1].strip() for line in cpu.splitlines() if "model name" in line), "unknown"
+    )
     avx512 = "avx512f" in cpu
-    print(f"processor: {model}, {os.cpu_count()} cores, avx512={avx512}; Python {platform.python_version()}")
+    print(
+        f"processor: {model}, {os.cpu_count()} cores, avx512={avx512}; Python {platform.python_version()}"
+    )
     names = ("av", "numpy", "onnxruntime", "pillow", "torch", "opencv-python-headless")
     print("versions:", ", ".join(f"{name} {_version(name)}" for name in names))
 
@@ -40,12 +44,15 @@ def clip_1080p(frames: int, gop: int) -> tuple[Path, Path]:
     from make_sample import LOOKS, figure
     from PIL import Image, ImageDraw
 
-    from streamproc.people import save_tracks
+    from streamproc.tracks import save_tracks
     from streamproc.types import Track
 
     folder = Path(tempfile.gettempdir()) / "streamproc-benchmarks"
     folder.mkdir(exist_ok=True)
-    video, tracks = folder / f"people-{frames}-{gop}.mp4", folder / f"people-{frames}-{gop}.persons.npz"
+    video, tracks = (
+        folder / f"people-{frames}-{gop}.mp4",
+        folder / f"people-{frames}-{gop}.persons.npz",
+    )
     if tracks.is_file():
         return video, tracks
     rng = np.random.default_rng(1)
@@ -57,8 +64,12 @@ def clip_1080p(frames: int, gop: int) -> tuple[Path, Path]:
     looks = list(LOOKS.values())
     persons = range(10)
     tall = [300 + 25 * (i % 5) for i in persons]
-    x = np.array([[180 * i + 120 + 70 * np.sin(t / 60 + i) for i in persons] for t in range(frames)])
-    y = np.array([[520 + 110 * (i % 5) + 8 * np.sin(t / 40 + i) for i in persons] for t in range(frames)])
+    x = np.array(
+        [[180 * i + 120 + 70 * np.sin(t / 60 + i) for i in persons] for t in range(frames)]
+    )
+    y = np.array(
+        [[520 + 110 * (i % 5) + 8 * np.sin(t / 40 + i) for i in persons] for t in range(frames)]
+    )
     part = video.with_suffix(".part.mp4")
     with av.open(str(part), "w") as container:
         stream = container.add_stream("libx264", rate=25)
@@ -75,12 +86,25 @@ def clip_1080p(frames: int, gop: int) -> tuple[Path, Path]:
         container.mux(stream.encode())
     part.replace(video)
     boxes = [
-        np.stack([x[:, i] - tall[i] * 0.2, y[:, i] - tall[i] * 1.02, x[:, i] + tall[i] * 0.2, y[:, i] + 4], 1)
+        np.stack(
+            [
+                x[:, i] - tall[i] * 0.2,
+                y[:, i] - tall[i] * 1.02,
+                x[:, i] + tall[i] * 0.2,
+                y[:, i] + 4,
+            ],
+            1,
+        )
         for i in persons
     ]
     save_tracks(
         tracks,
-        [Track(i + 1, np.arange(frames), boxes[i].astype(np.float32), np.ones(frames, np.float32)) for i in persons],
+        [
+            Track(
+                i + 1, np.arange(frames), boxes[i].astype(np.float32), np.ones(frames, np.float32)
+            )
+            for i in persons
+        ],
     )
     return video, tracks
 
@@ -89,7 +113,7 @@ def repeated(video: Path, tracks: Path, times: int) -> tuple[Path, Path]:
     """The same clip `times` times on end, copied packet by packet, with its tracks going on."""
     import av
 
-    from streamproc.people import load_tracks, save_tracks
+    from streamproc.tracks import load_tracks, save_tracks
     from streamproc.types import Track
 
     long_video, long_tracks = (
@@ -108,7 +132,11 @@ def repeated(video: Path, tracks: Path, times: int) -> tuple[Path, Path]:
                 ticks = round(frames / (source.average_rate * source.time_base))
                 for packet in inside.demux(source):
                     if packet.size:
-                        packet.pts, packet.dts, packet.stream = packet.pts + k * ticks, packet.dts + k * ticks, stream
+                        packet.pts, packet.dts, packet.stream = (
+                            packet.pts + k * ticks,
+                            packet.dts + k * ticks,
+                            stream,
+                        )
                         outside.mux(packet)
     save_tracks(
         long_tracks,
@@ -128,4 +156,8 @@ def repeated(video: Path, tracks: Path, times: int) -> tuple[Path, Path]:
 def pets() -> tuple[Path, Path] | None:
     """PETS09-S2L1 and its tracks, where the research data are."""
     video = SHARED / "data" / "videos" / "vtest.avi"
-    return (video, SHARED / "data" / "persons" / "PETS09-S2L1.canonical_persons.npz") if video.is_file() else None
+    return (
+        (video, SHARED / "data" / "persons" / "PETS09-S2L1.canonical_persons.npz")
+        if video.is_file()
+        else None
+    )

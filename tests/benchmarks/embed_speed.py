@@ -3,10 +3,11 @@
     python tests/benchmarks/embed_speed.py               # CPU, and GPU where there is one
     python tests/benchmarks/embed_speed.py --part gpu
 
-CPU: batches of 8 through PIL, ToTensor and Normalize into eager float32 with the published weights as they are, beside
-`Embedder`; the networks alone; and `Embedder` beside bare onnxruntime on tensors that are ready. GPU: eager float32
-beside ours, crops on the GPU and from the host, and which share of the memory bandwidth ours reaches. The rounds of all
-sides take turns, so that a load from elsewhere meets all of them.
+CPU: batches of 8 through PIL, ToTensor and Normalize into eager float32 with the published weights
+as they are, beside `Embedder`; the networks alone; and `Embedder` beside bare onnxruntime on
+tensors that are ready. GPU: eager float32 beside ours, crops on the GPU and from the host, and
+which share of the memory bandwidth ours reaches. The rounds of all sides take turns, so that a load
+from elsewhere meets all of them.
 """
 
 from __future__ import annotations
@@ -27,13 +28,14 @@ from common import SHARED, print_machine
 from PIL import Image
 from torchvision import transforms
 
+from streamproc.networks.weights import read_checkpoint
 from streamproc.reid import Embedder, find_weights
 from streamproc.reid.embedder import _thread
 from streamproc.reid.gpu_network import GpuNetwork
-from streamproc.reid.onnx_backend import BATCH_CROPS, IMAGENET_MEAN, IMAGENET_STD, normalise, open_session
+from streamproc.reid.onnx_backend import BATCH_CROPS, open_session
 from streamproc.reid.osnet import ConvBN, LightConv3x3, OSNet, OSNetConfig, from_state
+from streamproc.reid.preprocessing import IMAGENET_MEAN, IMAGENET_STD, normalise
 from streamproc.reid.torch_backend import BATCH_SIZES, TorchBackend, _compile, seconds_a_run
-from streamproc.reid.weights import read_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,7 +66,9 @@ class Side:
 
     def __str__(self) -> str:
         low, high = min(self.speeds), max(self.speeds)
-        return f"{self.name}: {statistics.median(self.speeds):.0f} crops/s ({low:.0f} to {high:.0f})"
+        return (
+            f"{self.name}: {statistics.median(self.speeds):.0f} crops/s ({low:.0f} to {high:.0f})"
+        )
 
 
 def print_ratio(one: Side, other: Side, what: str) -> None:
@@ -75,7 +79,11 @@ def print_ratio(one: Side, other: Side, what: str) -> None:
 
 def as_published(weights: Path) -> OSNet:
     """Eager OSNet with every weight as the file has it, denormal ones too."""
-    state = {name: value for name, value in read_checkpoint(weights).items() if not name.startswith("classifier.")}
+    state = {
+        name: value
+        for name, value in read_checkpoint(weights).items()
+        if not name.startswith("classifier.")
+    }
     network = OSNet(OSNetConfig.from_state(state))
     network.load_state_dict(state, strict=True)
     return network.eval()
@@ -87,7 +95,9 @@ def people(count: int) -> np.ndarray:
     if len(files) < count:
         return np.random.default_rng(0).integers(0, 256, (count, 256, 128, 3), np.uint8)
     size = (128, 256)
-    images = (Image.open(path).convert("RGB").resize(size, Image.Resampling.BILINEAR) for path in files)
+    images = (
+        Image.open(path).convert("RGB").resize(size, Image.Resampling.BILINEAR) for path in files
+    )
     return np.stack([np.asarray(image) for image in images])
 
 
@@ -122,12 +132,18 @@ def cpu_part(weights: Path, *, threads: int, rounds: int, seconds: float, clock:
     expected = theirs().numpy()
     least = float(((vectors * expected).sum(1) / np.linalg.norm(expected, axis=1)).min())
     measured = "" if clock is time.perf_counter else ", seconds of processor time"
-    print(f"CPU, {threads} threads{measured}, {weights.name} as published; least cosine of ours to eager {least:.6f}")
+    print(
+        f"CPU, {threads} threads{measured}, {weights.name} as published; least cosine of ours to eager {least:.6f}"
+    )
     sides = [
         Side("eager torch, torchreid's way, batch 8, crops in, vectors out", THEIR_BATCH, theirs),
         Side("ours, crops in, vectors out", len(crops), lambda: embedder.embed(crops)),
         Side("eager torch, the network alone, batch 8", THEIR_BATCH, their_network),
-        Side(f"onnxruntime, the network alone, batch {BATCH_CROPS}", len(crops), lambda: _thread.submit(bare).result()),
+        Side(
+            f"onnxruntime, the network alone, batch {BATCH_CROPS}",
+            len(crops),
+            lambda: _thread.submit(bare).result(),
+        ),
     ]
     for number in range(rounds + 1):
         for side in sides:
@@ -140,7 +156,11 @@ def cpu_part(weights: Path, *, threads: int, rounds: int, seconds: float, clock:
     eager, ours, eager_network, our_network = sides
     print_ratio(eager, ours, "ours / torchreid's way, crops in, vectors out (asked: 5)")
     print_ratio(eager_network, our_network, "the networks alone")
-    print_ratio(our_network, ours, "ours with its preprocessing / bare onnxruntime on ready tensors (asked: 0.85)")
+    print_ratio(
+        our_network,
+        ours,
+        "ours with its preprocessing / bare onnxruntime on ready tensors (asked: 0.85)",
+    )
     print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
 
 
@@ -174,30 +194,44 @@ def gpu_part(weights: Path, *, device: str, sizes: list[int], runs: int) -> None
     Eager's crops are normalised already, ours are pixels.
     """
     on_gpu = device == "cuda"
-    name = torch.cuda.get_device_name() if on_gpu else "torch's CPU device: figures of no meaning, a test of this code"
+    name = (
+        torch.cuda.get_device_name()
+        if on_gpu
+        else "torch's CPU device: figures of no meaning, a test of this code"
+    )
     eager = as_published(weights).to(device)
     network = GpuNetwork(from_state(read_checkpoint(weights))).to(device)
     compiler = _compile if on_gpu else None
-    backend = TorchBackend(network, device=device, sizes=sorted({*BATCH_SIZES, *sizes}), compiler=compiler)
+    backend = TorchBackend(
+        network, device=device, sizes=sorted({*BATCH_SIZES, *sizes}), compiler=compiler
+    )
     start = time.perf_counter()
     backend.compile_now()
-    print(f"GPU: {name}; {weights.name}; batch sizes {backend.sizes}; compiled in {time.perf_counter() - start:.0f} s")
+    print(
+        f"GPU: {name}; {weights.name}; batch sizes {backend.sizes}; compiled in {time.perf_counter() - start:.0f} s"
+    )
     bandwidth, least_bytes = bytes_a_second(device, 1024 if on_gpu else 16), bytes_a_crop(weights)
-    print(f"copies {bandwidth / 1e9:.0f} GB/s; at least {least_bytes / 1e6:.1f} MB a crop", flush=True)
+    print(
+        f"copies {bandwidth / 1e9:.0f} GB/s; at least {least_bytes / 1e6:.1f} MB a crop", flush=True
+    )
     for size in sizes:
         pixels = np.random.default_rng(size).integers(0, 256, (size, 256, 128, 3), np.uint8)
         there = torch.from_numpy(pixels).to(device)
         host = torch.from_numpy(normalise(pixels))
         ready = host.to(device)
         with torch.inference_mode():
-            least = torch.nn.functional.cosine_similarity(eager(ready), backend.run_on_device(there)).min()
+            least = torch.nn.functional.cosine_similarity(
+                eager(ready), backend.run_on_device(there)
+            ).min()
             functions = (
                 partial(eager, ready),
                 partial(backend.run_on_device, there),
                 partial(_from_host, eager, device, host),
                 partial(backend.run, pixels),
             )
-            eager_on, ours_on, eager_host, ours_host = (size / _seconds(f, runs, on_gpu=on_gpu) for f in functions)
+            eager_on, ours_on, eager_host, ours_host = (
+                size / _seconds(f, runs, on_gpu=on_gpu) for f in functions
+            )
         share = ours_on * least_bytes / bandwidth
         print(
             f"batch {size}: on the device eager {eager_on:.0f} ours {ours_on:.0f} crops/s "
@@ -211,11 +245,15 @@ def gpu_part(weights: Path, *, device: str, sizes: list[int], runs: int) -> None
     cut = [crop[: 60 + 5 * i, : 30 + 2 * i].copy() for i, crop in enumerate(people(count))]
 
     def resized() -> torch.Tensor:
-        images = [Image.fromarray(crop).resize((128, 256), Image.Resampling.BILINEAR) for crop in cut]
+        images = [
+            Image.fromarray(crop).resize((128, 256), Image.Resampling.BILINEAR) for crop in cut
+        ]
         with torch.inference_mode():
             return eager(torch.from_numpy(normalise(np.stack(images))).to(device)).cpu()
 
-    theirs, ours = (count / _seconds(f, runs, on_gpu=on_gpu) for f in (resized, partial(backend.run, cut)))
+    theirs, ours = (
+        count / _seconds(f, runs, on_gpu=on_gpu) for f in (resized, partial(backend.run, cut))
+    )
     print(
         f"{count} crops of as many sizes, from the host, as a worker's batch: eager, resized by Pillow "
         f"{theirs:.0f} ours {ours:.0f} crops/s ratio={ours / theirs:.2f}"
@@ -249,7 +287,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each side in each round")
     parser.add_argument(
-        "--clock", choices=["wall", "processor"], default="wall", help="processor: for a machine that others load"
+        "--clock",
+        choices=["wall", "processor"],
+        default="wall",
+        help="processor: for a machine that others load",
     )
     parser.add_argument("--device", default="cuda", help="of the GPU part; cpu only tries its code")
     parser.add_argument("--sizes", type=int, nargs="+", default=[*BATCH_SIZES, 512])
@@ -258,9 +299,17 @@ def main() -> None:
     print_machine()
     if args.part != "gpu":
         if args.clock == "processor" and args.threads != 1:
-            parser.error("--clock processor counts threads that wait for each other: give --threads 1")
+            parser.error(
+                "--clock processor counts threads that wait for each other: give --threads 1"
+            )
         clock = time.process_time if args.clock == "processor" else time.perf_counter
-        cpu_part(args.weights, threads=args.threads, rounds=args.rounds, seconds=args.seconds, clock=clock)
+        cpu_part(
+            args.weights,
+            threads=args.threads,
+            rounds=args.rounds,
+            seconds=args.seconds,
+            clock=clock,
+        )
     if args.part != "cpu":
         if args.device == "cuda" and not torch.cuda.is_available():
             print("GPU: none here, so nothing was measured")

@@ -1,12 +1,13 @@
 """The matcher beside a bare Faust agent, on a broker of its own: `matcher_speed.py [--quick]`.
 
-The bare agent takes the same events as raw bytes, writes each as a row of the same size (`table[key] = value`,
-rocksdict) and does nothing else: no parsing, no comparing, no waiting for acknowledgements. Each side is a process of
-its own; numpy has one thread on both.
+The bare agent takes the same events as raw bytes, writes each as a row of the same size
+(`table[key] = value`, rocksdict) and does nothing else: no parsing, no comparing, no waiting for
+acknowledgements. Each side is a process of its own; numpy has one thread on both.
 
-Load: persons with vectors of 512 numbers in a cone, as OSNet's are (cosines .45 on average, none of them above .7 by
-chance); one in 50 is a noisy copy of another, so that it has a candidate. Galleries are filled through the changelog,
-so that what is timed is the event into a gallery of that size, and the time to read it is the recovery time.
+Load: persons with vectors of 512 numbers in a cone, as OSNet's are (cosines .45 on average, none of
+them above .7 by chance); one in 50 is a noisy copy of another, so that it has a candidate.
+Galleries are filled through the changelog, so that what is timed is the event into a gallery of
+that size, and the time to read it is the recovery time.
 """
 
 from __future__ import annotations
@@ -35,15 +36,17 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from persons import closed, person
 from services import Stream
 
-from streamproc.stream.rows import EntryKey, now_ms, partition_of
-from streamproc.stream.topics import changelog_of
+from streamproc.kafka.topics import changelog_of
+from streamproc.services.matcher.table import EntryKey, now_ms, partition_of
 
 DIM = 512
 SIZES = {100: (20, 3000), 1000: (4, 3000), 10_000: (1, 1500), 100_000: (1, 300)}
 """Rows in each gallery: how many galleries there are, so that they do not grow much, and how many events are timed."""
 LATENCY_EVENTS, LATENCY_HZ, COPY_EVERY = 300, 33, 50
 
-os.environ["OPENBLAS_NUM_THREADS"] = "1"  # for the processes begun here; BLAS threads spin where cores are shared
+os.environ["OPENBLAS_NUM_THREADS"] = (
+    "1"  # for the processes begun here; BLAS threads spin where cores are shared
+)
 
 
 class Load:
@@ -55,12 +58,21 @@ class Load:
         self._centre = self._rng.normal(size=DIM)
         self._last = self._vector()
         crops = [
-            {"frame_index": 25 * k, "pts_seconds": k, "box_xyxy": [10.5, 20.5, 110.25, 310.75], "quality": 0.75}
+            {
+                "frame_index": 25 * k,
+                "pts_seconds": k,
+                "box_xyxy": [10.5, 20.5, 110.25, 310.75],
+                "quality": 0.75,
+            }
             for k in range(8)
         ]
-        event = json.loads(person(0, np.ones(DIM), gallery_id="GALLERY").to_json()) | {"crops": crops}
+        event = json.loads(person(0, np.ones(DIM), gallery_id="GALLERY").to_json()) | {
+            "crops": crops
+        }
         event["vector"]["data"], event["person_id"], event["person_key"] = "VECTOR", 0, "v/ID"
-        self._template = json.dumps(event, separators=(",", ":")).replace('"person_id":0', '"person_id":ID')
+        self._template = json.dumps(event, separators=(",", ":")).replace(
+            '"person_id":0', '"person_id":ID'
+        )
         self._next, self._gallery = 1, "bench0"
 
     def _vector(self) -> np.ndarray:
@@ -114,7 +126,9 @@ class Client:
     async def send(self, *values: bytes) -> None:
         sent = [
             await self._producer.send(
-                f"{self._prefix}person-embeddings", value, key=re.search(rb'"gallery_id":"(\w+)"', value)[1]
+                f"{self._prefix}person-embeddings",
+                value,
+                key=re.search(rb'"gallery_id":"(\w+)"', value)[1],
             )
             for value in values
         ]
@@ -166,9 +180,13 @@ class Client:
 @asynccontextmanager
 async def client(bootstrap: str, prefix: str):
     async with AsyncExitStack() as stack:
-        producer = AIOKafkaProducer(bootstrap_servers=bootstrap, linger_ms=0, max_batch_size=256 * 1024)
+        producer = AIOKafkaProducer(
+            bootstrap_servers=bootstrap, linger_ms=0, max_batch_size=256 * 1024
+        )
         outputs = [f"{prefix}{topic}" for topic in ("duplicate-candidates", "video-progress")]
-        consumer = AIOKafkaConsumer(*outputs, bootstrap_servers=bootstrap, auto_offset_reset="latest")
+        consumer = AIOKafkaConsumer(
+            *outputs, bootstrap_servers=bootstrap, auto_offset_reset="latest"
+        )
         for each in (producer, consumer):
             await each.start()
             stack.push_async_callback(each.stop)
@@ -180,10 +198,15 @@ async def client(bootstrap: str, prefix: str):
 async def fill(stream: Stream, load: Load, count: int) -> None:
     """Put rows into the changelog, as a matcher would have."""
     settings = stream.settings
-    producer = AIOKafkaProducer(bootstrap_servers=list(settings.bootstrap), linger_ms=5, max_batch_size=512 * 1024)
+    producer = AIOKafkaProducer(
+        bootstrap_servers=list(settings.bootstrap), linger_ms=5, max_batch_size=512 * 1024
+    )
     await producer.start()
     for raw in load.events(count):
-        gallery, name = (re.search(rb'"%s":"([^"]+)"' % field, raw)[1] for field in (b"gallery_id", b"person_key"))
+        gallery, name = (
+            re.search(rb'"%s":"([^"]+)"' % field, raw)[1]
+            for field in (b"gallery_id", b"person_key")
+        )
         key = EntryKey(gallery.decode(), "person", name.decode()).to_bytes()
         value = b'{"at":%d,"neighbours":{},"person":%b}' % (now_ms(), raw)
         partition = partition_of(gallery.decode(), settings.topics.person_embeddings.partitions)
@@ -209,7 +232,9 @@ def bare(bootstrap: str, prefix: str, folder: str) -> None:
         broker_heartbeat_interval=2,
     )
     table = app.Table("rows", key_type=bytes, value_type=bytes)
-    topic = app.topic(f"{prefix}person-embeddings", key_type=bytes, value_type=bytes, value_serializer="raw")
+    topic = app.topic(
+        f"{prefix}person-embeddings", key_type=bytes, value_type=bytes, value_serializer="raw"
+    )
     out = app.topic(f"{prefix}video-progress", value_type=bytes, value_serializer="raw", acks=True)
     answers = os.environ.get("ANSWERS") == "all"
 
@@ -241,7 +266,13 @@ def bare(bootstrap: str, prefix: str, folder: str) -> None:
 def bare_process(stream: Stream, *, answers: str):
     folder = stream.folder / f"bare-{uuid.uuid4().hex[:6]}"
     folder.mkdir()
-    command = [sys.executable, __file__, "--bare", *stream.settings.bootstrap, stream.settings.kafka.topic_prefix]
+    command = [
+        sys.executable,
+        __file__,
+        "--bare",
+        *stream.settings.bootstrap,
+        stream.settings.kafka.topic_prefix,
+    ]
     process = subprocess.Popen([*command, str(folder)], env={**os.environ, "ANSWERS": answers})
     try:
         yield process.pid
@@ -298,13 +329,20 @@ async def matcher_side(bootstrap: str, rows: int, galleries: int, count: int) ->
             )
             if rows == 1000:
                 report("  latency, unloaded", await here.latencies_ms(load))
-                report("  latency beside 100 events/s", await here.latencies_ms(load, background_hz=100))
+                report(
+                    "  latency beside 100 events/s",
+                    await here.latencies_ms(load, background_hz=100),
+                )
         matcher.stop()
         if rows == 100_000:
             began = time.perf_counter()
             again = await asyncio.to_thread(start, stream)
             here_seconds = time.perf_counter() - began
-            read = [line.partition("read")[2].strip() for line in again.log.splitlines() if " read " in line]
+            read = [
+                line.partition("read")[2].strip()
+                for line in again.log.splitlines()
+                if " read " in line
+            ]
             print(
                 f"  start until it serves, {rows:,} rows: {from_kafka:.1f} s with all rows from Kafka, "
                 f"{here_seconds:.1f} s with the local copy ({read[-1]})"
@@ -324,7 +362,9 @@ def _stages(before: dict[str, float], after: dict[str, float], count: int) -> st
 
 def report(what: str, latencies_ms: np.ndarray) -> None:
     p50, p99 = np.percentile(latencies_ms, (50, 99))
-    print(f"{what}: p50 {p50:.1f} ms, p99 {p99:.1f} ms ({len(latencies_ms)} events, {LATENCY_HZ}/s at most)")
+    print(
+        f"{what}: p50 {p50:.1f} ms, p99 {p99:.1f} ms ({len(latencies_ms)} events, {LATENCY_HZ}/s at most)"
+    )
 
 
 async def compare(bootstrap: str, *, quick: bool) -> None:
@@ -346,7 +386,9 @@ async def compare(bootstrap: str, *, quick: bool) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="without the gallery of 100,000")
     parser.add_argument("--bare", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -1,7 +1,8 @@
 """What is found on PETS09-S2L1 at defaults, for each weights file at hand: recall and precision of the candidates.
 
-12 of the 171 pairs of tracks are the same person. PETS is never trained or fitted on. Beside the candidates as they are
-published stands what the similarity alone would give, and the same with 8 evenly spaced crops.
+12 of the 171 pairs of tracks are the same person. PETS is never trained or fitted on. Beside the
+candidates as they are published stands what the similarity alone would give, and the same with 8
+evenly spaced crops.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ def main() -> None:
     if found is None:
         sys.exit("needs the research data in ../shared")
     print_machine()
-    groups = json.loads((SHARED / "data" / "gt" / "PETS09-S2L1.identity.json").read_text())["track_to_person"]
+    groups = json.loads((SHARED / "data" / "gt" / "PETS09-S2L1.identity.json").read_text())[
+        "track_to_person"
+    ]
     by_quality = buckets.choose_embedded
     for name, file in WEIGHTS.items():
         for way, choose in (("by quality", by_quality), ("evenly spaced", evenly)):
@@ -48,11 +51,15 @@ def main() -> None:
             said = {}
             for least in (None, 0.0):
                 options = {} if least is None else {"clustering__min_probability": least}
-                result = replay(found[0], persons=found[1], clustering__osnet_model=weights, **options)
+                result = replay(
+                    found[0], persons=found[1], clustering__osnet_model=weights, **options
+                )
                 pairs = sorted(result.pairs.candidates, key=lambda pair: -pair.similarity)
                 said[least] = [(groups[str(p.id_a)] == groups[str(p.id_b)], p.band) for p in pairs]
             by_similarity = np.cumsum([same for same, _ in said[0.0]])
-            best = float((2 * by_similarity / (np.arange(1, len(by_similarity) + 1) + TRUE_PAIRS)).max())
+            best = float(
+                (2 * by_similarity / (np.arange(1, len(by_similarity) + 1) + TRUE_PAIRS)).max()
+            )
             print(
                 f"{name}, {way}: candidates {figures([same for same, _ in said[None]])}; "
                 f"likely {figures([same for same, band in said[None] if band == 'likely'])}; "

@@ -18,7 +18,9 @@ def peak_mib(video: str, tracks: str) -> float:
         "replay(sys.argv[1], persons=sys.argv[2], out=sys.argv[3]);"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
     )
-    done = subprocess.run([sys.executable, "-c", code, video, tracks, out], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, video, tracks, out], capture_output=True, text=True, check=True
+    )
     shutil.rmtree(out)
     return float(done.stdout)
 
@@ -28,7 +30,9 @@ def main() -> None:
     print_machine()
     clip = clip_1080p(2000, 50)
     short, long = (peak_mib(*map(str, files)) for files in (clip, repeated(*clip, 10)))
-    print(f"1080p, 10 persons, 50 crops each: {short:.0f} MiB with 2,000 frames, {long:.0f} MiB with 20,000")
+    print(
+        f"1080p, 10 persons, 50 crops each: {short:.0f} MiB with 2,000 frames, {long:.0f} MiB with 20,000"
+    )
     print(f"ratio={long / short:.2f} long/short")
 
 

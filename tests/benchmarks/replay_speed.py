@@ -1,9 +1,11 @@
-"""Replay beside the plain way, and beside its own stages run alone: `replay_speed.py [--runs N] [--clip TEXT]`.
+"""Replay beside the plain way, and beside its own stages run alone.
 
-The plain way: OpenCV reads every frame and converts it to RGB, crops are kept, OSNet runs in eager torch in batches of
-8, Pillow writes WebP at its default; one after the other. Both sides use the package's own weights, up to 50 crops a
-person, 8 of them embedded, and write 256x256 animations. Imports and the plain side's model loading are not counted;
-everything that `replay` does is.
+`replay_speed.py [--runs N] [--clip TEXT]`.
+
+The plain way: OpenCV reads every frame and converts it to RGB, crops are kept, OSNet runs in eager
+torch in batches of 8, Pillow writes WebP at its default; one after the other. Both sides use the
+package's own weights, up to 50 crops a person, 8 of them embedded, and write 256x256 animations.
+Imports and the plain side's model loading are not counted; everything that `replay` does is.
 """
 
 from __future__ import annotations
@@ -26,10 +28,10 @@ from torchvision import transforms
 from streamproc import replay
 from streamproc.animation import encode_webp
 from streamproc.crops import Buckets, CropOptions, PixelStore, cut_frames, plan_crops, resized
-from streamproc.people import fit_to_video, load_tracks
+from streamproc.networks.weights import read_checkpoint
 from streamproc.reid import Embedder, find_weights, person_vector
 from streamproc.reid.osnet import from_state
-from streamproc.reid.weights import read_checkpoint
+from streamproc.tracks import fit_to_video, load_tracks
 from streamproc.video import open_video
 
 CACHE = Path("~/.cache/streamproc").expanduser()
@@ -50,7 +52,9 @@ def plain(video: Path, tracks_path: Path, out: Path, model: torch.nn.Module) -> 
     wanted: dict[int, list[tuple[int, np.ndarray]]] = {}
     for track in load_tracks(tracks_path).tracks:
         for row in np.unique(np.linspace(0, len(track) - 1, 50).round().astype(int)):
-            wanted.setdefault(int(track.frame_indices[row]), []).append((track.person_id, track.boxes_xyxy[row]))
+            wanted.setdefault(int(track.frame_indices[row]), []).append(
+                (track.person_id, track.boxes_xyxy[row])
+            )
     crops: dict[int, list[Image.Image]] = {}
     capture, index = cv2.VideoCapture(str(video)), 0
     while True:
@@ -66,12 +70,18 @@ def plain(video: Path, tracks_path: Path, out: Path, model: torch.nn.Module) -> 
     vectors = {}
     with torch.inference_mode():
         for person, images in crops.items():
-            chosen = [images[i] for i in np.unique(np.linspace(0, len(images) - 1, 8).round().astype(int))]
-            features = torch.nn.functional.normalize(model(torch.stack([published(image) for image in chosen])))
+            chosen = [
+                images[i] for i in np.unique(np.linspace(0, len(images) - 1, 8).round().astype(int))
+            ]
+            features = torch.nn.functional.normalize(
+                model(torch.stack([published(image) for image in chosen]))
+            )
             vectors[person] = torch.nn.functional.normalize(features.mean(0, keepdim=True))
     for person, images in crops.items():
         frames = [ImageOps.pad(image, (256, 256)) for image in images]
-        frames[0].save(out / f"{person}.webp", save_all=True, append_images=frames[1:], duration=100, loop=0)
+        frames[0].save(
+            out / f"{person}.webp", save_all=True, append_images=frames[1:], duration=100, loop=0
+        )
     return time.perf_counter() - start
 
 
@@ -87,10 +97,17 @@ def alone(video_path: Path, tracks_path: Path) -> dict[str, float]:
     seconds = {}
     with open_video(video_path) as video:
         tracks = fit_to_video(
-            load_tracks(tracks_path), frame_count=video.frame_count, width=video.width, height=video.height
+            load_tracks(tracks_path),
+            frame_count=video.frame_count,
+            width=video.width,
+            height=video.height,
         )
         plan = plan_crops(
-            tracks.tracks, video.frame_table, width=video.width, height=video.height, options=CropOptions()
+            tracks.tracks,
+            video.frame_table,
+            width=video.width,
+            height=video.height,
+            options=CropOptions(),
         )
         start = time.perf_counter()
         for _ in video.frames(plan.frame_indices):
@@ -138,8 +155,12 @@ def main() -> None:
         print(f"  stages alone {medians['alone']:.2f} s ({stages})")
         ratios = [a / b for a, b in zip(timed["plain"], timed["ours"], strict=True)]
         costs = [a / b for a, b in zip(timed["ours"], timed["alone"], strict=True)]
-        print(f"  ratio={statistics.median(ratios):.2f} plain/replay (min {min(ratios):.2f}, max {max(ratios):.2f})")
-        print(f"  cost={statistics.median(costs):.2f} replay/alone (min {min(costs):.2f}, max {max(costs):.2f})")
+        print(
+            f"  ratio={statistics.median(ratios):.2f} plain/replay (min {min(ratios):.2f}, max {max(ratios):.2f})"
+        )
+        print(
+            f"  cost={statistics.median(costs):.2f} replay/alone (min {min(costs):.2f}, max {max(costs):.2f})"
+        )
 
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
-"""From a person's bucket being full to its candidates on the topic: `stream_latency.py [--videos N]`.
+"""From a person's bucket being full to its candidates on the topic.
 
-Worker and matcher run as processes on a real broker; nothing else does, and the client only waits, or sends persons of
-another gallery to the matcher, so many a second. Each video is the sample clip with the tracks of two people who are
-one: when the second bucket is full, those of its crops that were not embedded ahead are embedded, the person is sent to
-the matcher and the candidate comes. Both ends are times of this machine's clock: the bucket's being handed to the
-network, noted in the worker, and the candidate record's creation. Beside it, of the same videos: the time from the
-video's announcement, which must not rise for it, how much it was until the bucket had its 8 vectors, how much from the
-person's event to the candidate, and how many of the crops had been embedded ahead. Between videos half a second passes
-in which nothing happens.
+`stream_latency.py [--videos N]`.
+
+Worker and matcher run as processes on a real broker; nothing else does, and the client only waits,
+or sends persons of another gallery to the matcher, so many a second. Each video is the sample clip
+with the tracks of two people who are one: when the second bucket is full, those of its crops that
+were not embedded ahead are embedded, the person is sent to the matcher and the candidate comes.
+Both ends are times of this machine's clock: the bucket's being handed to the network, noted in the
+worker, and the candidate record's creation. Beside it, of the same videos: the time from the
+video's announcement, which must not rise for it, how much it was until the bucket had its 8
+vectors, how much from the person's event to the candidate, and how many of the crops had been
+embedded ahead. Between videos half a second passes in which nothing happens.
 """
 
 from __future__ import annotations
@@ -31,8 +34,8 @@ sys.path.insert(0, str(ROOT / "tests"))
 import kafka
 from services import Stream, eventually
 
-from streamproc.people import load_tracks
-from streamproc.stream.topics import create_topics
+from streamproc.kafka.topics import create_topics
+from streamproc.tracks import load_tracks
 
 PERSONS = (1, 6)
 WARM_UP_VIDEOS = 10
@@ -70,7 +73,13 @@ def two_people(path: Path) -> None:
     for track in load_tracks(ROOT / "tests" / "sample" / "sample.persons.npz").tracks:
         if track.person_id in PERSONS:
             for frame, (x0, y0, x1, y1) in zip(track.frame_indices, track.boxes_xyxy, strict=True):
-                rows.append((frame + 1, track.person_id, f"{x0:.2f},{y0:.2f},{x1 - x0:.2f},{y1 - y0:.2f},1,-1,-1,-1"))
+                rows.append(
+                    (
+                        frame + 1,
+                        track.person_id,
+                        f"{x0:.2f},{y0:.2f},{x1 - x0:.2f},{y1 - y0:.2f},1,-1,-1,-1",
+                    )
+                )
     path.write_text("".join(f"{frame},{person},{rest}\n" for frame, person, rest in sorted(rows)))
 
 
@@ -115,7 +124,9 @@ def measure(stream: Stream, notes: Path, numbers: range) -> dict[str, np.ndarray
         before = len(lines_of(notes))
         announced.append(time.time())
         stream.announce("a.mp4", video_id=f"v{number}", gallery_id=f"g{number}")
-        eventually(lambda before=before: len(lines_of(notes)[before:]) == len(PERSONS), f"video {number}")
+        eventually(
+            lambda before=before: len(lines_of(notes)[before:]) == len(PERSONS), f"video {number}"
+        )
         time.sleep(IDLE_SECONDS)
         noted.append(lines_of(notes)[-1])
     sent, made = {}, {}
@@ -128,7 +139,9 @@ def measure(stream: Stream, notes: Path, numbers: range) -> dict[str, np.ndarray
             made[event["gallery_id"]] = record.timestamp
     _, full, embedded, ahead, crops_ahead, crops_used = np.array(noted).T
     event, candidate = (np.array([of[f"g{number}"] for number in numbers]) for of in (sent, made))
-    print(f"crops embedded ahead so far: {crops_ahead[-1]:.0f}, chosen of them {crops_used[-1]:.0f}")
+    print(
+        f"crops embedded ahead so far: {crops_ahead[-1]:.0f}, chosen of them {crops_used[-1]:.0f}"
+    )
     found = {
         "bucket full to candidate, ms": candidate - 1000 * full,
         "video announced to candidate, ms": candidate - 1000 * np.array(announced),
@@ -141,7 +154,9 @@ def measure(stream: Stream, notes: Path, numbers: range) -> dict[str, np.ndarray
 
 def main() -> None:
     """Start everything, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--videos", type=int, default=60)
     videos = parser.parse_args().videos
     print_machine()
@@ -157,7 +172,9 @@ def main() -> None:
         for hz, first in ((0, 0), (LOAD_HZ, 10**6)):
             with others(stream, hz) if hz else nullcontext():
                 found = measure(stream, notes, range(first, first + WARM_UP_VIDEOS + videos))
-            print(f"beside {hz} persons a second" if hz else "unloaded (asked: p50 25 ms, p99 100 ms)")
+            print(
+                f"beside {hz} persons a second" if hz else "unloaded (asked: p50 25 ms, p99 100 ms)"
+            )
             for what, values in found.items():
                 p50, p99 = np.percentile(values, (50, 99))
                 print(f"  {what}: p50 {p50:.1f}, p99 {p99:.1f} ({len(values)} videos)", flush=True)

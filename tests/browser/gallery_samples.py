@@ -9,11 +9,20 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from streamproc.animation import encode_webp
-from streamproc.outputs import GalleryReport, OutputDirectory, Pair, PersonEntry
+from streamproc.offline.directory import OutputDirectory
+from streamproc.offline.report import GalleryReport, Pair, PersonEntry
 from streamproc.types import Crop
 
 THRESHOLD = 0.70
-_SHIRTS = [(196, 62, 52), (46, 92, 170), (235, 196, 80), (70, 130, 90), (120, 80, 150), (225, 225, 220), (60, 60, 66)]
+_SHIRTS = [
+    (196, 62, 52),
+    (46, 92, 170),
+    (235, 196, 80),
+    (70, 130, 90),
+    (120, 80, 150),
+    (225, 225, 220),
+    (60, 60, 66),
+]
 _TROUSERS = [(40, 46, 66), (110, 98, 80), (30, 30, 32), (84, 110, 140)]
 
 
@@ -25,10 +34,18 @@ def figure(look, step, *, aspect_ratio=0.42):
     draw.rectangle((0, 178, width, 256), fill=(150, 146, 138))
     middle, swing = width / 2, math.sin(step * 0.8) * width * 0.2
     shirt, trousers = _SHIRTS[look % len(_SHIRTS)], _TROUSERS[look // 2 % len(_TROUSERS)]
-    draw.line((middle, 140, middle - swing, 240), fill=tuple(c * 3 // 4 for c in trousers), width=round(width * 0.17))
+    draw.line(
+        (middle, 140, middle - swing, 240),
+        fill=tuple(c * 3 // 4 for c in trousers),
+        width=round(width * 0.17),
+    )
     draw.line((middle, 140, middle + swing, 240), fill=trousers, width=round(width * 0.17))
     draw.rounded_rectangle((middle - width * 0.21, 62, middle + width * 0.21, 150), 16, fill=shirt)
-    draw.line((middle, 78, middle - swing * 1.3, 150), fill=tuple(c * 4 // 5 for c in shirt), width=round(width * 0.11))
+    draw.line(
+        (middle, 78, middle - swing * 1.3, 150),
+        fill=tuple(c * 4 // 5 for c in shirt),
+        width=round(width * 0.11),
+    )
     draw.ellipse((middle - 17, 22, middle + 17, 62), fill=(214, 172, 140))
     draw.pieslice((middle - 18, 20, middle + 18, 56), 180, 360, fill=(58, 42, 32))
     return np.asarray(picture.resize((128, 256), Image.Resampling.BILINEAR))
@@ -38,7 +55,16 @@ def walk(person_id, look, count=12, *, aspect_ratio=0.42):
     """`count` crops of one walking figure."""
     box = (0.0, 0.0, 100.0 * aspect_ratio, 100.0)
     return [
-        Crop(person_id, i, 4 * i, 0.4 * i, box, 0.8, aspect_ratio, figure(look, i, aspect_ratio=aspect_ratio))
+        Crop(
+            person_id,
+            i,
+            4 * i,
+            0.4 * i,
+            box,
+            0.8,
+            aspect_ratio,
+            figure(look, i, aspect_ratio=aspect_ratio),
+        )
         for i in range(count)
     ]
 
@@ -81,7 +107,11 @@ def pairs_of(ids, cosines, entries):
         if cosines[i, j] <= THRESHOLD:
             continue
         a, b = entries[i], entries[j]
-        both = min(a.last_frame_index, b.last_frame_index) - max(a.first_frame_index, b.first_frame_index) + 1
+        both = (
+            min(a.last_frame_index, b.last_frame_index)
+            - max(a.first_frame_index, b.first_frame_index)
+            + 1
+        )
         pair = Pair(ids[i], ids[j], float(cosines[i, j]), frames_apart=max(0, both))
         one_video = str(a.id).rpartition("/")[0] == str(b.id).rpartition("/")[0]
         (vetoed if one_video and both >= 3 else candidates).append(pair)
@@ -101,7 +131,11 @@ def report_of(entries, *, looks=None, title="entrance.mp4", notices=(), **change
         "run": {"counts": {"persons": len(entries)}},
     }
     if looks is not None:
-        rows, cosines = looks_alike(looks) if looks else (np.zeros((0, 32), np.float32), np.zeros((0, 0), np.float32))
+        rows, cosines = (
+            looks_alike(looks)
+            if looks
+            else (np.zeros((0, 32), np.float32), np.zeros((0, 0), np.float32))
+        )
         candidates, vetoed = pairs_of(ids, cosines, entries)
         values |= {
             "embedded_ids": ids,
@@ -109,7 +143,11 @@ def report_of(entries, *, looks=None, title="entrance.mp4", notices=(), **change
             "similarity": cosines,
             "candidates": candidates,
             "vetoed_pairs": vetoed,
-            "model": {"name": "osnet_x0_25_ours", "architecture": "osnet_x0_25", "weights_sha256": "3f9a1c07" * 8},
+            "model": {
+                "name": "osnet_x0_25_ours",
+                "architecture": "osnet_x0_25",
+                "weights_sha256": "3f9a1c07" * 8,
+            },
         }
     return GalleryReport(**(values | changes))
 

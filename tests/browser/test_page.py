@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from streamproc.animation import encode_webp
-from streamproc.outputs import OutputDirectory
+from streamproc.offline.directory import OutputDirectory
 
 pytestmark = pytest.mark.browser
 
@@ -61,7 +61,9 @@ def open_page(chromium):
         page.on(
             "request",
             lambda request: (
-                None if request.url.startswith(("file:", "data:")) else troubles.append(f"asked for {request.url}")
+                None
+                if request.url.startswith(("file:", "data:"))
+                else troubles.append(f"asked for {request.url}")
             ),
         )
         page.goto((folder / "webp_viewer" / "person_selection.html").as_uri())
@@ -86,7 +88,12 @@ def hostile(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hostile")
     ids = [f"{HOSTILE}/7", f"gate-{'2' * 60}/12", "a&b</script><script>/7"]
     report = samples.write_gallery(
-        folder, [0, 1, 0], ids=ids, video_name=f"{HOSTILE}.mp4", title="</title>$data<!--.mp4", notices=(HOSTILE,)
+        folder,
+        [0, 1, 0],
+        ids=ids,
+        video_name=f"{HOSTILE}.mp4",
+        title="</title>$data<!--.mp4",
+        notices=(HOSTILE,),
     )
     return folder, report
 
@@ -126,9 +133,7 @@ def test_nothing_overflows_and_every_image_loads(gallery, width, scheme, open_pa
     scroll_through(page)
     page.wait_for_function("[...document.images].every((image) => image.naturalWidth > 0)")
     assert page.evaluate("document.scrollingElement.scrollWidth") <= width
-    too_wide = (
-        "[...document.querySelectorAll('main *')].filter((e) => e.getBoundingClientRect().right > innerWidth + 1)"
-    )
+    too_wide = "[...document.querySelectorAll('main *')].filter((e) => e.getBoundingClientRect().right > innerWidth + 1)"
     assert page.evaluate(f"{too_wide}.map((e) => e.outerHTML.slice(0, 90))") == []
 
 
@@ -155,7 +160,9 @@ def test_a_click_on_a_cell_shows_the_pair(usual, open_page):
     plot = page.locator("#heatmap .nsewdrag").first.bounding_box()
     cell = plot["width"] / len(LOOKS), plot["height"] / len(LOOKS)
     page.mouse.click(plot["x"] + 9.5 * cell[0], plot["y"] + 4.5 * cell[1])
-    page.wait_for_function("document.querySelector('#compare-result h3').textContent === '5 and 10'")
+    page.wait_for_function(
+        "document.querySelector('#compare-result h3').textContent === '5 and 10'"
+    )
 
 
 def test_two_persons_are_compared_without_a_mouse(usual, open_page):
@@ -188,7 +195,9 @@ def test_hostile_texts_stay_texts(hostile, open_page):
 
 def test_videos_of_one_name_are_told_apart_by_their_ids(tmp_path, open_page):
     """Two cameras write clip.mp4: when each person was seen is no reason for or against a pair of both."""
-    people = [samples.entry(person_id, 0, video_name="clip.mp4") for person_id in ("gate/1", "hall/1")]
+    people = [
+        samples.entry(person_id, 0, video_name="clip.mp4") for person_id in ("gate/1", "hall/1")
+    ]
     write(tmp_path, samples.report_of(people, looks=[0, 0], title="clip.mp4"))
     card = open_page(tmp_path).locator("#candidates .pair")
     assert "Seen in different videos" in card.locator(".why").inner_text()
@@ -199,7 +208,10 @@ def test_videos_of_one_name_are_told_apart_by_their_ids(tmp_path, open_page):
 def test_persons_are_found_and_sorted(usual, open_page):
     page = open_page(usual[0])
     page.locator("#persons-sort").select_option("frames")
-    frames = [int(text.split()[0]) for text in page.locator("#persons-grid figcaption [title]").all_text_contents()]
+    frames = [
+        int(text.split()[0])
+        for text in page.locator("#persons-grid figcaption [title]").all_text_contents()
+    ]
     assert frames == sorted(frames, reverse=True)
     page.locator("#persons-find").fill("13")
     assert page.locator("#persons-grid .card").count() == 1
@@ -222,18 +234,27 @@ def test_animations_stand_still_for_who_wants_less_motion(usual, open_page):
         ([], [], (), ["No persons", "Nothing was compared", "No heatmap"]),
         ([1], [0], (), ["It takes two persons to compare.", "No animation: no room on the disk"]),
         ([1, 2], [0, 4], (), ["No possible duplicates"]),
-        ([1, 2], None, ("similarity was skipped: no weights",), ["similarity was skipped: no weights", "No heatmap"]),
+        (
+            [1, 2],
+            None,
+            ("similarity was skipped: no weights",),
+            ["similarity was skipped: no weights", "No heatmap"],
+        ),
     ],
     ids=["no-persons", "one-person", "no-candidates", "no-similarity"],
 )
 def test_what_is_missing_is_said(entries, looks, notices, texts, tmp_path, open_page):
-    people = [samples.entry(i, place, webp_error="no room on the disk") for place, i in enumerate(entries)]
+    people = [
+        samples.entry(i, place, webp_error="no room on the disk") for place, i in enumerate(entries)
+    ]
     write(tmp_path, samples.report_of(people, looks=looks, notices=notices))
     page = open_page(tmp_path, width=390)
     shown = page.locator("body").inner_text()
     assert [text for text in texts if text not in shown] == []
     assert page.evaluate("document.scrollingElement.scrollWidth") <= 390
-    assert (tmp_path / "webp_viewer/assets/plotly.min.js").exists() == (looks is not None and len(looks) > 1)
+    assert (tmp_path / "webp_viewer/assets/plotly.min.js").exists() == (
+        looks is not None and len(looks) > 1
+    )
 
 
 @pytest.mark.slow

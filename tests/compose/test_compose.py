@@ -1,7 +1,9 @@
-"""`docker compose up` as the README has it, run for real: `make test-compose`. Needs a Docker engine and minutes.
+"""`docker compose up` as the README has it, run for real.
 
-One stack for all tests, under a project name, ports and a media folder of its own, which are gone afterwards. The tests
-build on each other in the order in which they stand.
+`make test-compose`. Needs a Docker engine and minutes.
+
+One stack for all tests, under a project name, ports and a media folder of its own, which are gone
+afterwards. The tests build on each other in the order in which they stand.
 """
 
 from __future__ import annotations
@@ -25,25 +27,33 @@ import numpy as np
 import pytest
 from aiokafka import AIOKafkaConsumer
 
-from streamproc.events import video_id_of
+from streamproc.ids import video_id_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 ROOT = Path(__file__).resolve().parents[2]
-BASE_IMAGES = Path(os.environ.get("STREAMPROC_BASE_IMAGES", ROOT.parent / "shared" / "docker" / "base-images"))
+BASE_IMAGES = Path(
+    os.environ.get("STREAMPROC_BASE_IMAGES", ROOT.parent / "shared" / "docker" / "base-images")
+)
 PUBLIC_IMAGES = ("python:3.13-slim-trixie", "apache/kafka:4.3.1")
 OURS = ("worker", "matcher", "animator")
 PAIR = frozenset({1, 6})  # the person of the sample that left and came back
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif("STREAMPROC_TEST_COMPOSE" not in os.environ, reason="starts containers: `make test-compose`"),
+    pytest.mark.skipif(
+        "STREAMPROC_TEST_COMPOSE" not in os.environ, reason="starts containers: `make test-compose`"
+    ),
 ]
 
 
-def _docker(*arguments: str, timeout: float = 120, check: bool = True, **more) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(["docker", *arguments], capture_output=True, text=True, timeout=timeout, check=False, **more)
+def _docker(
+    *arguments: str, timeout: float = 120, check: bool = True, **more
+) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        ["docker", *arguments], capture_output=True, text=True, timeout=timeout, check=False, **more
+    )
     assert done.returncode == 0 or not check, (
         f"docker {' '.join(arguments)}\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
     )
@@ -53,7 +63,9 @@ def _docker(*arguments: str, timeout: float = 120, check: bool = True, **more) -
 def _until(what: str, holds: Callable[[], object], *, seconds: float) -> None:
     end = time.monotonic() + seconds
     while not (found := holds()):
-        assert time.monotonic() < end, f"not within {seconds:.0f} s: {what}; the last look gave {found!r}"
+        assert time.monotonic() < end, (
+            f"not within {seconds:.0f} s: {what}; the last look gave {found!r}"
+        )
         time.sleep(0.5)
 
 
@@ -77,7 +89,11 @@ class Stack:
         self.compose("up", "-d", *flags, timeout=240)
         for service in ("kafka", *OURS):
             count = scale.get(service, 1)
-            _until(f"{service} healthy", lambda s=service, n=count: self.health(s) == ["healthy"] * n, seconds=90)
+            _until(
+                f"{service} healthy",
+                lambda s=service, n=count: self.health(s) == ["healthy"] * n,
+                seconds=90,
+            )
 
     def containers(self, service: str) -> list[str]:
         return self.compose("ps", "-q", "--all", service).split()
@@ -89,28 +105,48 @@ class Stack:
         return self.inspect(service, "{{.State.Health.Status}}") if self.containers(service) else []
 
     def kafka(self, tool: str, *arguments: str, **more) -> str:
-        command = (f"/opt/kafka/bin/kafka-{tool}.sh", "--bootstrap-server", "kafka:29092", *arguments)
+        command = (
+            f"/opt/kafka/bin/kafka-{tool}.sh",
+            "--bootstrap-server",
+            "kafka:29092",
+            *arguments,
+        )
         return self.compose("exec", "-T", "kafka", *command, **more)
 
     def publish(self, *uris: str) -> None:
         """Publish as somebody does who knows nothing of streamproc but the topic; several get keys, to spread them."""
         lines = [json.dumps({"video_uri": uri}) for uri in uris]
         keyed = (
-            () if len(uris) == 1 else ("--reader-property", "parse.key=true", "--reader-property", "key.separator=|")
+            ()
+            if len(uris) == 1
+            else ("--reader-property", "parse.key=true", "--reader-property", "key.separator=|")
         )
         if keyed:
             lines = [f"{video_id_of(uri)}|{line}" for uri, line in zip(uris, lines, strict=True)]
-        self.kafka("console-producer", "--topic", "video-ready", *keyed, input="".join(f"{line}\n" for line in lines))
+        self.kafka(
+            "console-producer",
+            "--topic",
+            "video-ready",
+            *keyed,
+            input="".join(f"{line}\n" for line in lines),
+        )
 
     def consume(self, topic: str, count: int) -> list[dict]:
         limits = ("--max-messages", str(count), "--timeout-ms", "30000")
-        lines = self.kafka("console-consumer", "--topic", topic, "--from-beginning", *limits).splitlines()
+        lines = self.kafka(
+            "console-consumer", "--topic", topic, "--from-beginning", *limits
+        ).splitlines()
         return [json.loads(line) for line in lines if line.startswith("{")]
 
     def user(self, *arguments: str, timeout: float = 60) -> str:
         """Run `streamproc` on this machine, outside the containers."""
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("STREAMPROC_")}
-        environment |= {"STREAMPROC_BOOTSTRAP": self.bootstrap, "STREAMPROC_MEDIA_ROOT": str(self.media)}
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith("STREAMPROC_")
+        }
+        environment |= {
+            "STREAMPROC_BOOTSTRAP": self.bootstrap,
+            "STREAMPROC_MEDIA_ROOT": str(self.media),
+        }
         command = [sys.executable, "-m", "streamproc", *arguments]
         done = subprocess.run(
             command,
@@ -121,14 +157,20 @@ class Stack:
             env=environment,
             cwd=self.media.parent,
         )
-        assert done.returncode == 0, f"streamproc {' '.join(arguments)}: {done.returncode}\n{done.stderr[-3000:]}"
+        assert done.returncode == 0, (
+            f"streamproc {' '.join(arguments)}: {done.returncode}\n{done.stderr[-3000:]}"
+        )
         return done.stdout
 
     def candidates(self, video_id: str) -> list[dict]:
         """What `streamproc watch` prints of one video's candidates until that video is done."""
-        lines = self.user("watch", "--from-beginning", "--json", "--until-done", video_id, timeout=120)
+        lines = self.user(
+            "watch", "--from-beginning", "--json", "--until-done", video_id, timeout=120
+        )
         found = [json.loads(line) for line in lines.splitlines()]
-        return [each for each in found if video_id in {person["video_id"] for person in each["persons"]}]
+        return [
+            each for each in found if video_id in {person["video_id"] for person in each["persons"]}
+        ]
 
     def pairs(self, names: list[str], *, seconds: float) -> dict[str, set[frozenset[int]]]:
         """Wait until all these videos are done; then each one's candidates, as pairs of person ids."""
@@ -137,19 +179,29 @@ class Stack:
 
     async def _pairs(self, videos: dict[str, str]) -> dict[str, set[frozenset[int]]]:
         topics = ("video-progress", "duplicate-candidates")
-        consumer = AIOKafkaConsumer(*topics, bootstrap_servers=self.bootstrap, auto_offset_reset="earliest")
+        consumer = AIOKafkaConsumer(
+            *topics, bootstrap_servers=self.bootstrap, auto_offset_reset="earliest"
+        )
         found: dict[str, set[frozenset[int]]] = {name: set() for name in videos.values()}
         missing, ends = set(videos), None
         await consumer.start()
         try:
-            while ends is None or any([await consumer.position(place) < end for place, end in ends.items()]):
+            while ends is None or any(
+                [await consumer.position(place) < end for place, end in ends.items()]
+            ):
                 for records in (await consumer.getmany(timeout_ms=500)).values():
                     for event in (json.loads(record.value) for record in records):
                         if event.get("state") == "done":
                             missing.discard(event["video_id"])
-                        elif "persons" in event and (name := videos.get(event["persons"][0]["video_id"])):
-                            found[name].add(frozenset(person["person_id"] for person in event["persons"]))
-                if not missing and ends is None:  # a video's candidates are published before its `done`
+                        elif "persons" in event and (
+                            name := videos.get(event["persons"][0]["video_id"])
+                        ):
+                            found[name].add(
+                                frozenset(person["person_id"] for person in event["persons"])
+                            )
+                if (
+                    not missing and ends is None
+                ):  # a video's candidates are published before its `done`
                     ends = await consumer.end_offsets(consumer.assignment())
         finally:
             await consumer.stop()
@@ -157,7 +209,9 @@ class Stack:
 
     def add_video(self, name: str) -> Path:
         for suffix in (".mp4", ".persons.npz"):
-            shutil.copy(ROOT / "tests" / "sample" / f"sample{suffix}", self.media / f"{name}{suffix}")
+            shutil.copy(
+                ROOT / "tests" / "sample" / f"sample{suffix}", self.media / f"{name}{suffix}"
+            )
         return self.media / f"{name}.mp4"
 
 
@@ -175,22 +229,31 @@ def _ask(container: str, port: int, path: str) -> str:
 
 def _videos_running(container: str) -> bool:
     metrics = _ask(container, 8081, "/metrics").splitlines()
-    return any(line.startswith("streamproc_videos_running") and float(line.split()[1]) > 0 for line in metrics)
+    return any(
+        line.startswith("streamproc_videos_running") and float(line.split()[1]) > 0
+        for line in metrics
+    )
 
 
 def _have_images() -> None:
     """Make or pull what docker-compose.yml and the Dockerfile start from; skip with the reason where neither works."""
     if BASE_IMAGES.is_file():
-        done = subprocess.run([BASE_IMAGES], capture_output=True, text=True, timeout=900, check=False)
+        done = subprocess.run(
+            [BASE_IMAGES], capture_output=True, text=True, timeout=900, check=False
+        )
         assert done.returncode == 0, f"{BASE_IMAGES}: {done.stderr[-2000:]}"
         return
     if shutil.which("docker") is None or _docker("info", check=False).returncode:
-        pytest.skip(f"no Docker engine answers, and no script at STREAMPROC_BASE_IMAGES={BASE_IMAGES} to install one")
+        pytest.skip(
+            f"no Docker engine answers, and no script at STREAMPROC_BASE_IMAGES={BASE_IMAGES} to install one"
+        )
     for image in PUBLIC_IMAGES:
         if _docker("image", "inspect", image, check=False).returncode:
             pulled = _docker("pull", "--quiet", image, timeout=600, check=False)
             if pulled.returncode:
-                pytest.skip(f"{image} cannot be pulled here ({pulled.stderr.strip()[:200]}), nor made: {BASE_IMAGES}")
+                pytest.skip(
+                    f"{image} cannot be pulled here ({pulled.stderr.strip()[:200]}), nor made: {BASE_IMAGES}"
+                )
 
 
 @contextmanager
@@ -224,7 +287,9 @@ def stack(tmp_path_factory) -> Iterator[Stack]:
     built = time.monotonic()
     with _running(stack):
         stack.up()
-        print(f"image built in {built - begun:.0f} s, all healthy {time.monotonic() - built:.0f} s later")
+        print(
+            f"image built in {built - begun:.0f} s, all healthy {time.monotonic() - built:.0f} s later"
+        )
         yield stack
 
 
@@ -238,7 +303,9 @@ def _say_what_the_containers_said(stack, request) -> Iterator[None]:
 
 def test_all_topics_are_there_and_right_seen_from_the_host(stack) -> None:
     names = [line.split("\t")[0] for line in stack.user("topics", "check").splitlines()]
-    assert {"video-ready", "person-embeddings", "duplicate-candidates", "dead-letters"} <= set(names)
+    assert {"video-ready", "person-embeddings", "duplicate-candidates", "dead-letters"} <= set(
+        names
+    )
     assert set(names) <= set(stack.kafka("topics", "--list").split())
 
 
@@ -247,7 +314,9 @@ def test_a_line_from_the_console_producer_gives_the_pair_and_the_animations(stac
     stack.publish("sample.mp4")
     found = stack.candidates(video_id_of("sample.mp4"))
     # Proposed when the person came, and perhaps updated when the video was closed.
-    assert {frozenset(person["person_id"] for person in each["persons"]) for each in found} == {PAIR}
+    assert {frozenset(person["person_id"] for person in each["persons"]) for each in found} == {
+        PAIR
+    }
     seen_inside = stack.consume("duplicate-candidates", 1)
     assert [each["event_id"] for each in seen_inside] == [found[0]["event_id"]]
 
@@ -255,7 +324,9 @@ def test_a_line_from_the_console_producer_gives_the_pair_and_the_animations(stac
     assert {each["person_id"] for each in animations} == {1, 2, 3, 4, 5, 6}
     for each in animations:
         assert each["state"] == "ready"
-        content = (stack.media / each["uri"]).read_bytes()  # relative to the media root, whoever reads it
+        content = (
+            stack.media / each["uri"]
+        ).read_bytes()  # relative to the media root, whoever reads it
         assert content[:4] == b"RIFF"
         assert hashlib.sha256(content).hexdigest() == each["sha256"]
 
@@ -263,12 +334,19 @@ def test_a_line_from_the_console_producer_gives_the_pair_and_the_animations(stac
 def test_submit_on_the_host_names_the_same_file_and_the_matrix_can_be_read(stack) -> None:
     video = stack.add_video("second")
     video_id = stack.user(
-        "submit", str(video), "--persons", str(video.with_suffix(".persons.npz")), "--gallery", "lobby"
+        "submit",
+        str(video),
+        "--persons",
+        str(video.with_suffix(".persons.npz")),
+        "--gallery",
+        "lobby",
     )
     assert video_id.strip() == video_id_of("second.mp4")
     found = stack.candidates(video_id.strip())
     # Proposed when the person came, and perhaps updated when the video was closed.
-    assert {frozenset(person["person_id"] for person in each["persons"]) for each in found} == {PAIR}
+    assert {frozenset(person["person_id"] for person in each["persons"]) for each in found} == {
+        PAIR
+    }
     assert {each["gallery_id"] for each in found} == {"lobby"}
 
     url = f"http://{stack.compose('port', 'matcher', '8082').strip()}"
@@ -285,14 +363,29 @@ def test_a_service_is_nobody_and_can_write_only_where_it_must(stack, service) ->
         return stack.compose("exec", "-T", service, *command, check=check)
 
     assert inside("id", "-u").strip() == stack.environment.get("MEDIA_USER", "10001").split(":")[0]
-    status = dict(line.split(":\t", 1) for line in inside("cat", "/proc/1/status").splitlines() if ":\t" in line)
-    assert (int(status["CapEff"], 16), int(status["CapBnd"], 16), status["NoNewPrivs"]) == (0, 0, "1")
+    status = dict(
+        line.split(":\t", 1)
+        for line in inside("cat", "/proc/1/status").splitlines()
+        if ":\t" in line
+    )
+    assert (int(status["CapEff"], 16), int(status["CapBnd"], 16), status["NoNewPrivs"]) == (
+        0,
+        0,
+        "1",
+    )
     script = "for f in /x /opt/streamproc/x /etc/x /media/x /state/x /tmp/x; do touch $f 2>/dev/null && echo $f; done"
     written = inside("sh", "-c", script, check=False).split()
-    assert written == {"worker": ["/tmp/x"], "matcher": ["/state/x", "/tmp/x"], "animator": ["/tmp/x"]}[service]
+    assert (
+        written
+        == {"worker": ["/tmp/x"], "matcher": ["/state/x", "/tmp/x"], "animator": ["/tmp/x"]}[
+            service
+        ]
+    )
     assert (
         "Read-only file system"
-        in _docker("exec", stack.containers(service)[0], "touch", "/opt/streamproc/x", check=False).stderr
+        in _docker(
+            "exec", stack.containers(service)[0], "touch", "/opt/streamproc/x", check=False
+        ).stderr
     )
 
 
@@ -302,7 +395,9 @@ def test_two_workers_and_two_matchers_share_the_work(stack) -> None:
     stack.publish(*names)
     assert stack.pairs(names, seconds=90) == {name: {PAIR} for name in names}
 
-    one, other = (json.loads(_ask(each, 8082, "/galleries")) for each in stack.containers("matcher"))
+    one, other = (
+        json.loads(_ask(each, 8082, "/galleries")) for each in stack.containers("matcher")
+    )
     assert sorted(one["partitions"] + other["partitions"]) == list(range(8))
     assert one["galleries"]
     assert other["galleries"]
@@ -319,10 +414,22 @@ def test_a_killed_worker_is_started_again_and_every_video_is_done(stack) -> None
     names = [stack.add_video(f"killed-{number}").name for number in range(16)]
     stack.publish(*names)
     _until("the victim has a video in work", lambda: _videos_running(victim), seconds=30)
-    # `docker kill` would count as "stopped by a user", after which Docker restarts nothing: kill the process itself.
+    # `docker kill` would count as "stopped by a user", after which Docker restarts nothing: kill
+    # the process itself.
     pid = _docker("inspect", "-f", "{{.State.Pid}}", victim).stdout.strip()
     kill = ("-c", f"import os; os.kill({pid}, 9)")
-    _docker("run", "--rm", "--pid", "host", "--user", "0", "--entrypoint", "python", "streamproc:local", *kill)
+    _docker(
+        "run",
+        "--rm",
+        "--pid",
+        "host",
+        "--user",
+        "0",
+        "--entrypoint",
+        "python",
+        "streamproc:local",
+        *kill,
+    )
     assert stack.pairs(names, seconds=150) == {name: {PAIR} for name in names}
     _until("restarted", lambda: _docker(*restarts).stdout.strip() == "1", seconds=30)
     _until("both healthy", lambda: stack.health("worker") == ["healthy", "healthy"], seconds=60)
@@ -351,7 +458,9 @@ def test_down_and_up_again_goes_on_where_it_was(stack) -> None:
         stack.up()
     except AssertionError:
         if "already formatted" in stack.compose("logs", "--no-color", "kafka", check=False):
-            pytest.skip("this stand-in for apache/kafka does not start on data of its own; the real image does")
+            pytest.skip(
+                "this stand-in for apache/kafka does not start on data of its own; the real image does"
+            )
         raise
     video = stack.add_video("third")
     found = stack.candidates(stack.user("submit", str(video), "--gallery", "lobby").strip())
@@ -361,7 +470,12 @@ def test_down_and_up_again_goes_on_where_it_was(stack) -> None:
 
 
 def test_down_leaves_nothing(stack) -> None:
-    every = _docker("inspect", "-f", "{{range .Mounts}}{{.Name}} {{end}}", *stack.compose("ps", "-q", "--all").split())
+    every = _docker(
+        "inspect",
+        "-f",
+        "{{range .Mounts}}{{.Name}} {{end}}",
+        *stack.compose("ps", "-q", "--all").split(),
+    )
     volumes = set(every.stdout.split())
     stack.compose("down", "--volumes", timeout=120)
     ours = f"label=com.docker.compose.project={stack.project}"

@@ -14,9 +14,9 @@ import jsonschema
 import pytest
 import yaml
 
+from streamproc.kafka.connection import group_of
+from streamproc.services.service import PORTS
 from streamproc.settings import Settings, known_keys
-from streamproc.stream.kafka import group_of
-from streamproc.stream.service import PORTS
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
@@ -28,7 +28,10 @@ MANIFESTS = [
 ]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
 OURS = {name: service for name, service in COMPOSE["services"].items() if name != "kafka"}
-KUBERNETES_VERSIONS = ("1.30", "1.37")  # the least that is promised, and the newest that the schemas know
+KUBERNETES_VERSIONS = (
+    "1.30",
+    "1.37",
+)  # the least that is promised, and the newest that the schemas know
 
 
 def _closed(required: str, **properties: dict) -> dict:
@@ -46,7 +49,9 @@ _STRING, _COUNT, _BOOL = (
     {"type": "integer", "minimum": 0},
     {"enum": ["true", "false"]},
 )
-_METADATA = _closed("name", name=_STRING, labels={"type": "object", "additionalProperties": _STRING})
+_METADATA = _closed(
+    "name", name=_STRING, labels={"type": "object", "additionalProperties": _STRING}
+)
 # What we use of KEDA's documented fields; it reads a trigger's metadata as strings.
 KEDA = {
     "ScaledObject": _closed(
@@ -61,7 +66,12 @@ KEDA = {
             cooldownPeriod=_COUNT,
             minReplicaCount=_COUNT,
             maxReplicaCount=_COUNT,
-            advanced=_closed("", horizontalPodAutoscalerConfig=_closed("", behavior={"type": "object"}, name=_STRING)),
+            advanced=_closed(
+                "",
+                horizontalPodAutoscalerConfig=_closed(
+                    "", behavior={"type": "object"}, name=_STRING
+                ),
+            ),
             triggers={
                 "type": "array",
                 "minItems": 1,
@@ -94,7 +104,9 @@ KEDA = {
                 "type": "array",
                 "items": _closed(
                     "parameter name key",
-                    parameter={"enum": ["sasl", "username", "password", "tls", "ca", "cert", "key"]},
+                    parameter={
+                        "enum": ["sasl", "username", "password", "tls", "ca", "cert", "key"]
+                    },
                     name=_STRING,
                     key=_STRING,
                 ),
@@ -134,7 +146,9 @@ def _tool(name: str) -> str | None:
 
 
 @pytest.mark.parametrize("version", KUBERNETES_VERSIONS)
-@pytest.mark.parametrize(("path", "index", "manifest"), MANIFESTS, ids=lambda value: getattr(value, "name", None))
+@pytest.mark.parametrize(
+    ("path", "index", "manifest"), MANIFESTS, ids=lambda value: getattr(value, "name", None)
+)
 def test_a_manifest_is_what_its_schema_says(path, index, manifest, version) -> None:
     if manifest["kind"] in KEDA:
         jsonschema.validate(manifest, KEDA[manifest["kind"]])
@@ -142,7 +156,9 @@ def test_a_manifest_is_what_its_schema_says(path, index, manifest, version) -> N
     _check_with_kubernetes_schema(manifest, version)
 
 
-@pytest.mark.parametrize("scaled", _of_kind("ScaledObject"), ids=lambda scaled: scaled["metadata"]["name"])
+@pytest.mark.parametrize(
+    "scaled", _of_kind("ScaledObject"), ids=lambda scaled: scaled["metadata"]["name"]
+)
 def test_keda_scales_what_is_there_by_the_lag_that_the_services_have(scaled) -> None:
     settings, spec = Settings(), scaled["spec"]
     target = spec["scaleTargetRef"]["name"]
@@ -159,7 +175,9 @@ def test_keda_scales_what_is_there_by_the_lag_that_the_services_have(scaled) -> 
     assert trigger["bootstrapServersFromEnv"] in _named("ConfigMap", "streamproc")["data"]
 
 
-@pytest.mark.parametrize("scaled", _of_kind("ScaledObject"), ids=lambda scaled: scaled["metadata"]["name"])
+@pytest.mark.parametrize(
+    "scaled", _of_kind("ScaledObject"), ids=lambda scaled: scaled["metadata"]["name"]
+)
 def test_the_scaling_behavior_is_kubernetes_own(scaled) -> None:
     """KEDA hands it on to an autoscaler as it is, so that one's schema holds."""
     spec = scaled["spec"]
@@ -194,10 +212,14 @@ def test_a_pod_is_locked_down_and_has_time_to_finish(name, template) -> None:
         }
         assert "memory" in container["resources"]["limits"]
         assert set(container["resources"]["requests"]) == {"cpu", "memory"}
-        volumes = {volume["name"] for volume in pod["volumes"]} | ({"state"} if "matcher" in name else set())
+        volumes = {volume["name"] for volume in pod["volumes"]} | (
+            {"state"} if "matcher" in name else set()
+        )
         assert {mount["name"] for mount in container["volumeMounts"]} == volumes
         if (service := container["name"]) in PORTS:
-            grace = int(_named("ConfigMap", "streamproc")["data"]["STREAMPROC_SERVICE__GRACE_SECONDS"])
+            grace = int(
+                _named("ConfigMap", "streamproc")["data"]["STREAMPROC_SERVICE__GRACE_SECONDS"]
+            )
             assert pod["terminationGracePeriodSeconds"] > grace
             assert container["ports"] == [{"name": "http", "containerPort": PORTS[service]}]
             assert template["metadata"]["annotations"]["prometheus.io/port"] == str(PORTS[service])
@@ -213,12 +235,16 @@ def test_a_pod_is_locked_down_and_has_time_to_finish(name, template) -> None:
 def test_a_selector_finds_exactly_its_pods(manifest) -> None:
     selector = manifest["spec"]["selector"]
     labels = selector.get("matchLabels", selector)
-    found = [name for name, pod in _pods().items() if labels.items() <= pod["metadata"]["labels"].items()]
+    found = [
+        name for name, pod in _pods().items() if labels.items() <= pod["metadata"]["labels"].items()
+    ]
     assert found == [f"streamproc-{manifest['metadata']['labels']['app.kubernetes.io/component']}"]
 
 
 def test_manifests_name_no_namespace() -> None:
-    assert [path.name for path, _, manifest in MANIFESTS if "namespace" in manifest["metadata"]] == []
+    assert [
+        path.name for path, _, manifest in MANIFESTS if "namespace" in manifest["metadata"]
+    ] == []
 
 
 @pytest.mark.parametrize("components", [[], ["keda"]], ids=["plain", "keda"])
@@ -229,21 +255,33 @@ def test_kustomize_builds_what_the_files_say(components, tmp_path) -> None:
     folder = shutil.copytree(DEPLOY / "kubernetes", tmp_path / "kubernetes")
     own = yaml.safe_load((folder / "kustomization.yaml").read_text(encoding="utf-8"))
     assert "components" not in own, "KEDA is not in every cluster"
-    (folder / "kustomization.yaml").write_text(yaml.safe_dump(own | {"components": components}), encoding="utf-8")
+    (folder / "kustomization.yaml").write_text(
+        yaml.safe_dump(own | {"components": components}), encoding="utf-8"
+    )
     command = [kubectl, "kustomize"] if kubectl else [kustomize, "build"]
-    built = subprocess.run([*command, str(folder)], capture_output=True, text=True, timeout=60, check=True).stdout
+    built = subprocess.run(
+        [*command, str(folder)], capture_output=True, text=True, timeout=60, check=True
+    ).stdout
     names = sorted((each["kind"], each["metadata"]["name"]) for each in yaml.safe_load_all(built))
     assert names == sorted(
         (manifest["kind"], manifest["metadata"]["name"])
         for path, _, manifest in MANIFESTS
-        if "example" not in path.name and (path.parent.name == "kubernetes" or path.parent.name in components)
+        if "example" not in path.name
+        and (path.parent.name == "kubernetes" or path.parent.name in components)
     )
     assert "image: streamproc:local" in built
 
 
 def test_the_two_dockerfiles_differ_in_extras_labels_a_compiler_and_what_nvidia_reads() -> None:
-    cpu, cuda = ((DEPLOY / name).read_text(encoding="utf-8").splitlines() for name in ("Dockerfile", "Dockerfile.cuda"))
-    changes = [line for line in difflib.ndiff(cpu, cuda) if line[0] in "+-" and not line[2:].startswith("#")]
+    cpu, cuda = (
+        (DEPLOY / name).read_text(encoding="utf-8").splitlines()
+        for name in ("Dockerfile", "Dockerfile.cuda")
+    )
+    changes = [
+        line
+        for line in difflib.ndiff(cpu, cuda)
+        if line[0] in "+-" and not line[2:].startswith("#")
+    ]
     allowed = re.compile(
         r"[+-] (ARG EXTRAS=|LABEL org|\s+org\.opencontainers|\s+NVIDIA_|RUN apt-get update| && apt-get install.* gcc |"
         r" && rm -rf /var/lib/apt/lists)"
@@ -258,13 +296,19 @@ def test_the_linter_has_nothing_to_say(name) -> None:
     hadolint = _tool("hadolint")
     if hadolint is None:
         pytest.skip("no hadolint: it comes with `make test-compose`")
-    done = subprocess.run([hadolint, str(DEPLOY / name)], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [hadolint, str(DEPLOY / name)], capture_output=True, text=True, timeout=60, check=False
+    )
     assert (done.returncode, done.stdout) == (0, "")
 
 
 def test_every_variable_of_ours_is_a_setting() -> None:
     files = [ROOT / "docker-compose.yml", *DEPLOY.rglob("*.yaml"), *DEPLOY.glob("Dockerfile*")]
-    named = set(itertools.chain.from_iterable(re.findall(r"STREAMPROC_\w+", file.read_text()) for file in files))
+    named = set(
+        itertools.chain.from_iterable(
+            re.findall(r"STREAMPROC_\w+", file.read_text()) for file in files
+        )
+    )
     keys = {f"STREAMPROC_{key.upper().replace('.', '__')}" for key in known_keys()}
     assert named - keys - {"STREAMPROC_"} == set()
 
@@ -275,7 +319,9 @@ def test_a_container_of_ours_is_locked_down(name) -> None:
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
-    if name == "media-folder":  # gives one folder to the animator's user, reaches nothing else, and ends
+    if (
+        name == "media-folder"
+    ):  # gives one folder to the animator's user, reaches nothing else, and ends
         assert (service["network_mode"], service["cap_add"]) == ("none", ["CHOWN", "DAC_OVERRIDE"])
         return
     assert "cap_add" not in service
@@ -291,9 +337,16 @@ def test_published_ports_are_this_machine_s_only() -> None:
 @pytest.mark.parametrize("profile", [[], ["--profile", "gpu"]], ids=["plain", "gpu"])
 def test_compose_reads_its_file(profile) -> None:
     docker = _tool("docker")
-    if docker is None or subprocess.run([docker, "compose", "version"], capture_output=True, check=False).returncode:
+    if (
+        docker is None
+        or subprocess.run(
+            [docker, "compose", "version"], capture_output=True, check=False
+        ).returncode
+    ):
         pytest.skip("no docker compose here")
     command = [docker, "compose", *profile, "config", "--services"]
-    services = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True).stdout.split()
+    services = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    ).stdout.split()
     wanted = {"kafka", "topics", "media-folder", "worker", "matcher", "animator"}
     assert set(services) == wanted | ({"worker-gpu"} if profile else set())

@@ -11,7 +11,7 @@ import kafka
 import pytest
 import services
 
-from streamproc.stream.topics import create_topics
+from streamproc.kafka.topics import create_topics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

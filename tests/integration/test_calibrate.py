@@ -16,8 +16,8 @@ from persons import person, unit_vector
 
 from streamproc.events import CropInfo
 from streamproc.gallery import load_curves
-from streamproc.people import load_tracks
-from streamproc.reid.manifest import package_file
+from streamproc.networks.manifest import package_file
+from streamproc.tracks import load_tracks
 
 DIM = 16
 PEOPLE = 40
@@ -50,7 +50,8 @@ def placed(event, lane, first_frame):
     """The person with crops in a lane of the picture, so that a truth can say who stands there."""
     box = (30.0 * lane, 0.0, 30.0 * lane + 10, 20.0)
     crops = [
-        CropInfo(frame_index=first_frame + i, pts_seconds=0, box_xyxy=box, quality=1) for i in range(len(event.crops))
+        CropInfo(frame_index=first_frame + i, pts_seconds=0, box_xyxy=box, quality=1)
+        for i in range(len(event.crops))
     ]
     return event.model_copy(update={"crops": crops})
 
@@ -79,14 +80,18 @@ def people_seen_twice(seed, *, video_id="v", gallery_id="g", weights=UNKNOWN, pe
 
 def folder_of(path, persons):
     path.mkdir(parents=True)
-    (path / "person_embeddings.jsonl").write_bytes(b"".join(event.to_json() + b"\n" for event in persons))
+    (path / "person_embeddings.jsonl").write_bytes(
+        b"".join(event.to_json() + b"\n" for event in persons)
+    )
     return path
 
 
 def truth_of(path, people=PEOPLE):
     """Person i + 1 stands in lane i, in all frames."""
     rows = [
-        f"{frame + 1},{i + 1},{30 * i},0,10,20,1,1,1" for i in range(people) for frame in (*range(8), *range(100, 108))
+        f"{frame + 1},{i + 1},{30 * i},0,10,20,1,1,1"
+        for i in range(people)
+        for frame in (*range(8), *range(100, 108))
     ]
     path.write_text("\n".join(rows) + "\n")
     return path
@@ -110,7 +115,9 @@ def out(tmp_path):
 def test_a_curve_for_weights_that_had_none(out, tmp_path) -> None:
     """Figures on stdout, the curve and the diagram as files, and nothing beside them."""
     curve, plot = tmp_path / "curve.json", tmp_path / "plot.svg"
-    done = run("calibrate", out, "--truth", truth_of(tmp_path / "truth.txt"), "-o", curve, "--plot", plot)
+    done = run(
+        "calibrate", out, "--truth", truth_of(tmp_path / "truth.txt"), "-o", curve, "--plot", plot
+    )
     assert done.returncode == 0, done.stderr
     assert "40 true and" in done.stderr
     assert "the package has no curve for these weights" in done.stderr
@@ -123,7 +130,12 @@ def test_a_curve_for_weights_that_had_none(out, tmp_path) -> None:
     assert fitted.arrival[1] > 0
     assert fitted.closed[1] > 0
     assert ET.parse(plot).getroot().tag.endswith("svg")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["curve.json", "out", "plot.svg", "truth.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "curve.json",
+        "out",
+        "plot.svg",
+        "truth.txt",
+    ]
 
 
 def test_truth_and_pairs_of_the_same_people_give_the_same_curve(out, tmp_path) -> None:
@@ -132,7 +144,10 @@ def test_truth_and_pairs_of_the_same_people_give_the_same_curve(out, tmp_path) -
         ("--truth", truth_of(tmp_path / "truth.txt")),
         ("--pairs", pairs_of(tmp_path / "p.csv", people_seen_twice(1))),
     ]
-    done = [run("calibrate", out, *labels, "-o", path, "--json") for labels, path in zip(by, curves, strict=True)]
+    done = [
+        run("calibrate", out, *labels, "-o", path, "--json")
+        for labels, path in zip(by, curves, strict=True)
+    ]
     said = [json.loads(one.stdout) for one in done]
     assert said[0]["true_pairs"] == said[1]["true_pairs"] == PEOPLE
     assert said[0]["wrong_pairs"] == said[1]["wrong_pairs"] > 100
@@ -153,7 +168,9 @@ def test_videos_of_one_gallery_are_compared_with_each_other(tmp_path) -> None:
     for name, own in (("v", first), ("w", second)):
         folder_of(tmp_path / "lobby" / name, own)
     pairs = pairs_of(tmp_path / "pairs.csv", [*first, *second])
-    whole = run("calibrate", tmp_path / "lobby", "--pairs", pairs, "-o", "a.json", "--json", cwd=tmp_path)
+    whole = run(
+        "calibrate", tmp_path / "lobby", "--pairs", pairs, "-o", "a.json", "--json", cwd=tmp_path
+    )
     parts = run(
         *("calibrate", tmp_path / "lobby" / "v", tmp_path / "lobby" / "w", "--pairs", pairs),
         *("-o", "b.json", "--json"),
@@ -166,7 +183,9 @@ def test_videos_of_one_gallery_are_compared_with_each_other(tmp_path) -> None:
 
 def test_too_few_pairs_are_refused_and_nothing_is_written(tmp_path) -> None:
     out = folder_of(tmp_path / "out", people_seen_twice(1, people=9))
-    done = run("calibrate", out, "--truth", truth_of(tmp_path / "truth.txt"), "-o", tmp_path / "curve.json")
+    done = run(
+        "calibrate", out, "--truth", truth_of(tmp_path / "truth.txt"), "-o", tmp_path / "curve.json"
+    )
     assert "9 true and" in refused(done)
     assert "expected at least 10 of each" in done.stderr
     assert not (tmp_path / "curve.json").exists()
@@ -174,7 +193,9 @@ def test_too_few_pairs_are_refused_and_nothing_is_written(tmp_path) -> None:
 
 def test_few_pairs_are_called_few(tmp_path) -> None:
     out = folder_of(tmp_path / "out", people_seen_twice(1, people=15))
-    done = run("calibrate", out, "--truth", truth_of(tmp_path / "truth.txt"), "-o", tmp_path / "curve.json")
+    done = run(
+        "calibrate", out, "--truth", truth_of(tmp_path / "truth.txt"), "-o", tmp_path / "curve.json"
+    )
     assert done.returncode == 0
     assert "note: fewer than 30 pairs of a kind" in done.stderr
 
@@ -210,12 +231,16 @@ def test_replay_uses_the_curve_by_flag_and_by_environment(replayed) -> None:
     """A curve of the user's goes before the package's for the same weights."""
     sha256 = json.loads((replayed / "out" / "run.json").read_text())["model"]["weights_sha256"]
     package = load_curves(package_file("calibration.json"))[sha256].to_json()
-    (replayed / "mine.json").write_text(json.dumps({"curves": {sha256: package | {"arrival": [0.0, 1.0]}}}))
+    (replayed / "mine.json").write_text(
+        json.dumps({"curves": {sha256: package | {"arrival": [0.0, 1.0]}}})
+    )
     mine = load_curves(replayed / "mine.json")[sha256].calibration_id
     path = str(replayed / "mine.json")
     asked = (("--calibration", path), {}), ((), {"STREAMPROC_CLUSTERING__CALIBRATION": path})
     for flags, env in asked:
-        done = run("replay", "sample.mp4", "--no-animations", "--json", "-q", *flags, cwd=replayed, env=env)
+        done = run(
+            "replay", "sample.mp4", "--no-animations", "--json", "-q", *flags, cwd=replayed, env=env
+        )
         (candidate,) = json.loads(done.stdout)["candidates"]
         assert candidate["calibration_id"] == mine
 
@@ -224,7 +249,9 @@ def test_replay_uses_the_curve_by_flag_and_by_environment(replayed) -> None:
 def test_a_bad_calibration_file_is_one_line(replayed, content) -> None:
     if content is not None:
         (replayed / "mine.json").write_text(content)
-    done = run("replay", "sample.mp4", "--out", "new", "-q", "--calibration", "mine.json", cwd=replayed)
+    done = run(
+        "replay", "sample.mp4", "--out", "new", "-q", "--calibration", "mine.json", cwd=replayed
+    )
     assert "clustering.calibration: mine.json: expected" in refused(done)
     assert not (replayed / "new").exists()
 
@@ -235,23 +262,50 @@ def test_pets_from_replay_to_replay(shared, tmp_path) -> None:
     data = shared / "data"
     tracks = data / "persons" / "PETS09-S2L1.canonical_persons.npz"
     # At 0.70 the package's weights leave too few wrong pairs to fit on.
-    video = (data / "videos" / "vtest.avi", "--persons", tracks, "--no-animations", "--threshold", "0.6", "-q")
+    video = (
+        data / "videos" / "vtest.avi",
+        "--persons",
+        tracks,
+        "--no-animations",
+        "--threshold",
+        "0.6",
+        "-q",
+    )
     assert run("replay", *video, "--out", "out", cwd=tmp_path).returncode == 0
     who = json.loads((data / "gt" / "PETS09-S2L1.identity.json").read_text())["track_to_person"]
-    events = [json.loads(line) for line in (tmp_path / "out" / "person_embeddings.jsonl").read_text().splitlines()]
+    events = [
+        json.loads(line)
+        for line in (tmp_path / "out" / "person_embeddings.jsonl").read_text().splitlines()
+    ]
     lines = [
         f"{a['person_key']},{b['person_key']},{int(who[str(a['person_id'])] == who[str(b['person_id'])])}"
         for a, b in combinations(events, 2)
     ]
     (tmp_path / "pairs.csv").write_text("\n".join(lines) + "\n")
-    done = run("calibrate", "out", "--pairs", "pairs.csv", "-o", "c.json", "--plot", "p.svg", "--json", cwd=tmp_path)
+    done = run(
+        "calibrate",
+        "out",
+        "--pairs",
+        "pairs.csv",
+        "-o",
+        "c.json",
+        "--plot",
+        "p.svg",
+        "--json",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     assert said["labelled_pairs"] == 171
     assert said["true_pairs"] == 12
-    assert abs(said["after"]["when closed"]["log_loss"] - said["before"]["when closed"]["log_loss"]) < 0.05
+    assert (
+        abs(said["after"]["when closed"]["log_loss"] - said["before"]["when closed"]["log_loss"])
+        < 0.05
+    )
     assert said["gain"][0] <= said["gain"][1] <= said["gain"][2]
-    again = run("replay", *video, "--out", "again", "--json", "--calibration", "c.json", cwd=tmp_path)
+    again = run(
+        "replay", *video, "--out", "again", "--json", "--calibration", "c.json", cwd=tmp_path
+    )
     ids = {candidate["calibration_id"] for candidate in json.loads(again.stdout)["candidates"]}
     assert ids == {said["calibration_id"]}
 
@@ -262,7 +316,10 @@ def test_pets_from_replay_to_replay(shared, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("none",), "none: expected a folder that `streamproc replay` wrote, with person_embeddings.jsonl"),
+        (
+            ("none",),
+            "none: expected a folder that `streamproc replay` wrote, with person_embeddings.jsonl",
+        ),
         ((".",), "run replay again"),
         (("broken",), "broken/person_embeddings.jsonl: line 2: person-embeddings"),
         (("empty",), "got no person"),
@@ -288,8 +345,14 @@ def test_folders_that_cannot_be_used(out, tmp_path, arguments, words) -> None:
         ("v/0,v/999,1\n", "line 1: no person 'v/999' in the folders"),
         ("v/0,v/0,1\n", "expected two persons of one gallery, but 'v/0' and 'v/0' are the same"),
         ("v/0,w/0,1\n", "are of different galleries"),
-        ("v/0,v/1,1\nv/1,v/0,0\n", "line 2: 'v/1' and 'v/0' are said to be one person and to be two"),
-        ("v/0,v/1,1\nv/1,v/2,1\nv/0,v/2,0\n", "'v/0' and 'v/2' are two persons, and by way of others one"),
+        (
+            "v/0,v/1,1\nv/1,v/0,0\n",
+            "line 2: 'v/1' and 'v/0' are said to be one person and to be two",
+        ),
+        (
+            "v/0,v/1,1\nv/1,v/2,1\nv/0,v/2,0\n",
+            "'v/0' and 'v/2' are two persons, and by way of others one",
+        ),
         ('v/0,"v/1,1\n', "expected lines of person_key,person_key,0 or 1 ("),
         ("\udcff\n", "expected lines of person_key,person_key,0 or 1 ("),
         (None, "expected lines of person_key,person_key,0 or 1 ("),
@@ -300,7 +363,16 @@ def test_pairs_that_cannot_be_used(out, tmp_path, content, words) -> None:
     folder_of(tmp_path / "other", people_seen_twice(2, video_id="w", gallery_id="h"))
     if content is not None:
         (tmp_path / "pairs.csv").write_bytes(content.encode("utf-8", "surrogateescape"))
-    done = run("calibrate", out, tmp_path / "other", "--pairs", "pairs.csv", "-o", "curve.json", cwd=tmp_path)
+    done = run(
+        "calibrate",
+        out,
+        tmp_path / "other",
+        "--pairs",
+        "pairs.csv",
+        "-o",
+        "curve.json",
+        cwd=tmp_path,
+    )
     assert words in refused(done)
 
 
@@ -309,7 +381,10 @@ def test_pairs_that_cannot_be_used(out, tmp_path, content, words) -> None:
     [
         ((), "expected either --truth, one for each folder, or --pairs"),
         (("--truth", "t.txt", "--pairs", "p.csv"), "expected either --truth"),
-        (("--truth", "t.txt", "--truth", "t.txt"), "expected one --truth for each of the 1 folders, got 2"),
+        (
+            ("--truth", "t.txt", "--truth", "t.txt"),
+            "expected one --truth for each of the 1 folders, got 2",
+        ),
         (("--truth", "none.txt"), "--truth none.txt: expected a track file"),
     ],
 )
@@ -319,15 +394,25 @@ def test_labels_that_do_not_fit_the_folders(out, tmp_path, arguments, words) -> 
 
 
 def test_a_truth_is_of_one_video(tmp_path) -> None:
-    both = folder_of(tmp_path / "both", [*people_seen_twice(1), *people_seen_twice(2, video_id="w")])
-    done = run("calibrate", both, "--truth", truth_of(tmp_path / "t.txt"), "-o", "curve.json", cwd=tmp_path)
+    both = folder_of(
+        tmp_path / "both", [*people_seen_twice(1), *people_seen_twice(2, video_id="w")]
+    )
+    done = run(
+        "calibrate", both, "--truth", truth_of(tmp_path / "t.txt"), "-o", "curve.json", cwd=tmp_path
+    )
     assert "give its subfolders, or --pairs" in refused(done)
 
 
 def test_a_file_that_cannot_be_written_is_a_failure(out, tmp_path) -> None:
     (tmp_path / "file").write_text("")
     done = run(
-        "calibrate", out, "--truth", truth_of(tmp_path / "t.txt"), "-o", tmp_path / "file" / "curve.json", cwd=tmp_path
+        "calibrate",
+        out,
+        "--truth",
+        truth_of(tmp_path / "t.txt"),
+        "-o",
+        tmp_path / "file" / "curve.json",
+        cwd=tmp_path,
     )
     assert done.returncode == 1
     assert "cannot be written" in done.stderr

@@ -8,7 +8,7 @@ import json
 import numpy as np
 from services import eventually
 
-from streamproc.events import video_id_of
+from streamproc.ids import video_id_of
 
 
 def one_line(result, code, text) -> None:
@@ -25,7 +25,11 @@ def test_topics_are_made_once_and_checked(stream):
     lines = stream.cli("topics", "check").stdout.splitlines()
     assert len(lines) == 8
     assert any(line.endswith("streamproc-matcher-rows-changelog\t4") for line in lines)
-    one_line(stream.cli("topics", "check", kafka__topic_prefix="other."), 2, "topic other.video-ready: missing")
+    one_line(
+        stream.cli("topics", "check", kafka__topic_prefix="other."),
+        2,
+        "topic other.video-ready: missing",
+    )
     wrong = stream.cli("topics", "check", topics__person_embeddings__partitions=3)
     one_line(wrong, 2, "expected 3 partitions, found 4")
     assert "expected 3 partitions as person-embeddings has, found 4" in wrong.stderr
@@ -33,7 +37,9 @@ def test_topics_are_made_once_and_checked(stream):
 
 def test_topics_are_made_as_the_settings_say(stream):
     stream = stream(
-        kafka__topic_prefix="made.", topics__video_ready__retention_hours=3, kafka__max_event_bytes=2_000_000
+        kafka__topic_prefix="made.",
+        topics__video_ready__retention_hours=3,
+        kafka__max_event_bytes=2_000_000,
     )
     name = "made.streamproc-matcher-rows-changelog"
     found = stream.topic_configs("made.video-ready", "made.person-embeddings", name)
@@ -46,15 +52,28 @@ def test_topics_are_made_as_the_settings_say(stream):
 
 def test_a_broker_that_is_away_is_one_line(stream):
     stream = stream()
-    for command in (["topics", "check"], ["submit", str(stream.media / "a.mp4")], ["cancel", "x"], ["watch"]):
-        one_line(stream.cli(*command, "--bootstrap", "127.0.0.1:1"), 1, "127.0.0.1:1: expected a broker")
+    for command in (
+        ["topics", "check"],
+        ["submit", str(stream.media / "a.mp4")],
+        ["cancel", "x"],
+        ["watch"],
+    ):
+        one_line(
+            stream.cli(*command, "--bootstrap", "127.0.0.1:1"), 1, "127.0.0.1:1: expected a broker"
+        )
 
 
 def test_submit_names_files_under_the_media_root_and_refuses_others(stream, tmp_path):
     stream = stream()
-    inside = stream.cli("submit", str(stream.media / "a.mp4"), "--gallery", "lobby", "--threshold", "0.8", "--json")
+    inside = stream.cli(
+        "submit", str(stream.media / "a.mp4"), "--gallery", "lobby", "--threshold", "0.8", "--json"
+    )
     event = json.loads(inside.stdout)
-    assert (event["video_uri"], event["tracks"]["uri"], event["gallery_id"]) == ("a.mp4", "a.persons.npz", "lobby")
+    assert (event["video_uri"], event["tracks"]["uri"], event["gallery_id"]) == (
+        "a.mp4",
+        "a.persons.npz",
+        "lobby",
+    )
     assert event["video_id"] == video_id_of("a.mp4")
     assert event["options"]["similarity_threshold"] == 0.8
 
@@ -66,7 +85,9 @@ def test_submit_names_files_under_the_media_root_and_refuses_others(stream, tmp_
     assert (stream.media / copied["video_uri"]).read_bytes() == outside.read_bytes()
     assert (stream.media / copied["tracks"]["uri"]).is_file()
     one_line(stream.cli("submit", str(tmp_path / "nothing.mp4")), 1, "found nothing there")
-    one_line(stream.cli("submit", str(stream.media / "a.mp4"), "--recorded-at", "noon"), 2, "recorded_at")
+    one_line(
+        stream.cli("submit", str(stream.media / "a.mp4"), "--recorded-at", "noon"), 2, "recorded_at"
+    )
     assert [e["video_uri"] for e in stream.events("video-ready")].count("a.mp4") == 1
 
 
@@ -113,7 +134,9 @@ def test_the_growing_matrix_can_be_read_at_any_time(stream):
     matcher = stream.start("matcher")
     stream.announce("a.mp4", gallery_id="lobby")
     stream.announce("b.mp4", gallery_id="lobby")
-    eventually(lambda: [e["state"] for e in stream.events("video-progress")].count("done") == 2, "done")
+    eventually(
+        lambda: [e["state"] for e in stream.events("video-progress")].count("done") == 2, "done"
+    )
     target = stream.folder / "matrix.npy"
     written = stream.cli("matrix", "--gallery", "lobby", "-o", str(target), "--url", matcher.url)
     assert written.returncode == 0, written.stderr
@@ -121,5 +144,13 @@ def test_the_growing_matrix_can_be_read_at_any_time(stream):
     assert matrix.shape == (12, 12)
     assert np.allclose(matrix, matrix.T)
     assert np.allclose(np.diag(matrix), 1)
-    one_line(stream.cli("matrix", "--gallery", "none", "-o", str(target), "--url", matcher.url), 2, "no gallery 'none'")
-    one_line(stream.cli("matrix", "--gallery", "x", "-o", str(target), "--url", "http://127.0.0.1:1"), 1, "matcher")
+    one_line(
+        stream.cli("matrix", "--gallery", "none", "-o", str(target), "--url", matcher.url),
+        2,
+        "no gallery 'none'",
+    )
+    one_line(
+        stream.cli("matrix", "--gallery", "x", "-o", str(target), "--url", "http://127.0.0.1:1"),
+        1,
+        "matcher",
+    )

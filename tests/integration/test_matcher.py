@@ -22,7 +22,8 @@ TRACE = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 AT_POINT = """
 import asyncio, os, pathlib, signal, sys
 from streamproc.errors import MachineError
-from streamproc.stream import faust_app, kafka, matcher
+from streamproc.kafka import publisher
+from streamproc.services.matcher import faust_table, matcher
 
 def fault(times, what):
     marks = pathlib.Path(os.environ["MARKS"])
@@ -39,7 +40,7 @@ def raises(error):
         raise error
     return work
 
-real_publish, real_begin, real_keep = kafka.Publisher.publish_all, kafka.Publisher.begin, faust_app.FaustTable.keep
+real_publish, real_begin, real_keep = publisher.Publisher.publish_all, publisher.Publisher.begin, faust_table.FaustTable.keep
 real_decide = matcher.decide
 POINT
 from streamproc.cli import main
@@ -52,31 +53,31 @@ POINTS = {
 async def publish_all(self, events, *, trace=None):
     await real_publish(self, events, trace=trace)
     fault(12, kill)
-kafka.Publisher.publish_all = publish_all
+publisher.Publisher.publish_all = publish_all
 """,
     "in the changelog, not in the local store": """
 def keep(self, partition, entries, offset):
     fault(40, kill)
     real_keep(self, partition, entries, offset)
-faust_app.FaustTable.keep = keep
+faust_table.FaustTable.keep = keep
 """,
     "in the local store, not acknowledged": """
 def keep(self, partition, entries, offset):
     real_keep(self, partition, entries, offset)
     fault(40, kill)
-faust_app.FaustTable.keep = keep
+faust_table.FaustTable.keep = keep
 """,
     "the broker refuses": """
 async def publish_all(self, events, *, trace=None):
     fault(12, raises(MachineError("refused")))
     await real_publish(self, events, trace=trace)
-kafka.Publisher.publish_all = publish_all
+publisher.Publisher.publish_all = publish_all
 """,
     "the disk is full": """
 def keep(self, partition, entries, offset):
     fault(40, raises(OSError(28, "No space left on device")))
     real_keep(self, partition, entries, offset)
-faust_app.FaustTable.keep = keep
+faust_table.FaustTable.keep = keep
 """,
     "a bug": """
 def decide(held, event, **options):
@@ -121,7 +122,9 @@ def said_by_the_core(events) -> tuple[set[str], dict[str, Gallery]]:
     galleries, said = {}, set()
     for event in events:
         gallery = galleries.setdefault(event.gallery_id, Gallery(event.gallery_id))
-        outcome = apply(gallery, event, similarity_threshold=0.70, occurred_at="2026-11-24T12:00:00Z")
+        outcome = apply(
+            gallery, event, similarity_threshold=0.70, occurred_at="2026-11-24T12:00:00Z"
+        )
         gallery.write(outcome.writes)
         said |= {each.event_id for each in outcome.events}
     return said, galleries
@@ -132,7 +135,11 @@ def put(stream, *events, **options) -> None:
 
 
 def said(stream) -> list[str]:
-    return [event["event_id"] for topic in ("duplicate-candidates", "video-progress") for event in stream.events(topic)]
+    return [
+        event["event_id"]
+        for topic in ("duplicate-candidates", "video-progress")
+        for event in stream.events(topic)
+    ]
 
 
 def settled(stream) -> None:
@@ -140,7 +147,9 @@ def settled(stream) -> None:
 
 
 def get(url, accept="application/json"):
-    with urllib.request.urlopen(urllib.request.Request(url, headers={"Accept": accept}), timeout=10) as response:
+    with urllib.request.urlopen(
+        urllib.request.Request(url, headers={"Accept": accept}), timeout=10
+    ) as response:
         return response.read() if accept != "application/json" else json.load(response)
 
 
@@ -174,15 +183,17 @@ def test_the_stream_says_what_the_core_says_and_shows_the_matrix(stream):
     npy = np.load(io.BytesIO(get(f"{matcher.url}/galleries/g1/similarity", "application/x-npy")))
     np.testing.assert_allclose(npy, answer["similarity"], atol=1e-6)
     assert "similarity" not in get(f"{matcher.url}/galleries/g1/similarity?matrix=no")
-    assert {g["gallery_id"]: g["persons"] for g in get(f"{matcher.url}/galleries")["galleries"]} == {
-        name: len(gallery.rows) for name, gallery in galleries.items()
-    }
+    assert {
+        g["gallery_id"]: g["persons"] for g in get(f"{matcher.url}/galleries")["galleries"]
+    } == {name: len(gallery.rows) for name, gallery in galleries.items()}
     assert status_of(f"{matcher.url}/galleries/no%2Fsuch/similarity") == (
         404,
         {"error": "gallery 'no/such': nobody was seen in it yet, or it has expired"},
     )
     metrics = matcher.metrics()
-    assert metrics['streamproc_events_total{kind="person"}'] == sum(event.kind == "person" for event in events)
+    assert metrics['streamproc_events_total{kind="person"}'] == sum(
+        event.kind == "person" for event in events
+    )
     assert metrics["streamproc_rows"] == sum(len(gallery.rows) for gallery in galleries.values())
     assert metrics["streamproc_lag"] == 0
     assert metrics['streamproc_candidates_total{state="withdrawn"}'] > 0
@@ -211,7 +222,9 @@ def test_nothing_is_lost_wherever_it_dies(stream, tmp_path, point):
     for name, gallery in galleries.items():
         answer = get(f"{third.url}/galleries/{name}/similarity")
         assert answer["person_keys"] == sorted(gallery.rows)
-        assert {tuple(pair["person_keys"]) for pair in answer["candidates"]} == {(a, b) for a, b, _ in gallery.pairs()}
+        assert {tuple(pair["person_keys"]) for pair in answer["candidates"]} == {
+            (a, b) for a, b, _ in gallery.pairs()
+        }
 
 
 def test_matchers_join_and_leave_under_load_and_send_each_other_their_readers(stream):
@@ -219,7 +232,9 @@ def test_matchers_join_and_leave_under_load_and_send_each_other_their_readers(st
     first = stream.start("matcher")
     events = load(galleries=12)
     expected, galleries = said_by_the_core(events)
-    parts = [events[i : i + len(events) // 4 + 1] for i in range(0, len(events), len(events) // 4 + 1)]
+    parts = [
+        events[i : i + len(events) // 4 + 1] for i in range(0, len(events), len(events) // 4 + 1)
+    ]
     put(stream, *parts[0])
     second = stream.start("matcher", ready=False)
     put(stream, *parts[1])
@@ -238,14 +253,17 @@ def test_matchers_join_and_leave_under_load_and_send_each_other_their_readers(st
     settled(stream)
     assert set(said(stream)) == expected
     for name, gallery in galleries.items():
-        answer = eventually(lambda name=name: first.is_ready and get(f"{first.url}/galleries/{name}/similarity"), name)
+        answer = eventually(
+            lambda name=name: first.is_ready and get(f"{first.url}/galleries/{name}/similarity"),
+            name,
+        )
         assert answer["person_keys"] == sorted(gallery.rows)
 
 
 FORGETFUL = """
 import os, pathlib, random, sys
 from mode.utils.queues import FlowControlQueue
-from streamproc.stream import faust_app
+from streamproc.services.matcher import faust_table
 
 chance, put = random.Random(1), FlowControlQueue.put_nowait_enhanced
 forgotten, last, times = pathlib.Path(os.environ["MARKS"]), os.environ["LAST"].encode(), 3
@@ -261,7 +279,7 @@ def forget(self, value, **options):
     return put(self, value, **options)
 
 FlowControlQueue.put_nowait_enhanced = forget
-faust_app._WATCH_SECONDS = 0.5
+faust_table._WATCH_SECONDS = 0.5
 from streamproc.cli import main
 sys.argv = ["streamproc", sys.argv[1]]
 main()
@@ -286,13 +304,15 @@ def test_events_that_faust_forgets_are_taken_in_their_turn(stream, tmp_path, cha
     assert (tmp_path / "marks").stat().st_size > 0
     assert sorted(said(stream)) == sorted(expected)
     for name, gallery in galleries.items():
-        assert get(f"{matcher.url}/galleries/{name}/similarity")["person_keys"] == sorted(gallery.rows)
+        assert get(f"{matcher.url}/galleries/{name}/similarity")["person_keys"] == sorted(
+            gallery.rows
+        )
 
 
 WATCHFUL = """
 import sys
-from streamproc.stream import faust_app
-faust_app._WATCH_SECONDS = 0.2
+from streamproc.services.matcher import faust_table
+faust_table._WATCH_SECONDS = 0.2
 from streamproc.cli import main
 sys.argv = ["streamproc", sys.argv[1]]
 main()
@@ -306,7 +326,9 @@ def test_offsets_that_are_no_messages_hold_nothing_up(stream):
     events = load(galleries=1)
     expected, _ = said_by_the_core(events)
     for i in range(0, len(events), 20):
-        stream.send_in_transaction(TOPIC, *[(event.key.encode(), event.to_json()) for event in events[i : i + 20]])
+        stream.send_in_transaction(
+            TOPIC, *[(event.key.encode(), event.to_json()) for event in events[i : i + 20]]
+        )
     eventually(lambda: sorted(said(stream)) == sorted(expected), "all said")
     time.sleep(5)  # the mark at the very end is no reason to give up
     assert matcher.is_ready
@@ -337,7 +359,9 @@ def test_bad_events_are_given_up_with_the_reason_and_harm_no_other(stream):
     stream.send(TOPIC, *[(b"g0", value) for value in bad.values()], (b"g0", None))
     put(stream, *good[10:15])
     home = stream.records(TOPIC)[0].partition
-    stream.send(TOPIC, *[(b"foreign", event.to_json()) for event in good[15:]], partition=(home + 1) % 4)
+    stream.send(
+        TOPIC, *[(b"foreign", event.to_json()) for event in good[15:]], partition=(home + 1) % 4
+    )
     settled(stream)
     eventually(lambda: stream.states("a") == ["done"], "the strays' closing")
     assert sorted(said(stream)) == sorted(expected)
@@ -345,7 +369,9 @@ def test_bad_events_are_given_up_with_the_reason_and_harm_no_other(stream):
     assert len(dead) == len(bad) + 1
     assert all(any(text in letter["error_text"] for letter in dead) for text in bad)
     assert {letter["error_code"] for letter in dead} == {"bad-event"}
-    assert [letter["value_size_bytes"] for letter in dead if letter["value_truncated"] == "true"] == ["5242897"]
+    assert [
+        letter["value_size_bytes"] for letter in dead if letter["value_truncated"] == "true"
+    ] == ["5242897"]
     metrics = matcher.metrics()
     assert metrics["streamproc_strays_total"] == len(good) - 15
     assert metrics['streamproc_dead_letters_total{code="bad-event"}'] == len(dead)
@@ -357,15 +383,26 @@ def test_a_gallery_expires_after_its_last_event_and_no_other_with_it(stream, tmp
     put(stream, *video("old", "a", seed=1))
     end = time.monotonic() + 30
     seed = 0
-    while "old" in (names := {g["gallery_id"] for g in get(f"{matcher.url}/galleries")["galleries"]}) or not names:
+    while (
+        "old" in (names := {g["gallery_id"] for g in get(f"{matcher.url}/galleries")["galleries"]})
+        or not names
+    ):
         assert time.monotonic() < end
         seed += 1
         put(stream, *video("kept", f"v{seed}", seed=seed, persons=1))
     assert names == {"kept"}
     assert GalleryExpired.from_json(
-        next(r.value for r in stream.records(TOPIC) if json.loads(r.value)["kind"] == "gallery-expired")
+        next(
+            r.value
+            for r in stream.records(TOPIC)
+            if json.loads(r.value)["kind"] == "gallery-expired"
+        )
     )
     settled(stream)
     matcher.stop()
-    other = stream.start("matcher", matcher__state_folder=str(tmp_path / "elsewhere"), matcher__gallery_expiry_hours=24)
+    other = stream.start(
+        "matcher",
+        matcher__state_folder=str(tmp_path / "elsewhere"),
+        matcher__gallery_expiry_hours=24,
+    )
     assert {g["gallery_id"] for g in get(f"{other.url}/galleries")["galleries"]} == {"kept"}

@@ -13,11 +13,18 @@ import pytest
 from streamproc.crops import CropOptions, cut_frames
 from streamproc.errors import MachineError
 from streamproc.events import PersonEmbedding, VideoClosed
-from streamproc.job import VideoJob
-from streamproc.people import load_tracks
-from streamproc.pipeline import FRAMES_A_CALL, FRAMES_A_CALL_LAST, FRAMES_LAST, Pipeline, Stop, _Run
+from streamproc.pipeline.job import VideoJob
+from streamproc.pipeline.pipeline import (
+    FRAMES_A_CALL,
+    FRAMES_A_CALL_LAST,
+    FRAMES_LAST,
+    Pipeline,
+    Stop,
+    _Run,
+)
+from streamproc.pipeline.resources import VideoStats
 from streamproc.reid import Embedder, find_weights
-from streamproc.stages import VideoStats
+from streamproc.tracks import load_tracks
 from streamproc.video import Limits
 
 
@@ -38,7 +45,9 @@ def job(sample, video_id="v", **options) -> VideoJob:
     )
 
 
-def pipeline(embedder, publish, *, write_animation=None, memory=64 * 2**20, embed_ahead=False) -> Pipeline:
+def pipeline(
+    embedder, publish, *, write_animation=None, memory=64 * 2**20, embed_ahead=False
+) -> Pipeline:
     return Pipeline(
         load_network=lambda: embedder,
         publish=publish,
@@ -59,7 +68,9 @@ class Published:
         self.events.append(event)
 
     def vectors(self):
-        return {e.person_id: e.vector.numpy() for e in self.events if isinstance(e, PersonEmbedding)}
+        return {
+            e.person_id: e.vector.numpy() for e in self.events if isinstance(e, PersonEmbedding)
+        }
 
 
 async def process(embedder, a_job, **more):
@@ -76,10 +87,12 @@ def gate(monkeypatch):
     opened = threading.Event()
 
     def cut_when_open(frames, cuts, store):
-        assert frames[0].frame_index <= 62 or opened.wait(60), "what should have come before has not"
+        assert frames[0].frame_index <= 62 or opened.wait(60), (
+            "what should have come before has not"
+        )
         return cut_frames(frames, cuts, store)
 
-    monkeypatch.setattr("streamproc.pipeline.cut_frames", cut_when_open)
+    monkeypatch.setattr("streamproc.pipeline.pipeline.cut_frames", cut_when_open)
     return opened
 
 
@@ -124,13 +137,19 @@ async def test_embedding_ahead_changes_nothing_but_when(embedder, sample) -> Non
         await running.ready()
         await running.process(job(sample), stats, Stop())
         gc.collect()
-        assert len(running.embed._vectors) == 0, "the video's crops are gone, and with them their vectors"
+        assert len(running.embed._vectors) == 0, (
+            "the video's crops are gone, and with them their vectors"
+        )
         ahead = running.embed.crops_ahead_used
     assert ahead > 0
     assert stats.crops_embedded == plain_stats.crops_embedded == 48
     assert [e.event_id for e in published.events] == [e.event_id for e in plain.events]
     for one, other in zip(plain.events[:-1], published.events[:-1], strict=True):
-        assert (one.person_id, one.crops, one.crop_count) == (other.person_id, other.crops, other.crop_count)
+        assert (one.person_id, one.crops, one.crop_count) == (
+            other.person_id,
+            other.crops,
+            other.crop_count,
+        )
         np.testing.assert_allclose(other.vector.numpy(), one.vector.numpy(), atol=1e-6)
 
 
@@ -166,7 +185,10 @@ async def test_nothing_is_embedded_ahead_while_videos_share_the_network(embedder
     published = Published()
     async with pipeline(embedder, published, embed_ahead=True) as running:
         await running.ready()
-        jobs = (running.process(job(sample, video_id), VideoStats(), Stop()) for video_id in ("v1", "v2"))
+        jobs = (
+            running.process(job(sample, video_id), VideoStats(), Stop())
+            for video_id in ("v1", "v2")
+        )
         together = asyncio.gather(*jobs)
         while not (published.events or together.done()):
             assert running.embed.crops_ahead == 0
@@ -184,10 +206,14 @@ async def test_videos_at_the_same_time_share_batches_and_do_not_mix(embedder, sa
         events.append(event)
 
     async with pipeline(embedder, publish) as running:
-        await asyncio.gather(*(running.process(job(sample, f"v{i}"), stats[i], Stop()) for i in range(2)))
+        await asyncio.gather(
+            *(running.process(job(sample, f"v{i}"), stats[i], Stop()) for i in range(2))
+        )
     for i in range(2):
         own = {
-            e.person_id: e.vector.numpy() for e in events if e.video_id == f"v{i}" and isinstance(e, PersonEmbedding)
+            e.person_id: e.vector.numpy()
+            for e in events
+            if e.video_id == f"v{i}" and isinstance(e, PersonEmbedding)
         }
         assert own.keys() == alone.vectors().keys()
         for person, vector in own.items():
@@ -198,7 +224,9 @@ async def test_animations_that_hang_hold_up_no_embedding(embedder, sample) -> No
     gate = threading.Event()
     stats = VideoStats()
     published = Published()
-    async with pipeline(embedder, published, write_animation=lambda *_: gate.wait(60) or None) as running:
+    async with pipeline(
+        embedder, published, write_animation=lambda *_: gate.wait(60) or None
+    ) as running:
         await running.process(job(sample), stats, Stop())
         assert len(published.events) == 7
         assert stats.animations_done == 0
@@ -231,10 +259,14 @@ async def test_decoding_begins_while_the_network_still_loads(embedder, sample, m
         assert cut.wait(60), "nothing was decoded before the network was there"
         return embedder
 
-    monkeypatch.setattr("streamproc.pipeline.cut_frames", tell)
+    monkeypatch.setattr("streamproc.pipeline.pipeline.cut_frames", tell)
     published, stats = Published(), VideoStats()
     running = Pipeline(
-        load_network=load, publish=published, write_animation=None, crop_memory_bytes=2**26, limits=Limits()
+        load_network=load,
+        publish=published,
+        write_animation=None,
+        crop_memory_bytes=2**26,
+        limits=Limits(),
     )
     async with running:
         summary = await running.process(job(sample), stats, Stop())
@@ -246,7 +278,9 @@ async def test_without_a_network_animations_come_and_the_video_closes_with_nobod
     drawn = []
     stats = VideoStats()
     published = Published()
-    async with pipeline(None, published, write_animation=lambda _, bucket: drawn.append(bucket.person_id)) as running:
+    async with pipeline(
+        None, published, write_animation=lambda _, bucket: drawn.append(bucket.person_id)
+    ) as running:
         await running.process(job(sample), stats, Stop())
     assert sorted(drawn) == [1, 2, 3, 4, 5, 6]
     assert [e.person_ids for e in published.events] == [[]]
@@ -304,7 +338,11 @@ async def test_a_network_that_cannot_be_loaded_ends_the_video_with_its_own_error
         raise MachineError("no memory for the network")
 
     running = Pipeline(
-        load_network=load, publish=Published(), write_animation=None, crop_memory_bytes=2**20, limits=Limits()
+        load_network=load,
+        publish=Published(),
+        write_animation=None,
+        crop_memory_bytes=2**20,
+        limits=Limits(),
     )
     with pytest.raises(MachineError, match="no memory for the network"):
         async with running:

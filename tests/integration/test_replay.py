@@ -17,7 +17,7 @@ import pytest
 
 from streamproc import replay
 from streamproc.errors import TracksError, UsageError, VideoError
-from streamproc.people import load_tracks, save_tracks
+from streamproc.tracks import load_tracks, save_tracks
 from streamproc.types import Track
 
 if TYPE_CHECKING:
@@ -27,24 +27,38 @@ REPLAY = [sys.executable, "-m", "streamproc", "replay"]
 
 
 def run(*arguments, cwd=None, env=None, before=""):
-    """Run the command; `before` is Python run first in its process, to break what a machine can break."""
+    """Run the command.
+
+    `before` is Python run first in its process, to break what a machine can break.
+    """
     command = [*REPLAY, *map(str, arguments)]
     if before:
         main = f"{before}\nimport sys; sys.argv[0] = 'streamproc'; from streamproc.cli import main; main()"
         command = [sys.executable, "-c", main, "replay", *map(str, arguments)]
     done = subprocess.run(
-        command, cwd=cwd, env=os.environ | (env or {}), capture_output=True, text=True, timeout=300, check=False
+        command,
+        cwd=cwd,
+        env=os.environ | (env or {}),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert "Traceback" not in done.stderr, done.stderr
     return done
 
 
 def files_in(folder):
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sorted(
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
+    )
 
 
 def event_ids(folder):
-    return [json.loads(line)["event_id"] for line in (folder / "duplicate_candidates.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)["event_id"]
+        for line in (folder / "duplicate_candidates.jsonl").read_text().splitlines()
+    ]
 
 
 @pytest.fixture
@@ -82,7 +96,9 @@ def test_the_sample_gives_the_pair_that_came_back_and_all_files(clip, tmp_path) 
     array = np.load(out / "similarity_matrix.npy")
     assert array.shape == (6, 6)
     np.testing.assert_allclose(array, array.T)
-    np.testing.assert_allclose(np.linalg.norm(np.load(out / "embeddings.npy"), axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(
+        np.linalg.norm(np.load(out / "embeddings.npy"), axis=1), 1, atol=1e-5
+    )
     (line,) = (out / "duplicate_candidates.jsonl").read_text().splitlines()
     assert [p["person_id"] for p in json.loads(line)["persons"]] == [1, 6]
 
@@ -141,7 +157,10 @@ def test_one_bad_video_among_several_is_named_and_the_others_are_done(clip, tmp_
     done = run(bad, clip, "--gallery", "lobby", "--out", tmp_path / "out")
     assert done.returncode == 4
     assert "bad.mp4" in done.stderr
-    assert len(json.loads((tmp_path / "out" / "similarity_matrix.json").read_text())["candidates"]) == 1
+    assert (
+        len(json.loads((tmp_path / "out" / "similarity_matrix.json").read_text())["candidates"])
+        == 1
+    )
 
 
 def test_where_no_video_is_left_each_fault_is_named_and_nothing_is_written(clip, tmp_path) -> None:
@@ -149,7 +168,17 @@ def test_where_no_video_is_left_each_fault_is_named_and_nothing_is_written(clip,
     for path in bad:
         path.write_bytes(b"no video")
     tracks = clip.with_suffix(".persons.npz")
-    done = run(*bad, "--persons", tracks, "--persons", tracks, "--gallery", "lobby", "--out", tmp_path / "out")
+    done = run(
+        *bad,
+        "--persons",
+        tracks,
+        "--persons",
+        tracks,
+        "--gallery",
+        "lobby",
+        "--out",
+        tmp_path / "out",
+    )
     assert done.returncode == 1
     (line,) = done.stderr.strip().splitlines()
     assert "bad1.mp4" in line
@@ -163,7 +192,9 @@ async def test_from_python_also_where_a_loop_runs(clip, tmp_path) -> None:
     assert result.embeddings.shape == (6, 512)
     assert [(e.persons[0].person_id, e.persons[1].person_id) for e in result.candidates] == [(1, 6)]
     assert (result.skipped, result.partial, result.out) == ((), False, None)
-    assert files_in(clip.parent) == ["sample.mp4", "sample.persons.npz"], "without `out` nothing is written"
+    assert files_in(clip.parent) == ["sample.mp4", "sample.persons.npz"], (
+        "without `out` nothing is written"
+    )
     strict = replay(clip, clustering__similarity_threshold=0.999999, min_track_frames=70)
     assert strict.candidates == ()
     assert {skip.person_id for skip in strict.skipped} == {1, 6}
@@ -186,7 +217,10 @@ def test_without_weights_animations_and_page_still_come(clip, tmp_path) -> None:
     names = files_in(tmp_path / "out")
     assert sum(name.endswith(".webp") for name in names) == 6
     assert "similarity_matrix.json" not in names
-    assert "similarity was skipped" in (tmp_path / "out" / "webp_viewer" / "person_selection.html").read_text()
+    assert (
+        "similarity was skipped"
+        in (tmp_path / "out" / "webp_viewer" / "person_selection.html").read_text()
+    )
     assert json.loads((tmp_path / "out" / "run.json").read_text())["partial"] is True
 
 
@@ -200,7 +234,10 @@ def test_with_animations_failing_candidates_still_come(clip, tmp_path) -> None:
     done = run(clip, "--out", tmp_path / "out", before=full)
     assert done.returncode == 4
     assert done.stdout.split()[:2] == ["1", "6"]
-    assert "6 animations could not be written, the first: OSError: [Errno 28] No space left on device" in done.stderr
+    assert (
+        "6 animations could not be written, the first: OSError: [Errno 28] No space left on device"
+        in done.stderr
+    )
     assert not list((tmp_path / "out").rglob("*.webp"))
     assert (tmp_path / "out" / "webp_viewer" / "person_selection.html").is_file()
 
@@ -226,7 +263,10 @@ def test_a_video_cut_off_in_the_middle_gives_what_it_has(shared, tmp_path) -> No
 
     source = shared / "data" / "codecs" / "h264.mp4"
     whole = tmp_path / "whole.mp4"
-    with av.open(str(source)) as inside, av.open(str(whole), "w", options={"movflags": "faststart"}) as outside:
+    with (
+        av.open(str(source)) as inside,
+        av.open(str(whole), "w", options={"movflags": "faststart"}) as outside,
+    ):
         stream = outside.add_stream_from_template(inside.streams.video[0])
         for packet in inside.demux(inside.streams.video[0]):
             if packet.size:
@@ -259,7 +299,9 @@ def ffconcat(folder):
 
 def playlist(folder):
     shutil.copy(folder / "sample.mp4", folder / "other.mp4")
-    (folder / "v.mp4").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\nother.mp4\n#EXT-X-ENDLIST\n")
+    (folder / "v.mp4").write_text(
+        "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\nother.mp4\n#EXT-X-ENDLIST\n"
+    )
 
 
 def audio_only(folder):
@@ -288,10 +330,18 @@ def directory(folder):
     (folder / "v.mp4").mkdir()
 
 
-@pytest.mark.parametrize("make", [lambda _: None, directory, empty, text, ffconcat, playlist, audio_only, no_frames])
+@pytest.mark.parametrize(
+    "make", [lambda _: None, directory, empty, text, ffconcat, playlist, audio_only, no_frames]
+)
 def test_a_bad_video_is_one_line_that_names_it_and_exit_code_1(clip, tmp_path, make) -> None:
     make(clip.parent)
-    done = run(clip.parent / "v.mp4", "--persons", clip.with_suffix(".persons.npz"), "--out", tmp_path / "out")
+    done = run(
+        clip.parent / "v.mp4",
+        "--persons",
+        clip.with_suffix(".persons.npz"),
+        "--out",
+        tmp_path / "out",
+    )
     assert done.returncode == 1, done.stderr
     (line,) = done.stderr.strip().splitlines()
     assert "v.mp4" in line
@@ -302,7 +352,14 @@ def test_a_bad_video_is_one_line_that_names_it_and_exit_code_1(clip, tmp_path, m
 def other_video(folder):
     save_tracks(
         folder / "t.npz",
-        [Track(1, np.arange(5000, 5100), np.tile(np.float32([9, 9, 50, 99]), (100, 1)), np.ones(100, np.float32))],
+        [
+            Track(
+                1,
+                np.arange(5000, 5100),
+                np.tile(np.float32([9, 9, 50, 99]), (100, 1)),
+                np.ones(100, np.float32),
+            )
+        ],
     )
 
 
@@ -317,8 +374,13 @@ def code(folder):
 def huge(folder):
     import zipfile
 
-    header = np.lib.format.header_data_from_array_1_0(np.zeros(1, np.float32)) | {"shape": (25_000_000_000,)}
-    with zipfile.ZipFile(folder / "t.npz", "w") as archive, archive.open("persons.npy", "w") as member:
+    header = np.lib.format.header_data_from_array_1_0(np.zeros(1, np.float32)) | {
+        "shape": (25_000_000_000,)
+    }
+    with (
+        zipfile.ZipFile(folder / "t.npz", "w") as archive,
+        archive.open("persons.npy", "w") as member,
+    ):
         np.lib.format.write_array_header_1_0(member, header)
 
 
@@ -329,14 +391,19 @@ def no_npz(folder):
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
-        (other_video, "the tracks do not fit the video: boxes reach frame 5099 but the video has 150 frames"),
+        (
+            other_video,
+            "the tracks do not fit the video: boxes reach frame 5099 but the video has 150 frames",
+        ),
         (code, "nothing was run"),
         (huge, "declares the shape"),
         (no_npz, "cannot be read as npz"),
         (lambda _: None, "expected a track file, found nothing"),
     ],
 )
-def test_bad_tracks_are_one_line_that_names_them_and_exit_code_1(clip, tmp_path, make, expected) -> None:
+def test_bad_tracks_are_one_line_that_names_them_and_exit_code_1(
+    clip, tmp_path, make, expected
+) -> None:
     make(clip.parent)
     done = run(clip, "--persons", clip.parent / "t.npz", "--out", tmp_path / "out")
     assert done.returncode == 1
@@ -354,7 +421,10 @@ def tracks_of(folder, *tracks):
 
 def boxes(person_id, frames, box=(100, 100, 160, 280)):
     return Track(
-        person_id, np.array(frames), np.tile(np.float32(box), (len(frames), 1)), np.ones(len(frames), np.float32)
+        person_id,
+        np.array(frames),
+        np.tile(np.float32(box), (len(frames), 1)),
+        np.ones(len(frames), np.float32),
     )
 
 
@@ -368,7 +438,9 @@ def boxes(person_id, frames, box=(100, 100, 160, 280)):
     ],
 )
 def test_few_or_no_persons_are_no_fault(clip, tmp_path, tracks, people, skipped) -> None:
-    done = run(clip, "--persons", tracks_of(clip.parent, *tracks), "--out", tmp_path / "out", "--json")
+    done = run(
+        clip, "--persons", tracks_of(clip.parent, *tracks), "--out", tmp_path / "out", "--json"
+    )
     assert done.returncode == 0, done.stderr
     summary = orjson.loads(done.stdout)
     assert len(summary["person_ids"]) == people
@@ -381,7 +453,10 @@ def test_few_or_no_persons_are_no_fault(clip, tmp_path, tracks, people, skipped)
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--threshold", "7"], "setting clustering.similarity_threshold: input should be less than or equal to 1"),
+        (
+            ["--threshold", "7"],
+            "setting clustering.similarity_threshold: input should be less than or equal to 1",
+        ),
         (["--device", "gpu"], "'gpu' is not one of 'auto', 'cpu', 'cuda'"),
         (["--persons", "a", "--persons", "b"], "expected one --persons for each"),
         (["--config", "none.yml"], "expected a settings file"),
@@ -409,7 +484,13 @@ def test_no_color_and_no_control_codes_where_there_is_no_terminal(clip, tmp_path
 def started(shared, out):
     """A replay of PETS that is known to be in the middle: its first animation is written, in the staging folder."""
     data = shared / "data"
-    arguments = [data / "videos" / "vtest.avi", "--persons", data / "gt" / "PETS09-S2L1.gt.txt", "--out", out]
+    arguments = [
+        data / "videos" / "vtest.avi",
+        "--persons",
+        data / "gt" / "PETS09-S2L1.gt.txt",
+        "--out",
+        out,
+    ]
     process = subprocess.Popen(
         [*REPLAY, *map(str, arguments)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -432,7 +513,10 @@ def test_the_first_interrupt_drains(shared, tmp_path) -> None:
     assert record["interrupted"] is True
     count = len(record["videos"][0]["skipped"]) + record["videos"][0]["persons_embedded"]
     assert count == 19
-    assert np.load(out / "similarity_matrix.npy").shape == (record["videos"][0]["persons_embedded"],) * 2
+    assert (
+        np.load(out / "similarity_matrix.npy").shape
+        == (record["videos"][0]["persons_embedded"],) * 2
+    )
 
 
 def test_the_second_interrupt_gives_up_and_leaves_no_files(shared, tmp_path) -> None:
@@ -448,7 +532,9 @@ def test_the_second_interrupt_gives_up_and_leaves_no_files(shared, tmp_path) -> 
     assert not out.exists() or files_in(out) == []
 
 
-def test_a_kill_in_the_middle_leaves_no_file_and_the_next_run_cleans_up(shared, clip, tmp_path) -> None:
+def test_a_kill_in_the_middle_leaves_no_file_and_the_next_run_cleans_up(
+    shared, clip, tmp_path
+) -> None:
     out = tmp_path / "out"
     process = started(shared, out)
     process.kill()
@@ -459,9 +545,15 @@ def test_a_kill_in_the_middle_leaves_no_file_and_the_next_run_cleans_up(shared, 
 
 
 @pytest.mark.parametrize(
-    "weights", [pytest.param("osnet_x0_25_msmt17.pth", marks=pytest.mark.long), "osnet_x0_25_msmt17.B.converted.pt"]
+    "weights",
+    [
+        pytest.param("osnet_x0_25_msmt17.pth", marks=pytest.mark.long),
+        "osnet_x0_25_msmt17.B.converted.pt",
+    ],
 )
-def test_all_duplicates_of_pets_are_found_at_the_precision_promised(shared, exports, weights) -> None:
+def test_all_duplicates_of_pets_are_found_at_the_precision_promised(
+    shared, exports, weights
+) -> None:
     """12 of 171 pairs are true; recall 1.0 and precision .60 or more at defaults with published weights."""
     pytest.importorskip("torch", reason="torch is not installed: the extra gpu brings it")
     result = replay(
@@ -470,10 +562,14 @@ def test_all_duplicates_of_pets_are_found_at_the_precision_promised(shared, expo
         clustering__osnet_model=str(shared / "models" / weights),
         cache_folder=exports,
     )
-    groups = json.loads((shared / "data" / "gt" / "PETS09-S2L1.identity.json").read_text())["track_to_person"]
+    groups = json.loads((shared / "data" / "gt" / "PETS09-S2L1.identity.json").read_text())[
+        "track_to_person"
+    ]
     ids = sorted(map(int, groups))
     true = {(a, b) for a in ids for b in ids if a < b and groups[str(a)] == groups[str(b)]}
-    found = {tuple(sorted(person.person_id for person in event.persons)) for event in result.candidates}
+    found = {
+        tuple(sorted(person.person_id for person in event.persons)) for event in result.candidates
+    }
     assert len(true) == 12
     assert true <= found
     assert len(found & true) / len(found) >= 0.60

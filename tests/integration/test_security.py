@@ -11,8 +11,8 @@ import pytest
 import services
 from services import eventually
 
-from streamproc.events import video_id_of
-from streamproc.stream import broker as broker_module
+from streamproc.ids import video_id_of
+from streamproc.kafka import local_broker as broker_module
 
 USER, PASSWORD = "streamproc", "a secret"
 
@@ -32,13 +32,32 @@ def secured(tmp_path, monkeypatch):
         "-alias",
         "broker",
     ]
-    names = ["-dname", "CN=127.0.0.1", "-ext", "san=ip:127.0.0.1", "-validity", "2", "-keyalg", "RSA"]
-    subprocess.run([*keytool, "-genkeypair", "-storetype", "PKCS12", *names], check=True, capture_output=True)
-    subprocess.run([*keytool, "-exportcert", "-rfc", "-file", str(certificate)], check=True, capture_output=True)
+    names = [
+        "-dname",
+        "CN=127.0.0.1",
+        "-ext",
+        "san=ip:127.0.0.1",
+        "-validity",
+        "2",
+        "-keyalg",
+        "RSA",
+    ]
+    subprocess.run(
+        [*keytool, "-genkeypair", "-storetype", "PKCS12", *names], check=True, capture_output=True
+    )
+    subprocess.run(
+        [*keytool, "-exportcert", "-rfc", "-file", str(certificate)],
+        check=True,
+        capture_output=True,
+    )
     inner = broker_module.free_port()
     login = f'org.apache.kafka.common.security.plain.PlainLoginModule required user_{USER}="{PASSWORD}";'
     lines = broker_module._PROPERTIES.splitlines()
-    kept = [line for line in lines if not line.startswith(("listeners", "advertised", "listener.sec", "inter.broker"))]
+    kept = [
+        line
+        for line in lines
+        if not line.startswith(("listeners", "advertised", "listener.sec", "inter.broker"))
+    ]
     own = [
         f"listeners=SASL_SSL://127.0.0.1:{{port}},PLAINTEXT://127.0.0.1:{inner},CONTROLLER://127.0.0.1:{{controller_port}}",
         f"advertised.listeners=SASL_SSL://127.0.0.1:{{port}},PLAINTEXT://127.0.0.1:{inner}",
@@ -84,7 +103,9 @@ def test_every_client_speaks_tls_and_gives_its_password(secured, tmp_path, sampl
         wrong = stream.cli("topics", "check", kafka__sasl_password="wrong")
         assert wrong.returncode == 1
         assert len(wrong.stderr.strip().splitlines()) == 1, wrong.stderr
-        plain = stream.cli("topics", "check", kafka__security_protocol="SSL", kafka__ssl_cafile=__file__)
+        plain = stream.cli(
+            "topics", "check", kafka__security_protocol="SSL", kafka__ssl_cafile=__file__
+        )
         assert plain.returncode == 2, plain.stderr
         assert "kafka.ssl_cafile" in plain.stderr
         assert PASSWORD not in "".join(service.log for service in stream.services)

@@ -17,7 +17,7 @@ import services
 from services import eventually
 
 from streamproc import replay
-from streamproc.events import video_id_of
+from streamproc.ids import video_id_of
 
 SERVICES = ("worker", "matcher", "animator")
 
@@ -69,7 +69,9 @@ def assert_repeats_only(stream) -> None:
         runs = tuple(person["run_id"] for person in event["persons"])
         content = (event["candidate_id"], runs, event["similarity"], event.get("probability"))
         said[content].add((event["event_id"], event["state"]))
-    assert all(len(ids) <= 2 for ids in said.values())  # proposed, and updated where a run came again
+    assert all(
+        len(ids) <= 2 for ids in said.values()
+    )  # proposed, and updated where a run came again
 
 
 def test_replay_and_stream_give_the_same_candidates(stream):
@@ -79,7 +81,9 @@ def test_replay_and_stream_give_the_same_candidates(stream):
     for name in ("a.mp4", "b.mp4", "c.mp4"):
         submitted = stream.cli("submit", str(stream.media / name), "--gallery", "lobby")
         assert submitted.stdout.strip() == video_id_of(name)
-    watched = stream.cli("watch", "--until-done", video_id_of("c.mp4"), "--from-beginning", "--json")
+    watched = stream.cli(
+        "watch", "--until-done", video_id_of("c.mp4"), "--from-beginning", "--json"
+    )
     assert watched.returncode == 0, watched.stderr
     eventually(lambda: done(stream, "a.mp4", "b.mp4", "c.mp4"), "done")
     expected = undisturbed(stream, ("a.mp4", "b.mp4", "c.mp4"), gallery="lobby")
@@ -97,7 +101,10 @@ def test_the_research_clip_gives_the_same_candidates_both_ways(stream, shared):
     stream = stream()
     data, weights = shared / "data", str(shared / "models" / "osnet_x0_25_msmt17.czqosu.onnx")
     (stream.media / "vtest.avi").symlink_to(data / "videos" / "vtest.avi")
-    video, tracks = data / "videos" / "vtest.avi", data / "persons" / "PETS09-S2L1.canonical_persons.npz"
+    video, tracks = (
+        data / "videos" / "vtest.avi",
+        data / "persons" / "PETS09-S2L1.canonical_persons.npz",
+    )
     (stream.media / "copy.avi").write_bytes(video.read_bytes())
     (stream.media / "copy.npz").write_bytes(tracks.read_bytes())
     for name in ("worker", "matcher"):
@@ -106,7 +113,11 @@ def test_the_research_clip_gives_the_same_candidates_both_ways(stream, shared):
     # A link that leads out of the media root is no file under it.
     stream.announce("vtest.avi", tracks={"uri": "copy.npz"})
     eventually(lambda: done(stream, "copy.avi") and stream.dead(), "done")
-    result = replay(stream.media / "copy.avi", persons=stream.media / "copy.npz", clustering__osnet_model=weights)
+    result = replay(
+        stream.media / "copy.avi",
+        persons=stream.media / "copy.npz",
+        clustering__osnet_model=weights,
+    )
     expected = {c.candidate_id: c.similarity for c in result.candidates}
     found = standing(stream)
     assert found.keys() == expected.keys()
@@ -123,7 +134,9 @@ def test_the_animator_dies_and_is_slow_and_stops_nothing(stream):
     animator.process.send_signal(signal.SIGSTOP)
     for name in "abcd":
         stream.announce(f"{name}.mp4")
-    eventually(lambda: done(stream, *(f"{name}.mp4" for name in "abcd")), "done without the animator")
+    eventually(
+        lambda: done(stream, *(f"{name}.mp4" for name in "abcd")), "done without the animator"
+    )
     animator.process.send_signal(signal.SIGCONT)
     animator.kill()
     stream.start("animator", ready=False)
@@ -133,7 +146,7 @@ def test_the_animator_dies_and_is_slow_and_stops_nothing(stream):
 
 ONE_FAILS = """
 import itertools, sys
-from streamproc.stream import animator
+from streamproc.services import animator
 real, calls = animator.encode_webp, itertools.count()
 def encode_webp(crops, **options):
     if next(calls) == 0:
@@ -187,7 +200,9 @@ def test_random_kills_under_load_lose_nothing(stream, sample):
     chaos_seconds = float(os.environ.get("STREAMPROC_TEST_CHAOS_SECONDS", "60"))
     seed = int(os.environ.get("STREAMPROC_TEST_SEED", "1"))
     random.seed(seed)
-    stream = stream(kafka__session_timeout_seconds=6, kafka__max_poll_interval_seconds=10, jobs__attempts=50)
+    stream = stream(
+        kafka__session_timeout_seconds=6, kafka__max_poll_interval_seconds=10, jobs__attempts=50
+    )
     names = []
     kinds = ("worker", "worker", "matcher", "matcher", "animator")
     running = [stream.start(name) for name in kinds]
@@ -201,7 +216,9 @@ def test_random_kills_under_load_lose_nothing(stream, sample):
         time.sleep(random.uniform(1, 2))  # a load, not a wait for something
         revive(stream, running)
         if time.monotonic() > next_kill:
-            victim = random.choice([service for service in running if service.process.poll() is None])
+            victim = random.choice(
+                [service for service in running if service.process.poll() is None]
+            )
             victim.kill()
             kills += 1
             next_kill = time.monotonic() + random.uniform(4, 9)
@@ -266,13 +283,22 @@ def test_dev_runs_all_three_with_a_broker_of_its_own(tmp_path, sample):
         env=environment, stderr=log, cwd=tmp_path,
     )  # fmt: skip
     try:
-        eventually(lambda: b"streamproc submit" in (tmp_path / "dev.log").read_bytes(), "what to type next")
+        eventually(
+            lambda: b"streamproc submit" in (tmp_path / "dev.log").read_bytes(), "what to type next"
+        )
         said = (tmp_path / "dev.log").read_text()
-        bootstrap = next(line for line in said.splitlines() if line.startswith("Kafka at ")).split()[2].rstrip(";")
+        bootstrap = (
+            next(line for line in said.splitlines() if line.startswith("Kafka at "))
+            .split()[2]
+            .rstrip(";")
+        )
         flags = ["--bootstrap", bootstrap, "--media-root", str(media)]
         product = [sys.executable, "-m", "streamproc"]
         submitted = subprocess.run(
-            [*product, "submit", str(media / "sample.mp4"), *flags], capture_output=True, text=True, check=True
+            [*product, "submit", str(media / "sample.mp4"), *flags],
+            capture_output=True,
+            text=True,
+            check=True,
         )
         video_id = submitted.stdout.strip()
         watched = subprocess.run(

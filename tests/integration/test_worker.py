@@ -7,14 +7,14 @@ import json
 import pytest
 from services import PATIENCE_SECONDS, eventually, media_server
 
-from streamproc.events import video_id_of
-from streamproc.stream.worker import EXIT_WEDGED
+from streamproc.ids import video_id_of
+from streamproc.services.worker import EXIT_WEDGED
 
 PERSONS = 6  # in the sample
 
 KILLER = """
 import os, signal, sys
-import streamproc.pipeline as pipeline
+from streamproc.pipeline import pipeline
 real = pipeline.open_video
 def open_video(path, **options):
     if "killer" in path.name:
@@ -28,8 +28,8 @@ main()
 
 HANGING = """
 import sys, threading
-import streamproc.pipeline as pipeline
-from streamproc.stream import worker
+from streamproc.pipeline import pipeline
+from streamproc.services import worker
 worker.WEDGED_SECONDS = 0.5
 pipeline.open_video = lambda path, **options: threading.Event().wait()  # as a decoder that never comes back
 from streamproc.cli import main
@@ -45,16 +45,27 @@ def finished(stream, *uris) -> bool:
 
 
 def closings(stream) -> list[tuple[str, str]]:
-    return [(e["video_id"], e["outcome"]) for e in stream.events("person-embeddings") if e["kind"] == "video-closed"]
+    return [
+        (e["video_id"], e["outcome"])
+        for e in stream.events("person-embeddings")
+        if e["kind"] == "video-closed"
+    ]
 
 
 def test_videos_come_out_as_persons_then_a_closing(stream):
     stream = stream()
     worker = stream.start("worker")
     trace = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-    event = {"video_uri": "a.mp4", "gallery_id": "lobby", "recorded_at": "2026-11-24T09:00:00Z", "camera_id": "north"}
+    event = {
+        "video_uri": "a.mp4",
+        "gallery_id": "lobby",
+        "recorded_at": "2026-11-24T09:00:00Z",
+        "camera_id": "north",
+    }
     stream.send("video-ready", (None, json.dumps(event).encode()), headers=[("traceparent", trace)])
-    stream.send("video-ready", *[(b"x", json.dumps({"video_uri": f"{n}.mp4"}).encode()) for n in "bcd"])
+    stream.send(
+        "video-ready", *[(b"x", json.dumps({"video_uri": f"{n}.mp4"}).encode()) for n in "bcd"]
+    )
     eventually(lambda: finished(stream, "a.mp4", "b.mp4", "c.mp4", "d.mp4"), "all embedded")
 
     mine = [record for record in stream.records("person-embeddings") if record.key == b"lobby"]
@@ -84,7 +95,9 @@ def test_a_job_longer_than_the_poll_interval_is_done_once(stream, sample):
         stream.announce(f"http://{server.host}/sample.mp4", tracks={"uri": "a.persons.npz"})
         eventually(lambda: server.gets, "download begun")
         with pytest.raises(AssertionError):  # nothing happens for ten poll intervals
-            eventually(lambda: len(server.gets) > 1 or closings(stream), "a second start", seconds=5)
+            eventually(
+                lambda: len(server.gets) > 1 or closings(stream), "a second start", seconds=5
+            )
         server.gate.set()
         eventually(lambda: closings(stream), "done")
         assert len(server.gets) == 1
@@ -112,24 +125,38 @@ def test_bad_videos_and_broken_events_are_dead_letters_and_harm_no_other(stream)
         b'{"video_uri": "b.mp4", "tracks": {"uri": "c.mp4"}}': "bad-tracks",
         b'{"video_uri": "a.mp4", "video_sha256": "' + b"0" * 64 + b'"}': "bad-video",
     }
-    stream.send("video-ready", *[(b"k", value) for value in bad], (b"k", None), (b"k", b'{"video_uri": "d.mp4"}'))
+    stream.send(
+        "video-ready",
+        *[(b"k", value) for value in bad],
+        (b"k", None),
+        (b"k", b'{"video_uri": "d.mp4"}'),
+    )
     eventually(lambda: len(stream.dead()) == len(bad) + 1, "dead letters")
-    eventually(lambda: finished(stream, "d.mp4") and stream.lag("worker") == 0, "the good one done, lag 0")
+    eventually(
+        lambda: finished(stream, "d.mp4") and stream.lag("worker") == 0, "the good one done, lag 0"
+    )
     codes = sorted(reason["error_code"] for reason in stream.dead())
     assert codes == sorted([*bad.values(), "bad-event"])
     assert closings(stream) == [(video_id_of("d.mp4"), "done")]
-    letter = next(record for record in stream.records("dead-letters") if b"text.mp4" in (record.value or b""))
+    letter = next(
+        record for record in stream.records("dead-letters") if b"text.mp4" in (record.value or b"")
+    )
     assert letter.value == b'{"video_uri": "text.mp4"}'
     assert "text.mp4" in dict(letter.headers)["dlq_error_text"].decode()
     assert stream.states(video_id_of("text.mp4"))[-1] == "failed"
 
 
-def test_a_video_that_kills_the_process_is_given_up_at_the_third_attempt_and_takes_no_other_with_it(stream):
+def test_a_video_that_kills_the_process_is_given_up_at_the_third_attempt_and_takes_no_other_with_it(
+    stream,
+):
     stream = stream(jobs__videos_at_once=3)
     for suffix in ("mp4", "persons.npz"):
         (stream.media / f"killer.{suffix}").write_bytes((stream.media / f"a.{suffix}").read_bytes())
     names = ("a", "killer", "b", "c", "d")
-    stream.send("video-ready", *[(b"one partition", json.dumps({"video_uri": f"{n}.mp4"}).encode()) for n in names])
+    stream.send(
+        "video-ready",
+        *[(b"one partition", json.dumps({"video_uri": f"{n}.mp4"}).encode()) for n in names],
+    )
     deaths = 0
     worker = stream.start("worker", code=KILLER, ready=False)
     while not finished(stream, *(f"{name}.mp4" for name in names)):
@@ -140,7 +167,9 @@ def test_a_video_that_kills_the_process_is_given_up_at_the_third_attempt_and_tak
     assert deaths == 3
     (reason,) = stream.dead()
     assert (reason["error_code"], reason["attempts"]) == ("killed-the-process", "3")
-    assert {video_id for video_id, _ in closings(stream)} == {video_id_of(f"{name}.mp4") for name in "abcd"}
+    assert {video_id for video_id, _ in closings(stream)} == {
+        video_id_of(f"{name}.mp4") for name in "abcd"
+    }
     eventually(lambda: stream.lag("worker") == 0, "lag 0")
     assert set(stream.committed("worker").values()) == {(5, "")}
 
@@ -194,7 +223,9 @@ def test_a_fault_of_the_machine_is_retried_and_loses_nothing(stream, sample):
     assert not stream.dead()
 
 
-def test_sigterm_finishes_what_is_short_and_gives_up_what_is_long_without_counting_it(stream, sample):
+def test_sigterm_finishes_what_is_short_and_gives_up_what_is_long_without_counting_it(
+    stream, sample
+):
     stream = stream(service__grace_seconds=4)
     with media_server(sample) as server:
         uri = f"http://{server.host}/sample.mp4"
@@ -224,14 +255,18 @@ def test_a_worker_killed_in_the_middle_is_replaced_and_the_run_is_the_same(strea
         stream.start("worker", remote__allowed_hosts=server.host, ready=False)
         eventually(lambda: finished(stream, uri, "b.mp4"), "done by the next")
     persons = [
-        e for e in stream.events("person-embeddings") if e["kind"] == "person" and e["video_id"] == video_id_of(uri)
+        e
+        for e in stream.events("person-embeddings")
+        if e["kind"] == "person" and e["video_id"] == video_id_of(uri)
     ]
     assert len({e["run_id"] for e in persons}) == 1
     assert {e["person_id"] for e in persons} == set(range(1, PERSONS + 1))
     assert not stream.dead()
 
 
-def test_members_join_and_leave_and_no_running_job_is_restarted_whose_partition_stayed(stream, sample):
+def test_members_join_and_leave_and_no_running_job_is_restarted_whose_partition_stayed(
+    stream, sample
+):
     """Two jobs hang at half of their download while a second worker comes and goes."""
     stream = stream(jobs__videos_at_once=4)
     names = [f"{letter}.mp4" for letter in "abcd"]
@@ -243,7 +278,9 @@ def test_members_join_and_leave_and_no_running_job_is_restarted_whose_partition_
             stream.send("video-ready", (None, value), partition=number)
         eventually(lambda: len(server.gets) == 4, "four jobs, one a partition")
         second = stream.start("worker", remote__allowed_hosts=server.host, service__grace_seconds=2)
-        eventually(lambda: len(server.gets) == 6, "two of them moved")  # sticky: two stay with the first
+        eventually(
+            lambda: len(server.gets) == 6, "two of them moved"
+        )  # sticky: two stay with the first
         assert second.stop() == 0
         eventually(lambda: len(server.gets) == 8, "and came back")
         stayed = [name for name in names if server.gets.count(name) == 1]
@@ -271,7 +308,10 @@ def test_where_nothing_may_be_declared_services_only_check(stream):
     assert worker.stop() == 0
     worker = stream.start("worker", ready=False, kafka__topic_prefix="nobody.made.these.")
     assert worker.process.wait(PATIENCE_SECONDS) == 2
-    assert "topic nobody.made.these.video-ready: missing; `streamproc topics create` makes it" in worker.log
+    assert (
+        "topic nobody.made.these.video-ready: missing; `streamproc topics create` makes it"
+        in worker.log
+    )
 
 
 def test_a_decoder_that_hangs_ends_the_process_which_counts_as_a_start(stream):
@@ -280,7 +320,9 @@ def test_a_decoder_that_hangs_ends_the_process_which_counts_as_a_start(stream):
     worker = stream.start("worker", code=HANGING)
     stream.announce("a.mp4", options={"time_limit_seconds": 0.5})
     assert worker.process.wait(PATIENCE_SECONDS) == EXIT_WEDGED
-    assert [metadata for _, metadata in stream.committed("worker").values() if metadata] == ['{"starts":{"0":1}}']
+    assert [metadata for _, metadata in stream.committed("worker").values() if metadata] == [
+        '{"starts":{"0":1}}'
+    ]
 
 
 def test_logs_name_the_video_the_gallery_and_the_run(stream):
@@ -293,4 +335,8 @@ def test_logs_name_the_video_the_gallery_and_the_run(stream):
     (done,) = [line for line in lines if line["message"].startswith("done: ")]
     run_id = stream.events("person-embeddings")[0]["run_id"]
     assert (done["service"], done["level"]) == ("worker", "info")
-    assert (done["video_id"], done["gallery_id"], done["run_id"]) == (video_id_of("a.mp4"), "lobby", run_id)
+    assert (done["video_id"], done["gallery_id"], done["run_id"]) == (
+        video_id_of("a.mp4"),
+        "lobby",
+        run_id,
+    )

@@ -1,7 +1,8 @@
 """Makes the sample clip and its tracks: `python tests/sample/make_sample.py [FOLDER]`.
 
-Figures that differ in clothing walk through a scene; one of them leaves and comes back under a new id, as after a
-tracker's identity switch. Everything is drawn here, from a seed; no picture of a real person is in it.
+Figures that differ in clothing walk through a scene; one of them leaves and comes back under a new
+id, as after a tracker's identity switch. Everything is drawn here, from a seed; no picture of a
+real person is in it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import av
 import numpy as np
 from PIL import Image, ImageDraw
 
-from streamproc.people import save_tracks
+from streamproc.tracks import save_tracks
 from streamproc.types import Track
 
 WIDTH, HEIGHT, FRAMES, FRAMES_PER_SECOND = 640, 360, 150, 25
@@ -87,33 +88,68 @@ WALKS = (
 )
 
 
-def figure(draw: ImageDraw.ImageDraw, x: float, y: float, tall: float, look: dict[str, object], phase: float) -> None:
+def figure(
+    draw: ImageDraw.ImageDraw,
+    x: float,
+    y: float,
+    tall: float,
+    look: dict[str, object],
+    phase: float,
+) -> None:
     """Draw one walking figure with its feet at (x, y)."""
     swing, unit = np.sin(phase), tall / 8
     hip, neck = y - 4 * unit, y - 6.8 * unit
     for side in (-1, 1):
         knee, foot = x + side * swing * unit * 0.6, x + side * swing * unit * 1.2
-        draw.line([(x, hip), (knee, y - 2 * unit), (foot, y)], fill=look["legs"], width=int(unit * 0.85), joint="curve")
+        draw.line(
+            [(x, hip), (knee, y - 2 * unit), (foot, y)],
+            fill=look["legs"],
+            width=int(unit * 0.85),
+            joint="curve",
+        )
     draw.rounded_rectangle(
-        [x - unit * 1.05, neck, x + unit * 1.05, hip + unit * 0.4], radius=unit * 0.5, fill=look["coat"]
+        [x - unit * 1.05, neck, x + unit * 1.05, hip + unit * 0.4],
+        radius=unit * 0.5,
+        fill=look["coat"],
     )
     if look["stripe"]:
         for k in range(4):
             top = neck + (0.4 + 0.75 * k) * unit
-            draw.rectangle([x - unit * 1.05, top, x + unit * 1.05, top + unit * 0.3], fill=(40, 60, 120))
+            draw.rectangle(
+                [x - unit * 1.05, top, x + unit * 1.05, top + unit * 0.3], fill=(40, 60, 120)
+            )
     for side in (-1, 1):
         hand = (x + side * unit * 1.1 - side * swing * unit * 0.9, hip + unit * 0.2)
-        draw.line([(x + side * unit * 1.0, neck + unit * 0.5), hand], fill=look["coat"], width=int(unit * 0.55))
+        draw.line(
+            [(x + side * unit * 1.0, neck + unit * 0.5), hand],
+            fill=look["coat"],
+            width=int(unit * 0.55),
+        )
         draw.ellipse(
-            [hand[0] - unit * 0.25, hand[1] - unit * 0.25, hand[0] + unit * 0.25, hand[1] + unit * 0.25],
+            [
+                hand[0] - unit * 0.25,
+                hand[1] - unit * 0.25,
+                hand[0] + unit * 0.25,
+                hand[1] + unit * 0.25,
+            ],
             fill=look["skin"],
         )
     if look["bag"]:
         draw.rounded_rectangle(
-            [x + unit * 0.5, hip - unit * 1.2, x + unit * 1.5, hip + unit * 0.4], radius=unit * 0.2, fill=look["bag"]
+            [x + unit * 0.5, hip - unit * 1.2, x + unit * 1.5, hip + unit * 0.4],
+            radius=unit * 0.2,
+            fill=look["bag"],
         )
-    draw.ellipse([x - unit * 0.55, neck - unit * 1.25, x + unit * 0.55, neck + unit * 0.05], fill=look["skin"])
-    draw.pieslice([x - unit * 0.6, neck - unit * 1.3, x + unit * 0.6, neck - unit * 0.1], 180, 360, fill=look["hair"])
+    draw.ellipse(
+        [x - unit * 0.55, neck - unit * 1.25, x + unit * 0.55, neck + unit * 0.05],
+        fill=look["skin"],
+    )
+    draw.pieslice(
+        [x - unit * 0.6, neck - unit * 1.3, x + unit * 0.6, neck - unit * 0.1],
+        180,
+        360,
+        fill=look["hair"],
+    )
 
 
 def background(rng: np.random.Generator) -> Image.Image:
@@ -122,7 +158,12 @@ def background(rng: np.random.Generator) -> Image.Image:
     draw = ImageDraw.Draw(image)
     draw.rectangle([0, 0, WIDTH, 170], fill=(142, 132, 122))
     for k in range(7):
-        draw.rectangle([24 + k * 92, 36, 78 + k * 92, 128], fill=(88, 102, 118), outline=(206, 200, 192), width=4)
+        draw.rectangle(
+            [24 + k * 92, 36, 78 + k * 92, 128],
+            fill=(88, 102, 118),
+            outline=(206, 200, 192),
+            width=4,
+        )
     for k in range(12):
         draw.line([(k * 64 - 60, HEIGHT), (k * 40 + 120, 170)], fill=(150, 152, 156), width=2)
     noise = rng.normal(0, 5, (HEIGHT, WIDTH, 1))
@@ -142,12 +183,19 @@ def tracks(rng: np.random.Generator) -> list[Track]:
         frames = np.arange(walk.start, walk.end + 1)
         feet = np.array([place(walk, int(frame)) for frame in frames])
         boxes = np.stack(
-            [feet[:, 0] - walk.tall * 0.2, feet[:, 1] - walk.tall * 1.02, feet[:, 0] + walk.tall * 0.2, feet[:, 1] + 3],
+            [
+                feet[:, 0] - walk.tall * 0.2,
+                feet[:, 1] - walk.tall * 1.02,
+                feet[:, 0] + walk.tall * 0.2,
+                feet[:, 1] + 3,
+            ],
             1,
         )
         boxes += rng.normal(0, 1.2, boxes.shape)
         confidences = rng.uniform(0.75, 0.97, len(frames))
-        result.append(Track(walk.person_id, frames, boxes.astype(np.float32), confidences.astype(np.float32)))
+        result.append(
+            Track(walk.person_id, frames, boxes.astype(np.float32), confidences.astype(np.float32))
+        )
     return result
 
 
@@ -155,7 +203,9 @@ def main(folder: Path) -> None:
     """Write sample.mp4 and sample.persons.npz."""
     rng = np.random.default_rng(20261124)
     scene = background(rng)
-    with av.open(folder / "sample.mp4", "w", options={"movflags": "faststart", "fflags": "bitexact"}) as container:
+    with av.open(
+        folder / "sample.mp4", "w", options={"movflags": "faststart", "fflags": "bitexact"}
+    ) as container:
         stream = container.add_stream("libx264", rate=FRAMES_PER_SECOND)
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         stream.options = {"crf": "27", "preset": "slow", "g": "50", "threads": "1"}
@@ -164,8 +214,18 @@ def main(folder: Path) -> None:
             draw = ImageDraw.Draw(image)
             for walk in sorted(WALKS, key=lambda walk: walk.y):
                 if walk.start <= index <= walk.end:
-                    figure(draw, *place(walk, index), walk.tall, LOOKS[walk.look], index / 3 + walk.person_id)
-            pixels = (np.asarray(image) + rng.normal(0, 3, (HEIGHT, WIDTH, 1))).clip(0, 255).astype(np.uint8)
+                    figure(
+                        draw,
+                        *place(walk, index),
+                        walk.tall,
+                        LOOKS[walk.look],
+                        index / 3 + walk.person_id,
+                    )
+            pixels = (
+                (np.asarray(image) + rng.normal(0, 3, (HEIGHT, WIDTH, 1)))
+                .clip(0, 255)
+                .astype(np.uint8)
+            )
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
             frame.pts, frame.time_base = index, Fraction(1, FRAMES_PER_SECOND)
             container.mux(stream.encode(frame))

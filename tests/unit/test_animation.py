@@ -43,7 +43,9 @@ def place_of_figure(picture):
 
 def test_each_crop_is_a_picture_shown_as_long_as_the_rate_says():
     colours = [(250, 10, 10), (10, 250, 10), (10, 10, 250)]
-    data = encode_webp([crop(colour, slot=i) for i, colour in enumerate(colours)], frames_per_second=10)
+    data = encode_webp(
+        [crop(colour, slot=i) for i, colour in enumerate(colours)], frames_per_second=10
+    )
     decoded, durations = pictures(data)
     assert decoded.shape == (3, 256, 256, 3)
     assert durations == [100, 100, 100]
@@ -62,7 +64,9 @@ def test_crops_of_any_size_come_in_their_order(monkeypatch, scaled_bytes):
     monkeypatch.setattr(webp, "_SCALED_BYTES", scaled_bytes)
     reds, heights = [20, 240, 60, 200, 130], [90, 30, 256, 30, 60]
     crops = [
-        replace(crop((red, 30, 30), slot=i), pixels=np.full((height, 40, 3), (red, 30, 30), np.uint8))
+        replace(
+            crop((red, 30, 30), slot=i), pixels=np.full((height, 40, 3), (red, 30, 30), np.uint8)
+        )
         for i, (red, height) in enumerate(zip(reds, heights, strict=True))
     ]
     decoded, _ = pictures(encode_webp(crops, size_px=64))
@@ -81,10 +85,14 @@ def test_one_crop_is_a_valid_file():
 
 
 @given(ratios=st.lists(st.floats(0.05, 12), min_size=1, max_size=4), size_px=st.integers(16, 200))
-@example(ratios=[0.5, 0.4, 0.5, 0.3], size_px=200)  # the last is painted where the second was, which was wider
+@example(
+    ratios=[0.5, 0.4, 0.5, 0.3], size_px=200
+)  # the last is painted where the second was, which was wider
 def test_the_shape_comes_back_letter_boxed(ratios, size_px):
     """Every picture shows its own crop, centred and in its own shape, with nothing left of the one before it."""
-    decoded, _ = pictures(encode_webp([crop(aspect_ratio=ratio) for ratio in ratios], size_px=size_px))
+    decoded, _ = pictures(
+        encode_webp([crop(aspect_ratio=ratio) for ratio in ratios], size_px=size_px)
+    )
     assert decoded.shape == (len(ratios), size_px, size_px, 3)
     for picture, ratio in zip(decoded, ratios, strict=True):
         x, y, width, height = place_of_figure(picture)
@@ -95,11 +103,19 @@ def test_the_shape_comes_back_letter_boxed(ratios, size_px):
 
 
 def test_a_walking_person_stays_small_and_close_to_the_crop():
-    """Soft noise, as the worst that a camera gives: 50 pictures in less than 1 MiB, and no visible damage."""
+    """Soft noise, as the worst that a camera gives.
+
+    50 pictures in less than 1 MiB, and no visible damage.
+    """
     random = np.random.default_rng(1)
     coarse = random.integers(60, 200, (50, 32, 16, 3), dtype=np.uint8)
-    smooth = [np.asarray(Image.fromarray(c).resize((128, 256), Image.Resampling.BICUBIC)) for c in coarse]
-    crops = [Crop(1, i, i, 0.0, (0.0, 0.0, 1.0, 1.0), 1.0, 0.5, pixels) for i, pixels in enumerate(smooth)]
+    smooth = [
+        np.asarray(Image.fromarray(c).resize((128, 256), Image.Resampling.BICUBIC)) for c in coarse
+    ]
+    crops = [
+        Crop(1, i, i, 0.0, (0.0, 0.0, 1.0, 1.0), 1.0, 0.5, pixels)
+        for i, pixels in enumerate(smooth)
+    ]
     data = encode_webp(crops)
     assert len(data) < 1 << 20
     figures = pictures(data)[0][:, :, 64:192].astype(int)
@@ -137,7 +153,9 @@ def test_what_the_encoder_raises_is_let_out(monkeypatch):
 
 def test_colours_are_those_of_the_crop_up_to_the_edge():
     """No edge shares a chroma sample with the background."""
-    red = Crop(7, 0, 0, 0.0, (0.0, 0.0, 1.0, 1.0), 0.5, 0.4, np.full((64, 32, 3), (220, 30, 40), np.uint8))
+    red = Crop(
+        7, 0, 0, 0.0, (0.0, 0.0, 1.0, 1.0), 0.5, 0.4, np.full((64, 32, 3), (220, 30, 40), np.uint8)
+    )
     for size_px in (62, 63, 64, 65, 66):
         (picture,) = pictures(encode_webp([red], size_px=size_px))[0].astype(int)
         x, y, width, height = webp._letter_box(0.4, size_px)

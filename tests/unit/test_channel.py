@@ -106,7 +106,9 @@ async def test_a_cancelled_read_has_taken_nothing() -> None:
 
 async def test_many_producers_and_one_reader_lose_nothing() -> None:
     channel: Channel[int] = Channel(3)
-    producers = [asyncio.create_task(put_all(channel, range(i * 100, i * 100 + 100))) for i in range(5)]
+    producers = [
+        asyncio.create_task(put_all(channel, range(i * 100, i * 100 + 100))) for i in range(5)
+    ]
     got: list[int] = []
 
     async def read():

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from streamproc.crops import Buckets, CropOptions, PixelStore, cut_frames, plan_crops
-from streamproc.crops.boxes import find_overlaps, placement_quality, usable
-from streamproc.crops.choice import choose_embedded
-from streamproc.crops.cutter import SHARP_VARIANCE, resized, sharpness
-from streamproc.crops.plan import EQUALLY_GOOD, Plan, TrackSpan
-from streamproc.crops.store import CROP_BYTES
+from streamproc.crops.cutter import resized
+from streamproc.crops.overlaps import find_overlaps
+from streamproc.crops.pixel_store import CROP_BYTES
+from streamproc.crops.plan import Plan, TrackSpan
+from streamproc.crops.quality import SHARP_VARIANCE, placement_quality, sharpness, usable
+from streamproc.crops.selection import EQUALLY_GOOD, choose_embedded
 from streamproc.types import Crop, Cut, FrameTable, Track
 
 SIZE = {"width": 640, "height": 480}
@@ -46,7 +47,12 @@ def plan(tracks, frames=300, gop=10, **options):
 
 
 def slots(made, person_id):
-    return [(frame, cut.slot) for frame, cuts in made.cuts.items() for cut in cuts if cut.person_id == person_id]
+    return [
+        (frame, cut.slot)
+        for frame, cuts in made.cuts.items()
+        for cut in cuts
+        if cut.person_id == person_id
+    ]
 
 
 def test_each_person_gets_crops_spread_over_the_whole_track() -> None:
@@ -68,7 +74,11 @@ def test_frames_early_in_their_group_of_pictures_are_taken() -> None:
 
 def test_persons_share_frames_where_that_is_as_good() -> None:
     alone = plan([track(1, range(300))], gop=300, crops_per_person=10)
-    both = plan([track(1, range(300)), track(2, range(7, 287), (300, 100, 350, 250))], gop=300, crops_per_person=10)
+    both = plan(
+        [track(1, range(300)), track(2, range(7, 287), (300, 100, 350, 250))],
+        gop=300,
+        crops_per_person=10,
+    )
     assert len(both.frame_indices) < len(alone.frame_indices) * 1.6
 
 
@@ -82,7 +92,10 @@ def test_a_much_better_box_is_worth_its_cost() -> None:
 
 def test_disposable_pictures_are_avoided() -> None:
     made = plan_crops(
-        [track(1, range(300))], table(300, 300, disposable=True), **SIZE, options=CropOptions(crops_per_person=30)
+        [track(1, range(300))],
+        table(300, 300, disposable=True),
+        **SIZE,
+        options=CropOptions(crops_per_person=30),
     )
     assert (made.frame_indices % 2 == 0).all()
 
@@ -104,7 +117,9 @@ def test_a_plan_equals_the_plain_loops(seed, count, gop, disposable) -> None:
     for one, own in zip(tracks, hidden, strict=True):
         quality = placement_quality(one, own, **SIZE)
         rows = np.flatnonzero(usable(one.boxes_xyxy, **SIZE))
-        for slot, part in enumerate(np.array_split(rows, min(count, rows.size)) if rows.size else []):
+        for slot, part in enumerate(
+            np.array_split(rows, min(count, rows.size)) if rows.size else []
+        ):
             good = part[quality[part] >= EQUALLY_GOOD * quality[part].max()]
             nearest = good[np.argsort(np.abs(good - part[len(part) // 2]), kind="stable")]
             windows.append((len(nearest), part[0], one, slot, nearest))
@@ -147,14 +162,18 @@ def test_no_tracks_give_an_empty_plan() -> None:
 
 def test_seen_with_needs_three_frames_apart() -> None:
     left, right = (0, 0, 50, 100), (200, 0, 250, 100)
-    apart = find_overlaps([track(7, [0, 1, 2], left), track(9, [0, 1, 2], right), track(8, [0, 1], (400, 0, 450, 99))])
+    apart = find_overlaps(
+        [track(7, [0, 1, 2], left), track(9, [0, 1, 2], right), track(8, [0, 1], (400, 0, 450, 99))]
+    )
     assert apart.seen_with == {7: (9,), 9: (7,)}
     double = find_overlaps([track(1, range(9), left), track(2, range(9), (2, 2, 52, 102))])
     assert double.seen_with == {}, "two boxes on one person are a double count, no veto"
 
 
 def test_hidden_is_the_share_that_another_box_covers_less_for_the_one_in_front() -> None:
-    hidden = find_overlaps([track(1, [0], (0, 0, 100, 100)), track(2, [0], (50, 0, 150, 120))]).hidden
+    hidden = find_overlaps(
+        [track(1, [0], (0, 0, 100, 100)), track(2, [0], (50, 0, 150, 120))]
+    ).hidden
     assert hidden[0][0] == pytest.approx(0.5)
     assert hidden[1][0] == pytest.approx(0.5 * 100 * 50 / (100 * 120))
 
@@ -166,7 +185,9 @@ def test_overlaps_equal_the_plain_double_loop(seed, block) -> None:
     for person_id in range(5):
         frames = np.sort(rng.choice(8, rng.integers(1, 8), replace=False))
         corner = rng.uniform(0, 60, (len(frames), 2))
-        boxes = np.concatenate([corner, corner + rng.uniform(10, 60, (len(frames), 2))], 1).astype(np.float32)
+        boxes = np.concatenate([corner, corner + rng.uniform(10, 60, (len(frames), 2))], 1).astype(
+            np.float32
+        )
         tracks.append(Track(person_id, frames, boxes, np.ones(len(frames), np.float32)))
     apart: dict[tuple[int, int], int] = {}
     hidden = [np.zeros(len(t)) for t in tracks]
@@ -175,15 +196,19 @@ def test_overlaps_equal_the_plain_double_loop(seed, block) -> None:
             for i, frame in enumerate(a.frame_indices):
                 for box in b.boxes_xyxy[b.frame_indices == frame] if b is not a else []:
                     mine, other = a.boxes_xyxy[i].astype(float), box.astype(float)
-                    shared = np.prod((np.minimum(mine[2:], other[2:]) - np.maximum(mine[:2], other[:2])).clip(0))
+                    shared = np.prod(
+                        (np.minimum(mine[2:], other[2:]) - np.maximum(mine[:2], other[:2])).clip(0)
+                    )
                     areas = [np.prod(x[2:] - x[:2]) for x in (mine, other)]
                     apart[a.person_id, b.person_id] = apart.get((a.person_id, b.person_id), 0) + (
                         shared / (sum(areas) - shared) < 0.5
                     )
                     front = mine[3] > other[3]
-                    hidden[a.person_id][i] = max(hidden[a.person_id][i], shared / areas[0] * (0.5 if front else 1))
+                    hidden[a.person_id][i] = max(
+                        hidden[a.person_id][i], shared / areas[0] * (0.5 if front else 1)
+                    )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("streamproc.crops.boxes._BLOCK_BOXES", block)
+        patch.setattr("streamproc.crops.overlaps._BLOCK_BOXES", block)
         found = find_overlaps(tracks)
     for got, expected in zip(found.hidden, hidden, strict=True):
         np.testing.assert_allclose(got, expected, atol=1e-5)
@@ -238,14 +263,18 @@ def noise(height, width, seed=0):
         ((100.4, 19.6, 350.5, 450.2), False, True),
     ],
 )
-def test_what_is_embedded_is_the_published_preprocessing_of_the_pixels_cut(box, is_favourite, shrunk) -> None:
+def test_what_is_embedded_is_the_published_preprocessing_of_the_pixels_cut(
+    box, is_favourite, shrunk
+) -> None:
     """Crops are kept as they are, unless they are large or will be embedded; the network sees the same either way."""
     frame = PlainFrame(noise(480, 640))
     (cut,) = plan([track(1, range(5), box)]).cuts[0]
     cuts = {0: (replace(cut, is_favourite=is_favourite),)}
     ((crop,),) = cut_frames([frame], cuts, PixelStore(10**7))
     x0, y0, x1, y1 = int(box[0]), int(box[1]), int(box[2]) + 1, int(box[3]) + 1
-    expected = Image.fromarray(frame.pixels[y0:y1, x0:x1]).resize((128, 256), Image.Resampling.BILINEAR)
+    expected = Image.fromarray(frame.pixels[y0:y1, x0:x1]).resize(
+        (128, 256), Image.Resampling.BILINEAR
+    )
     np.testing.assert_array_equal(resized(crop.pixels), np.asarray(expected))
     assert crop.pixels.shape == ((256, 128, 3) if shrunk else (y1 - y0, x1 - x0, 3))
     assert crop.pixels.nbytes <= CROP_BYTES
@@ -257,7 +286,10 @@ def test_of_equally_sharp_crops_the_plans_favourites_are_embedded(count) -> None
     half_hidden = [track(1, range(count)), track(2, range(count // 2), (110, 120, 150, 260))]
     made = plan(half_hidden)
     for person in (1, 2):
-        own = sorted((c for cuts in made.cuts.values() for c in cuts if c.person_id == person), key=lambda c: c.slot)
+        own = sorted(
+            (c for cuts in made.cuts.values() for c in cuts if c.person_id == person),
+            key=lambda c: c.slot,
+        )
         chosen = choose_embedded(crops_of([cut.placement_quality for cut in own]), 8)
         assert [cut.slot for cut in own if cut.is_favourite] == sorted(chosen)
         assert len(chosen) == min(8, len(own))
@@ -276,7 +308,9 @@ def test_a_blurred_crop_is_less_sharp() -> None:
     assert 0 <= flat < of_soft < of_sharp < 1
 
 
-@pytest.mark.parametrize("size", [(90, 33), (256, 128), (400, 160), (3, 2), (96, 48), (1, 1)], ids=str)
+@pytest.mark.parametrize(
+    "size", [(90, 33), (256, 128), (400, 160), (3, 2), (96, 48), (1, 1)], ids=str
+)
 def test_sharpness_is_that_of_pillows_resize(size) -> None:
     """But for Pillow's rounding to whole numbers, which adds some variance of its own."""
     coarse = np.random.default_rng(3).integers(0, 256, (20, 10, 3), np.uint8)
@@ -288,7 +322,9 @@ def test_sharpness_is_that_of_pillows_resize(size) -> None:
     (of_one,) = sharpness([pixels])
     assert of_one == pytest.approx(expected, abs=0.008)
     other = noise(256, 128)
-    np.testing.assert_allclose(sharpness([other, pixels]), [sharpness([other])[0], of_one], rtol=1e-6)
+    np.testing.assert_allclose(
+        sharpness([other, pixels]), [sharpness([other])[0], of_one], rtol=1e-6
+    )
 
 
 def test_no_crops_have_no_sharpness() -> None:
@@ -298,7 +334,8 @@ def test_no_crops_have_no_sharpness() -> None:
 def test_each_frame_gets_its_own_crops_however_many_are_cut_at_once() -> None:
     boxes = [(20 * i, 10 * i, 40 + 21 * i, 90 + 12 * i) for i in range(15)]
     cuts = {
-        frame: tuple(Cut(person, frame, boxes[person], 0.9, 0.5) for person in range(frame, 15)) for frame in range(4)
+        frame: tuple(Cut(person, frame, boxes[person], 0.9, 0.5) for person in range(frame, 15))
+        for frame in range(4)
     }
     frames = [PlainFrame(noise(480, 640, frame), frame) for frame in cuts]
     together = cut_frames(frames, cuts, PixelStore(10**8))
@@ -306,7 +343,11 @@ def test_each_frame_gets_its_own_crops_however_many_are_cut_at_once() -> None:
     for frame, crops in zip(frames, together, strict=True):
         (alone,) = cut_frames([frame], cuts, PixelStore(10**8))
         for crop, cut, other in zip(crops, cuts[frame.frame_index], alone, strict=True):
-            assert (crop.person_id, crop.frame_index, crop.box_xyxy) == (cut.person_id, frame.frame_index, cut.box_xyxy)
+            assert (crop.person_id, crop.frame_index, crop.box_xyxy) == (
+                cut.person_id,
+                frame.frame_index,
+                cut.box_xyxy,
+            )
             x0, y0, x1, y1 = cut.box_xyxy
             np.testing.assert_array_equal(crop.pixels, frame.pixels[y0:y1, x0:x1])
             assert crop.quality == pytest.approx(other.quality, abs=1e-4)
@@ -325,7 +366,9 @@ def test_embedded_crops_are_good_and_spread_in_time() -> None:
     assert len(chosen) == 8
     assert min(np.diff(sorted(chosen))) >= 3
     bad_half = [0.9 if i < 20 else 0.05 for i in range(40)]
-    assert sum(i < 20 for i in choose_embedded(crops_of(bad_half), 8)) >= 7, "a hidden half is no reason for bad crops"
+    assert sum(i < 20 for i in choose_embedded(crops_of(bad_half), 8)) >= 7, (
+        "a hidden half is no reason for bad crops"
+    )
 
 
 @given(st.lists(st.floats(0, 1), max_size=60), st.integers(0, 12))
@@ -336,7 +379,9 @@ def test_choice_is_unique_in_range_and_best_first(qualities, count) -> None:
 
 
 def test_a_bucket_is_complete_at_its_last_planned_frame_while_the_video_goes_on() -> None:
-    made = plan([track(1, range(50)), track(2, range(300), (300, 100, 350, 250))], crops_per_person=5)
+    made = plan(
+        [track(1, range(50)), track(2, range(300), (300, 100, 350, 250))], crops_per_person=5
+    )
     buckets = Buckets(made, crops_embedded=3)
     frame = PlainFrame(noise(480, 640))
     store = PixelStore(10**8)
@@ -351,18 +396,27 @@ def test_a_bucket_is_complete_at_its_last_planned_frame_while_the_video_goes_on(
 
 
 def test_frames_that_never_come_leave_a_smaller_bucket() -> None:
-    made = plan([track(1, range(50)), track(2, range(300), (300, 100, 350, 250))], crops_per_person=5)
+    made = plan(
+        [track(1, range(50)), track(2, range(300), (300, 100, 350, 250))], crops_per_person=5
+    )
     buckets = Buckets(made, crops_embedded=3)
-    done = [b.person_id for index in made.frame_indices.tolist()[6:8] for b in buckets.add(index, [])]
+    done = [
+        b.person_id for index in made.frame_indices.tolist()[6:8] for b in buckets.add(index, [])
+    ]
     assert done + [b.person_id for b in buckets.finish()] == [1, 2]
 
 
 def one_person_plan(placed, *, every=1):
     """A plan of one person with crops of these placement qualities, in every so many-th of the planned frames."""
     frames = np.arange(len(placed) * every)
-    cuts = {slot * every: (Cut(1, slot, (0, 0, 1, 1), 0.9, quality),) for slot, quality in enumerate(placed)}
+    cuts = {
+        slot * every: (Cut(1, slot, (0, 0, 1, 1), 0.9, quality),)
+        for slot, quality in enumerate(placed)
+    }
     last = (len(placed) - 1) * every
-    return Plan(frames, cuts, {1: TrackSpan(0, last, len(placed))}, {1: last}, {1: len(placed)}, {}, ())
+    return Plan(
+        frames, cuts, {1: TrackSpan(0, last, len(placed))}, {1: last}, {1: len(placed)}, {}, ()
+    )
 
 
 sixteenths = st.integers(0, 16).map(lambda n: n / 16)  # sums of these are exact
@@ -374,12 +428,16 @@ def test_what_is_likely_is_what_is_chosen_where_sharpness_stays(placed, count, d
     sharpness = data.draw(st.sampled_from([0.75, 0.875, 1.0]))
     buckets = Buckets(one_person_plan(placed), crops_embedded=count)
     crops = crops_of([sharpness * quality for quality in placed])
-    if not any(placed[max(0, so_far - 3) : so_far]):  # the latest crops are worth nothing: their sharpness is unknown
+    if not any(
+        placed[max(0, so_far - 3) : so_far]
+    ):  # the latest crops are worth nothing: their sharpness is unknown
         return
     for crop in crops[:so_far]:
         assert buckets.add(crop.frame_index, [crop]) == []
     likely = list(buckets.likely(len(placed)))
-    assert [crop.slot for crop in likely] == sorted(i for i in choose_embedded(crops, count) if i < so_far)
+    assert [crop.slot for crop in likely] == sorted(
+        i for i in choose_embedded(crops, count) if i < so_far
+    )
     assert all(any(crop is own for own in crops) for crop in likely)
 
 
@@ -396,28 +454,44 @@ def test_of_equal_crops_all_that_can_be_known_is_foreseen(planned, count, data) 
 @given(st.lists(st.integers(0, 199), min_size=1, unique=True), st.data())
 def test_a_plan_knows_after_how_many_frames_buckets_are_full(frames, data) -> None:
     full = data.draw(st.lists(st.sampled_from(frames), max_size=5))
-    made = replace(one_person_plan([0.5]), frame_indices=np.array(sorted(frames)), last_frame=dict(enumerate(full)))
-    assert made.full_after().tolist() == [count for count, frame in enumerate(sorted(frames), 1) if frame in full]
+    made = replace(
+        one_person_plan([0.5]),
+        frame_indices=np.array(sorted(frames)),
+        last_frame=dict(enumerate(full)),
+    )
+    assert made.full_after().tolist() == [
+        count for count, frame in enumerate(sorted(frames), 1) if frame in full
+    ]
 
 
 def test_only_buckets_due_soon_are_looked_at_and_the_soonest_first() -> None:
-    made = plan([track(1, range(50)), track(2, range(60), (300, 100, 350, 250)), track(3, range(300))], gop=1)
+    made = plan(
+        [track(1, range(50)), track(2, range(60), (300, 100, 350, 250)), track(3, range(300))],
+        gop=1,
+    )
     buckets = Buckets(made, crops_embedded=50)
     frame, store = PlainFrame(noise(480, 640)), PixelStore(10**8)
     for index in made.frame_indices[made.frame_indices < 45].tolist():
         frame.frame_index = index
         buckets.add(index, *cut_frames([frame], made.cuts, store))
         assert made.last_frame[1] - index > 3 or list(buckets.likely(4))
-    ahead = int(np.count_nonzero((made.frame_indices >= 45) & (made.frame_indices <= made.last_frame[1])))
+    ahead = int(
+        np.count_nonzero((made.frame_indices >= 45) & (made.frame_indices <= made.last_frame[1]))
+    )
     assert list(buckets.likely(ahead - 1)) == []
     assert {crop.person_id for crop in buckets.likely(ahead)} == {1}
-    order = [person for person, _ in itertools.groupby(buckets.likely(10**6), key=lambda crop: crop.person_id)]
+    order = [
+        person
+        for person, _ in itertools.groupby(buckets.likely(10**6), key=lambda crop: crop.person_id)
+    ]
     assert order == [1, 2, 3]
 
 
 def test_frames_that_never_came_are_not_expected_any_more() -> None:
     buckets = Buckets(one_person_plan([0.8] * 20), crops_embedded=8)
-    crops = [crop for crop in crops_of([0.7] * 20) if crop.slot >= 15]  # the first 15 could not be decoded
+    crops = [
+        crop for crop in crops_of([0.7] * 20) if crop.slot >= 15
+    ]  # the first 15 could not be decoded
     for crop in crops[:-1]:
         buckets.add(crop.frame_index, [crop])
     assert list(buckets.likely(20)) == crops[:-1], "with the last there are five, fewer than eight"

@@ -17,13 +17,21 @@ torch = pytest.importorskip("torch", reason="torch is not installed: the extra g
 
 ROOT = Path(__file__).resolve().parents[2]
 PEOPLE, FRAMES = 54, 6
-VIDEOS = ("e9544e9816", "0000000001", "0000000002", "0000000003", "0000000004")  # the first is held out
+VIDEOS = (
+    "e9544e9816",
+    "0000000001",
+    "0000000002",
+    "0000000003",
+    "0000000004",
+)  # the first is held out
 
 
 def picture(seed: int) -> bytes:
     """A person of 64x32 that looks the same for the same seed, as JPEG."""
     rng = np.random.default_rng(seed)
-    parts = Image.fromarray(rng.integers(0, 256, (6, 3, 3), np.uint8)).resize((32, 64), Image.Resampling.NEAREST)
+    parts = Image.fromarray(rng.integers(0, 256, (6, 3, 3), np.uint8)).resize(
+        (32, 64), Image.Resampling.NEAREST
+    )
     file = io.BytesIO()
     parts.save(file, "JPEG")
     return file.getvalue()
@@ -41,7 +49,12 @@ def archive(path: Path, names: dict[str, int]) -> None:
 @pytest.fixture
 def data(tmp_path):
     """Archives named as the real ones: people before two cameras, videos with three people in each frame."""
-    market = {f"{i:04d}_c{c}s1_{k:06d}_00.jpg": i for i in range(1, PEOPLE + 1) for c in (1, 2) for k in (1, 2)}
+    market = {
+        f"{i:04d}_c{c}s1_{k:06d}_00.jpg": i
+        for i in range(1, PEOPLE + 1)
+        for c in (1, 2)
+        for k in (1, 2)
+    }
     videos = {
         f"{video}_{25 * frame:06d}_{who:02d}.jpg": 1000 * number + who
         for number, video in enumerate(VIDEOS, 1)
@@ -54,8 +67,20 @@ def data(tmp_path):
 
 
 def distill(data: Path, out: Path, *arguments: str) -> str:
-    script, teacher = ROOT / "models" / "distill.py", ROOT / "models" / "osnet_x0_25_ours.safetensors"
-    command = [sys.executable, str(script), "--data", str(data), "--teachers", str(teacher), "--out", str(out)]
+    script, teacher = (
+        ROOT / "models" / "distill.py",
+        ROOT / "models" / "osnet_x0_25_ours.safetensors",
+    )
+    command = [
+        sys.executable,
+        str(script),
+        "--data",
+        str(data),
+        "--teachers",
+        str(teacher),
+        "--out",
+        str(out),
+    ]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*command, "--batch", "32", "--shards", "1", "--identity", "0.05", *arguments],
@@ -71,8 +96,8 @@ def distill(data: Path, out: Path, *arguments: str) -> str:
 
 @pytest.mark.long
 def test_the_recipe_trains_goes_on_and_leaves_weights(data, tmp_path) -> None:
+    from streamproc.networks.weights import read_checkpoint
     from streamproc.reid.osnet import from_state
-    from streamproc.reid.weights import read_checkpoint
 
     out = tmp_path / "out"
     first = distill(data, out, "--phases", "64x32:0.03:1e-3:forced", "64x32:0.03:1e-3")
@@ -81,7 +106,14 @@ def test_the_recipe_trains_goes_on_and_leaves_weights(data, tmp_path) -> None:
     state = torch.load(out / "checkpoint.pt", weights_only=True)
     # However long the first steps took: on from there.
     done_minutes = state["elapsed_s"] / 60
-    distill(data, out, "--resume", "--phases", f"64x32:{done_minutes + 0.03}:1e-3", "64x32:0.04:1e-3:fixed")
+    distill(
+        data,
+        out,
+        "--resume",
+        "--phases",
+        f"64x32:{done_minutes + 0.03}:1e-3",
+        "64x32:0.04:1e-3:fixed",
+    )
     gone_on = from_state(read_checkpoint(out / "ema.pth"))
     assert torch.load(out / "checkpoint.pt", weights_only=True)["step"] > state["step"] > 0
     images = torch.rand(4, 3, 256, 128)

@@ -29,7 +29,9 @@ PAGE = (ROOT / "deploy" / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", sorted(every_command()))
-def test_every_command_and_flag_is_described_in_its_help_and_the_command_in_the_readme(name) -> None:
+def test_every_command_and_flag_is_described_in_its_help_and_the_command_in_the_readme(
+    name,
+) -> None:
     command = every_command()[name]
     assert f"streamproc {name}" in README + PAGE
     assert command.help
@@ -38,7 +40,12 @@ def test_every_command_and_flag_is_described_in_its_help_and_the_command_in_the_
 
 
 def test_every_flag_that_the_readme_names_exists() -> None:
-    flags = {flag for command in every_command().values() for parameter in command.params for flag in parameter.opts}
+    flags = {
+        flag
+        for command in every_command().values()
+        for parameter in command.params
+        for flag in parameter.opts
+    }
     others = {"--help"} | {
         "--clip",
         "--figures-only",

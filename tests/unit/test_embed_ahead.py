@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from streamproc.errors import MachineError
-from streamproc.stages import CROPS_AHEAD_A_BATCH, EmbedStage
+from streamproc.pipeline.embed import CROPS_AHEAD_A_BATCH, EmbedStage
 from streamproc.types import Bucket, Crop
 
 
@@ -44,7 +44,8 @@ class Network:
 
 def crops_of(*numbers):
     return [
-        Crop(1, number, number, 0.0, (0, 0, 1, 1), 0.5, 0.4, np.full((1, 1, 3), number, np.uint8)) for number in numbers
+        Crop(1, number, number, 0.0, (0, 0, 1, 1), 0.5, 0.4, np.full((1, 1, 3), number, np.uint8))
+        for number in numbers
     ]
 
 
@@ -113,11 +114,15 @@ async def test_a_full_bucket_waits_for_the_batch_ahead_only_where_its_crops_are_
         assert network.batches == [[20, 21], [1, 0]], "both at once"
         network._open.reverse()
         network.go(1)
-        assert (await asyncio.wait_for(vectors, 5))[:, 0].tolist() == [1, 0], "and the batch ahead goes on"
+        assert (await asyncio.wait_for(vectors, 5))[:, 0].tolist() == [1, 0], (
+            "and the batch ahead goes on"
+        )
         assert stage._ahead_task is not None
 
 
-async def test_crops_that_run_ahead_are_not_embedded_twice_and_the_others_are_not_wanted_any_more() -> None:
+async def test_crops_that_run_ahead_are_not_embedded_twice_and_the_others_are_not_wanted_any_more() -> (
+    None
+):
     network, own, others = Network(at_once=False), crops_of(*range(10)), crops_of(20, 21)
     async with EmbedStage(network) as stage:
         stage.offer(own[:8] + others)

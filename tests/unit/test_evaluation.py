@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamproc.cli import cli
-from streamproc.evaluation import assign, evaluate
-from streamproc.people import save_tracks
+from streamproc.offline.evaluation import assign, evaluate
+from streamproc.tracks import save_tracks
 from streamproc.types import Track
 
 
@@ -61,7 +61,10 @@ def test_the_assignment_is_the_cheapest(n, more, data):
     chosen = assign(costs)
     assert sorted(chosen) == list(range(n))
     assert len(set(chosen.values())) == n
-    cheapest = min(sum(costs[i, j] for i, j in enumerate(columns)) for columns in permutations(range(n + more), n))
+    cheapest = min(
+        sum(costs[i, j] for i, j in enumerate(columns))
+        for columns in permutations(range(n + more), n)
+    )
     assert sum(costs[i, j] for i, j in chosen.items()) == cheapest
 
 
@@ -69,10 +72,20 @@ def test_the_assignment_is_the_cheapest(n, more, data):
 def output(tmp_path):
     """What replay leaves, as far as `evaluate` reads it, and a MOT text of the truth."""
     save_tracks(tmp_path / "tracks.persons.npz", SPLIT)
-    (tmp_path / "run.json").write_text(json.dumps({"videos": [{"tracks_path": str(tmp_path / "tracks.persons.npz")}]}))
-    event = {"persons": [{"person_id": 10}, {"person_id": 11}], "similarity": 0.9, "probability": 0.65}
+    (tmp_path / "run.json").write_text(
+        json.dumps({"videos": [{"tracks_path": str(tmp_path / "tracks.persons.npz")}]})
+    )
+    event = {
+        "persons": [{"person_id": 10}, {"person_id": 11}],
+        "similarity": 0.9,
+        "probability": 0.65,
+    }
     (tmp_path / "duplicate_candidates.jsonl").write_text(json.dumps(event) + "\n")
-    lines = [f"{f + 1},{t.person_id},{t.boxes_xyxy[0, 0]},0,10,20,1,1,1" for t in TRUTH for f in t.frame_indices]
+    lines = [
+        f"{f + 1},{t.person_id},{t.boxes_xyxy[0, 0]},0,10,20,1,1,1"
+        for t in TRUTH
+        for f in t.frame_indices
+    ]
     (tmp_path / "truth.txt").write_text("\n".join(lines) + "\n")
     return tmp_path
 
@@ -88,7 +101,9 @@ def test_the_command_prints_a_line_a_threshold(output):
 
 
 def test_the_command_prints_json(output):
-    done = CliRunner().invoke(cli, ["evaluate", str(output), "--truth", str(output / "truth.txt"), "--json"])
+    done = CliRunner().invoke(
+        cli, ["evaluate", str(output), "--truth", str(output / "truth.txt"), "--json"]
+    )
     assert json.loads(done.stdout)["scored"][0]["idf1"] == 1
 
 

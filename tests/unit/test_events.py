@@ -27,12 +27,15 @@ from streamproc.events import (
     VideoClosed,
     VideoProgress,
     VideoReady,
-    video_id_of,
 )
+from streamproc.ids import video_id_of
 from streamproc.settings import TopicsSettings
 
 SCHEMAS = Path(__file__).resolve().parents[2] / "schemas"
-CLASSES = {kind.topic: kind for kind in (AnimationReady, DuplicateCandidate, VideoCancel, VideoProgress, VideoReady)}
+CLASSES = {
+    kind.topic: kind
+    for kind in (AnimationReady, DuplicateCandidate, VideoCancel, VideoProgress, VideoReady)
+}
 KINDS = {"person": PersonEmbedding, "video-closed": VideoClosed, "gallery-expired": GalleryExpired}
 
 
@@ -47,7 +50,10 @@ def test_the_asyncapi_document_names_every_topic_and_its_references_lead_somewhe
     document = yaml.safe_load((SCHEMAS / "asyncapi.yaml").read_text())
     topics = {name.replace("_", "-") for name in TopicsSettings.model_fields}
     assert set(document["channels"]) == topics
-    assert {operation["channel"]["$ref"].rpartition("/")[2] for operation in document["operations"].values()} == topics
+    assert {
+        operation["channel"]["$ref"].rpartition("/")[2]
+        for operation in document["operations"].values()
+    } == topics
     text = orjson.dumps(document).decode()
     for reference in re.findall(r'"\$ref":"([^"]+)"', text):
         if reference.startswith("./"):
@@ -58,12 +64,16 @@ def test_the_asyncapi_document_names_every_topic_and_its_references_lead_somewhe
                 node = node[part]
 
 
-@pytest.mark.parametrize("path", sorted(SCHEMAS.glob("examples/*/*.json")), ids=lambda p: f"{p.parent.name}/{p.stem}")
+@pytest.mark.parametrize(
+    "path", sorted(SCHEMAS.glob("examples/*/*.json")), ids=lambda p: f"{p.parent.name}/{p.stem}"
+)
 def test_every_example_validates_and_is_read_back_equal(path) -> None:
     content = orjson.loads(path.read_bytes())
     schema = orjson.loads((SCHEMAS / f"{path.parent.name}.v1.json").read_bytes())
     jsonschema.Draft202012Validator(schema).validate(content)
-    event = (KINDS.get(content.get("kind")) or CLASSES[path.parent.name]).from_json(path.read_bytes())
+    event = (KINDS.get(content.get("kind")) or CLASSES[path.parent.name]).from_json(
+        path.read_bytes()
+    )
     assert orjson.loads(event.to_json()) == content
     assert type(event).make(**dict(event)).event_id == event.event_id
 
@@ -102,7 +112,10 @@ def test_an_event_that_breaks_the_schema_is_refused_by_field(change, text) -> No
 
 def test_unknown_fields_are_ignored() -> None:
     event = person(1, [1, 0])
-    assert PersonEmbedding.from_json(orjson.dumps(orjson.loads(event.to_json()) | {"newer": 1})) == event
+    assert (
+        PersonEmbedding.from_json(orjson.dumps(orjson.loads(event.to_json()) | {"newer": 1}))
+        == event
+    )
 
 
 @given(st.binary(max_size=300))
@@ -121,7 +134,9 @@ def test_vectors_are_equal_by_their_numbers() -> None:
 
 @given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=40))
 def test_a_vector_comes_back_bit_for_bit(values) -> None:
-    np.testing.assert_array_equal(Vector.of(np.array(values, np.float32)).numpy(), np.array(values, np.float32))
+    np.testing.assert_array_equal(
+        Vector.of(np.array(values, np.float32)).numpy(), np.array(values, np.float32)
+    )
 
 
 def test_a_person_survives_the_wire() -> None:

@@ -11,8 +11,14 @@ from hypothesis import strategies as st
 from persons import person
 
 from streamproc.gallery import Curve
-from streamproc.gallery.curve import STRAIGHT, bend, curves_to_json, load_curves, sigmoid
-from streamproc.gallery.fitting import (
+from streamproc.gallery.calibration.curve import (
+    STRAIGHT,
+    bend,
+    curves_to_json,
+    load_curves,
+    sigmoid,
+)
+from streamproc.gallery.calibration.fitting import (
     KNOWN_CURVE_WEIGHS,
     Examples,
     KnownGallery,
@@ -23,24 +29,45 @@ from streamproc.gallery.fitting import (
     neutral_curve,
     refit,
 )
-from streamproc.gallery.reliability import Panel, calibration_error, diagram, error_if_perfect, log_losses, swept_error
+from streamproc.gallery.calibration.reliability import (
+    Panel,
+    calibration_error,
+    diagram,
+    error_if_perfect,
+    log_losses,
+    swept_error,
+)
 
 DIM = 6
 
 
 def start(
-    *, arrival=(-20.0, 22.0), closed=(1.0, 7.0, 8.0, 2.0, -2.0, -1.5, -1.0, -0.8, 1.0, 1.0), bent=STRAIGHT
+    *,
+    arrival=(-20.0, 22.0),
+    closed=(1.0, 7.0, 8.0, 2.0, -2.0, -1.5, -1.0, -0.8, 1.0, 1.0),
+    bent=STRAIGHT,
 ) -> Curve:
     flat = {
         "mean": np.zeros(DIM, np.float32),
         "basis": np.zeros((0, DIM), np.float32),
         "spread": np.zeros(0, np.float32),
     }
-    return Curve(**flat, rest=1 / DIM, part_trace=0.1, arrival=arrival, alone=(0.0,) * 7, closed=closed, bent=bent)
+    return Curve(
+        **flat,
+        rest=1 / DIM,
+        part_trace=0.1,
+        arrival=arrival,
+        alone=(0.0,) * 7,
+        closed=closed,
+        bent=bent,
+    )
 
 
 def examples(rng, count, *, people=40, truth=None) -> Examples:
-    """Pairs as galleries have them; `truth` (features) gives the log-odds, else the labels are tossed."""
+    """Pairs as galleries have them.
+
+    `truth` (features) gives the log-odds, else the labels are tossed.
+    """
     similarity = rng.uniform(0.7, 1, count)
     cosine, one_video = similarity - 0.6, rng.integers(0, 2, count)
     most = (5, 2.1, 4, 1)  # of the logarithms of others and crops, of rivals, of doubles
@@ -49,7 +76,9 @@ def examples(rng, count, *, people=40, truth=None) -> Examples:
     sizes = one_video * rng.uniform(-1.5, 0.5, count)  # what they say
     features = np.c_[*likeness, one_video, others, crops, *among, sizes]
     chance = np.full(count, 0.5) if truth is None else sigmoid(truth(features))
-    return Examples(similarity, features, rng.random(count) < chance, rng.integers(0, people, (count, 2)))
+    return Examples(
+        similarity, features, rng.random(count) < chance, rng.integers(0, people, (count, 2))
+    )
 
 
 seeds, counts = st.integers(0, 2**32 - 1), st.integers(1, 200)
@@ -112,12 +141,17 @@ def test_a_few_pairs_move_the_packages_curve_little(seed, count) -> None:
     data = examples(np.random.default_rng(seed), count)
     fitted = refit(start(), data, weighs=KNOWN_CURVE_WEIGHS)
     at = data.similarity.mean()
-    moved = (fitted.arrival[0] + fitted.arrival[1] * at) - (start().arrival[0] + start().arrival[1] * at)
+    moved = (fitted.arrival[0] + fitted.arrival[1] * at) - (
+        start().arrival[0] + start().arrival[1] * at
+    )
     assert abs(moved) <= count / KNOWN_CURVE_WEIGHS + 1e-6
 
 
 def test_no_pairs_leave_the_curve_as_it_is() -> None:
-    assert refit(start(), examples(np.random.default_rng(1), 0), weighs=10.0).calibration_id == start().calibration_id
+    assert (
+        refit(start(), examples(np.random.default_rng(1), 0), weighs=10.0).calibration_id
+        == start().calibration_id
+    )
 
 
 def test_many_pairs_overrule_the_packages_curve() -> None:
@@ -154,7 +188,12 @@ def test_a_pairs_own_label_has_no_part_in_what_is_said_of_it(seed) -> None:
     said = []
     for label in (True, False):
         data.same[0] = label
-        said.append([chance[0] for chance in cross_validated(start(), data, weighs=1, rng=np.random.default_rng(1))])
+        said.append(
+            [
+                chance[0]
+                for chance in cross_validated(start(), data, weighs=1, rng=np.random.default_rng(1))
+            ]
+        )
     assert said[0] == said[1]
 
 
@@ -194,9 +233,17 @@ def test_of_right_probabilities_the_swept_error_is_small_and_of_wrong_ones_large
 def test_the_diagram_is_xml_and_counts_its_pairs() -> None:
     rng = np.random.default_rng(1)
     chance = rng.random(100)
-    text = diagram([("a < b", [Panel("p & q", rng.random(100) < chance, (chance, chance**2))])], ("after", "before"))
-    texts = [element.text for element in ET.fromstring(text).iter("{http://www.w3.org/2000/svg}text")]
+    text = diagram(
+        [("a < b", [Panel("p & q", rng.random(100) < chance, (chance, chance**2))])],
+        ("after", "before"),
+    )
+    texts = [
+        element.text for element in ET.fromstring(text).iter("{http://www.w3.org/2000/svg}text")
+    ]
     assert "a < b" in texts
     assert "p & q, 100 pairs" in texts
     assert text.count("<circle") == 20
-    assert sum(int(t) for t in texts[texts.index("share of one person") + 3 :] if t and t.isdigit()) == 100
+    assert (
+        sum(int(t) for t in texts[texts.index("share of one person") + 3 :] if t and t.isdigit())
+        == 100
+    )

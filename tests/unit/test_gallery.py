@@ -12,14 +12,17 @@ from persons import closed, person, two_videos, unit_vector
 
 from streamproc.errors import EventError
 from streamproc.events import DuplicateCandidate, PersonEmbedding, VideoClosed, VideoProgress
-from streamproc.gallery import Gallery, apply, state
+from streamproc.gallery import Gallery, apply
+from streamproc.gallery import gallery as state
 from streamproc.gallery.matcher import MAX_NEIGHBOURS
 
 THRESHOLD = 0.7
 TIME = "2026-11-24T12:00:00Z"
 
 
-def feed(gallery: Gallery, *events: PersonEmbedding | VideoClosed) -> list[DuplicateCandidate | VideoProgress]:
+def feed(
+    gallery: Gallery, *events: PersonEmbedding | VideoClosed
+) -> list[DuplicateCandidate | VideoProgress]:
     said = []
     for event in events:
         outcome = apply(gallery, event, similarity_threshold=THRESHOLD, occurred_at=TIME)
@@ -44,9 +47,9 @@ def announced(events: list[DuplicateCandidate | VideoProgress]) -> dict[tuple[st
 def test_a_pair_above_the_threshold_is_proposed_once() -> None:
     gallery = Gallery("g")
     said = feed(gallery, person(1, [1, 0]), person(2, [0.9, np.sqrt(1 - 0.81)]), person(3, [0, 1]))
-    assert [(e.state, e.persons[0].person_id, e.persons[1].person_id, e.similarity) for e in said] == [
-        ("proposed", 1, 2, 0.9)
-    ]
+    assert [
+        (e.state, e.persons[0].person_id, e.persons[1].person_id, e.similarity) for e in said
+    ] == [("proposed", 1, 2, 0.9)]
 
 
 def test_the_threshold_is_strict() -> None:
@@ -64,20 +67,33 @@ def test_people_seen_apart_in_the_same_frames_are_never_a_pair() -> None:
 def test_a_veto_holds_within_one_video_only() -> None:
     """Ids of different videos say nothing of each other."""
     gallery = Gallery("g")
-    assert len(feed(gallery, person(1, [1, 0], seen_with=[2]), person(2, [1, 0], video_id="other"))) == 1
+    assert (
+        len(feed(gallery, person(1, [1, 0], seen_with=[2]), person(2, [1, 0], video_id="other")))
+        == 1
+    )
 
 
 def test_vectors_of_different_weights_are_never_compared_but_counted() -> None:
     gallery = Gallery("g")
     feed(gallery, person(1, [1, 0]))
-    outcome = apply(gallery, person(2, [1, 0], weights="b" * 64), similarity_threshold=THRESHOLD, occurred_at=TIME)
+    outcome = apply(
+        gallery,
+        person(2, [1, 0], weights="b" * 64),
+        similarity_threshold=THRESHOLD,
+        occurred_at=TIME,
+    )
     assert outcome.events == ()
     assert outcome.not_compared == 1
 
 
 def test_vectors_of_different_weights_may_differ_in_length() -> None:
     gallery = Gallery("g")
-    feed(gallery, person(1, [1, 0]), person(2, [1, 0, 0], weights="b" * 64), person(3, [1, 0, 0], weights="b" * 64))
+    feed(
+        gallery,
+        person(1, [1, 0]),
+        person(2, [1, 0, 0], weights="b" * 64),
+        person(3, [1, 0, 0], weights="b" * 64),
+    )
     matrix = gallery.matrix(["v/1", "v/2", "v/3"])
     assert np.isnan(matrix[0, 1:]).all()
     assert matrix[1, 2] == 1
@@ -128,7 +144,8 @@ def test_a_crash_between_publishing_and_writing_gives_the_same_events_again() ->
     gallery = Gallery("g")
     feed(gallery, person(1, [1, 0]))
     outcomes = [
-        apply(gallery, person(2, [1, 0]), similarity_threshold=THRESHOLD, occurred_at=TIME).events for _ in range(2)
+        apply(gallery, person(2, [1, 0]), similarity_threshold=THRESHOLD, occurred_at=TIME).events
+        for _ in range(2)
     ]
     assert outcomes[0] == outcomes[1] != ()
 
@@ -136,10 +153,18 @@ def test_a_crash_between_publishing_and_writing_gives_the_same_events_again() ->
 def test_neighbours_are_capped_at_the_most_similar() -> None:
     gallery = Gallery("g")
     angles = np.linspace(0.01, 0.5, MAX_NEIGHBOURS + 10)
-    feed(gallery, *(person(i, [np.cos(a), np.sin(a)], seen_with=list(range(100))) for i, a in enumerate(angles)))
+    feed(
+        gallery,
+        *(
+            person(i, [np.cos(a), np.sin(a)], seen_with=list(range(100)))
+            for i, a in enumerate(angles)
+        ),
+    )
     said = feed(gallery, person(1000, [1, 0]))
     assert [e.persons for e in said] != []
-    assert sorted(e.similarity for e in said) == sorted(round(float(np.cos(a)), 6) for a in angles[:MAX_NEIGHBOURS])
+    assert sorted(e.similarity for e in said) == sorted(
+        round(float(np.cos(a)), 6) for a in angles[:MAX_NEIGHBOURS]
+    )
 
 
 def test_done_counts_the_candidates_of_the_video_and_repeats_its_answer() -> None:
@@ -168,14 +193,19 @@ def test_closing_removes_who_is_not_in_the_run_and_withdraws() -> None:
 def test_an_older_run_never_overwrites_a_newer_one() -> None:
     gallery = Gallery("g")
     feed(gallery, person(1, [1, 0], run="new", minute=5), closed([1], run="new", minute=5))
-    assert feed(gallery, person(2, [1, 0], run="old", minute=1), closed([2], run="old", minute=1)) == []
+    assert (
+        feed(gallery, person(2, [1, 0], run="old", minute=1), closed([2], run="old", minute=1))
+        == []
+    )
     assert list(gallery.rows) == ["v/1"]
 
 
 def test_submitted_at_is_compared_as_time_not_as_text() -> None:
     gallery = Gallery("g")
     late = person(1, [1, 0], run="late").model_copy(update={"submitted_at": "2026-11-24T09:30:00Z"})
-    early = person(1, [0, 1], run="early").model_copy(update={"submitted_at": "2026-11-24T10:00:00+02:00"})
+    early = person(1, [0, 1], run="early").model_copy(
+        update={"submitted_at": "2026-11-24T10:00:00+02:00"}
+    )
     feed(gallery, late, early)
     assert gallery.rows["v/1"].person.run_id == "late"
 
@@ -205,7 +235,10 @@ def test_any_order_of_persons_gives_the_same_candidates(data) -> None:
     said_one = feed(one, *events, *closing)
     said_other = feed(other, *(events[i] for i in order), *closing)
     assert standing(one) == standing(other) == announced(said_one) == announced(said_other)
-    candidates = [{e.event_id for e in said if isinstance(e, DuplicateCandidate)} for said in (said_one, said_other)]
+    candidates = [
+        {e.event_id for e in said if isinstance(e, DuplicateCandidate)}
+        for said in (said_one, said_other)
+    ]
     assert candidates[0] == candidates[1]
 
 
@@ -253,9 +286,17 @@ def test_the_arrays_agree_with_the_rows_after_any_removal(data) -> None:
     feed(gallery, *(events[i] for i in order), closed(list(range(0, count, 2))))
     keys = sorted(gallery.rows)
     expected = np.array(
-        [[gallery.rows[a].person.vector.numpy() @ gallery.rows[b].person.vector.numpy() for b in keys] for a in keys]
+        [
+            [
+                gallery.rows[a].person.vector.numpy() @ gallery.rows[b].person.vector.numpy()
+                for b in keys
+            ]
+            for a in keys
+        ]
     )
-    np.testing.assert_allclose(gallery.matrix(keys), expected.reshape(len(keys), len(keys)), atol=1e-6)
+    np.testing.assert_allclose(
+        gallery.matrix(keys), expected.reshape(len(keys), len(keys)), atol=1e-6
+    )
     for key in keys:
         near, _ = gallery.more_similar(gallery.rows[key].person.vector.numpy(), "a" * 64, 0.999)
         assert key in near
@@ -274,7 +315,9 @@ def test_what_is_foreseen_is_what_is_found(seed) -> None:
         gallery.foresee(asked, "a" * 64)
         for i in range(6, 12):
             before = gallery.more_similar(asked[i], "a" * 64, 0.2)
-            assert before == gallery.more_similar(asked[i], "a" * 64, 0.2)  # the second time it is not foreseen
+            assert before == gallery.more_similar(
+                asked[i], "a" * 64, 0.2
+            )  # the second time it is not foreseen
             feed(gallery, person(i, vectors[i]))
             if rng.random() < 0.3:
                 feed(gallery, closed([i], minute=1))

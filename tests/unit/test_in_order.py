@@ -6,11 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamproc.stream.in_order import InOrder, Turn
+from streamproc.services.matcher.offset_order import InOrder, Turn
 
 
 class ForgetfulClient:
-    """Reads a log from a place; `whims` say what happens to each message: handed over, forgotten, or read again."""
+    """Reads a log from a place.
+
+    `whims` say what happens to each message: handed over, forgotten, or read again.
+    """
 
     def __init__(self, log: list[int], whims: list[str]) -> None:
         self.log, self.whims, self.place = log, list(whims), 0
@@ -32,7 +35,9 @@ class ForgetfulClient:
 
 def taken(order: InOrder, client: ForgetfulClient, start: int) -> list[int]:
     found = []
-    while order.next_offset(0) <= client.log[-1]:  # whoever looks after idle partitions has the end read again
+    while (
+        order.next_offset(0) <= client.log[-1]
+    ):  # whoever looks after idle partitions has the end read again
         while (offset := client.next()) is not None:
             turn = order.turn_of(0, offset)
             if turn is Turn.PASSED_OVER:
@@ -52,7 +57,9 @@ def taken(order: InOrder, client: ForgetfulClient, start: int) -> list[int]:
     st.integers(0, 20),
     st.lists(st.sampled_from(["hand over", "hand over", "forget", "go back"]), max_size=120),
 )
-def test_whatever_is_forgotten_repeated_or_does_not_exist_each_is_taken_once_and_in_order(offsets, start, whims):
+def test_whatever_is_forgotten_repeated_or_does_not_exist_each_is_taken_once_and_in_order(
+    offsets, start, whims
+):
     order = InOrder()
     order.start(0, start)
     order.open()
@@ -64,7 +71,11 @@ def test_what_is_behind_a_message_passed_over_waits_for_the_next_reading():
     order = InOrder()
     order.start(0, 5)
     order.open()
-    assert [order.turn_of(0, offset) for offset in (6, 7, 8)] == [Turn.PASSED_OVER, Turn.LATER, Turn.LATER]
+    assert [order.turn_of(0, offset) for offset in (6, 7, 8)] == [
+        Turn.PASSED_OVER,
+        Turn.LATER,
+        Turn.LATER,
+    ]
     assert order.turn_of(0, 6) is Turn.PASSED_OVER  # read again, and forgotten again
     assert [order.turn_of(0, offset) for offset in (5, 6)] == [Turn.NEXT, Turn.NEXT]
 

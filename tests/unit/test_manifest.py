@@ -7,11 +7,18 @@ import json
 import pytest
 
 from streamproc.errors import WeightsError
-from streamproc.events import sha256_of
+from streamproc.files import sha256_of
 from streamproc.gallery import load_curves
+from streamproc.networks.manifest import (
+    ModelEntry,
+    load_manifest,
+    locate,
+    need,
+    package_file,
+    search_folders,
+)
+from streamproc.networks.weights import DEFAULT_NAME
 from streamproc.reid import find_weights
-from streamproc.reid.manifest import ModelEntry, load_manifest, locate, need, package_file, search_folders
-from streamproc.reid.weights import DEFAULT_NAME
 
 A = "osnet_x0_25_msmt17"
 
@@ -50,7 +57,9 @@ def test_the_entry_of_the_published_weights_is_the_file_that_was_measured(shared
 def test_every_entry_names_its_curve() -> None:
     curves = load_curves(package_file("calibration.json"))
     named = {entry.sha256: entry.calibration_id for entry in load_manifest().models}
-    assert named == {sha256: curves[sha256].calibration_id if sha256 in curves else None for sha256 in named}
+    assert named == {
+        sha256: curves[sha256].calibration_id if sha256 in curves else None for sha256 in named
+    }
     assert named[load_manifest().find(DEFAULT_NAME).sha256]
 
 
@@ -63,7 +72,10 @@ def test_everything_that_can_be_pulled_has_a_hash_and_a_secure_address() -> None
     ("change", "text"),
     [
         (lambda m: m["models"].append(m["models"][0]), "expected every name once"),
-        (lambda m: m["models"].append(m["models"][0] | {"name": "other"}), "expected every sha256 once"),
+        (
+            lambda m: m["models"].append(m["models"][0] | {"name": "other"}),
+            "expected every sha256 once",
+        ),
         (lambda m: m["models"][0].update(sha256="abc"), "models.0.sha256: string should match"),
         (lambda m: m["models"][0].update(url="ftp://x"), "models.0.url"),
         (lambda m: m["models"][0].update(file_name="../x.pth"), "models.0.file_name"),
@@ -93,22 +105,31 @@ def test_a_file_is_found_under_every_name_that_it_goes_by(tmp_path, name) -> Non
     assert locate(entry(), (tmp_path,)) == (tmp_path / name, ())
 
 
-def test_the_offline_folder_comes_first_and_a_file_with_another_hash_is_passed_over(tmp_path) -> None:
+def test_the_offline_folder_comes_first_and_a_file_with_another_hash_is_passed_over(
+    tmp_path,
+) -> None:
     folders = search_folders(tmp_path / "cache", tmp_path / "offline")
     for folder in folders:
         folder.mkdir(parents=True)
         (folder / "tiny.pth").write_bytes(b"weights")
     assert need(entry(), folders) == tmp_path / "offline" / "tiny.pth"
     (tmp_path / "offline" / "tiny.pth").write_bytes(b"others of this name")
-    assert locate(entry(), folders) == (folders[1] / "tiny.pth", (tmp_path / "offline" / "tiny.pth",))
+    assert locate(entry(), folders) == (
+        folders[1] / "tiny.pth",
+        (tmp_path / "offline" / "tiny.pth",),
+    )
 
 
 def test_weights_that_are_not_here_say_what_to_type(tmp_path) -> None:
-    with pytest.raises(WeightsError, match="is not on this machine: run `streamproc models pull tiny`") as caught:
+    with pytest.raises(
+        WeightsError, match="is not on this machine: run `streamproc models pull tiny`"
+    ) as caught:
         need(entry(), (tmp_path,))
     assert "\n" not in str(caught.value)
     (tmp_path / "tiny.pth").write_bytes(b"others of this name")
-    with pytest.raises(WeightsError, match=r"tiny\.pth is another file \(sha256 [0-9a-f]{8}\): .* or give a path"):
+    with pytest.raises(
+        WeightsError, match=r"tiny\.pth is another file \(sha256 [0-9a-f]{8}\): .* or give a path"
+    ):
         need(entry(), (tmp_path,))
 
 
@@ -118,8 +139,12 @@ def test_weights_by_name_are_never_those_of_another_file(tmp_path, shared, expor
     wrong.write_bytes((shared / "models" / f"{A}.B.converted.pt").read_bytes())
     with pytest.raises(WeightsError, match="is another file"):
         find_weights(A, cache_folder=tmp_path / "cache", models_folder=tmp_path)
-    pytest.importorskip("torch", reason="torch is not installed: a checkpoint by path is exported by it")
-    assert find_weights(str(wrong), cache_folder=exports, models_folder=tmp_path).sha256 == sha256_of(wrong)
+    pytest.importorskip(
+        "torch", reason="torch is not installed: a checkpoint by path is exported by it"
+    )
+    assert find_weights(
+        str(wrong), cache_folder=exports, models_folder=tmp_path
+    ).sha256 == sha256_of(wrong)
 
 
 def test_weights_by_name_are_found_in_the_offline_folder(shared, exports) -> None:
@@ -130,4 +155,6 @@ def test_weights_by_name_are_found_in_the_offline_folder(shared, exports) -> Non
 
 
 def test_the_default_weights_have_a_name_too(tmp_path) -> None:
-    assert find_weights(DEFAULT_NAME, cache_folder=tmp_path) == find_weights(None, cache_folder=tmp_path)
+    assert find_weights(DEFAULT_NAME, cache_folder=tmp_path) == find_weights(
+        None, cache_folder=tmp_path
+    )

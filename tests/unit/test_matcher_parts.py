@@ -29,11 +29,19 @@ from streamproc.gallery import (
     Writes,
     apply,
 )
+from streamproc.services.matcher import http as gallery_api
+from streamproc.services.matcher.faust_table import credentials_of, instance_folder
+from streamproc.services.matcher.http import NPY, GalleryApi
+from streamproc.services.matcher.table import (
+    EntryKey,
+    Galleries,
+    Held,
+    decide,
+    entries_of,
+    partition_of,
+    time_of,
+)
 from streamproc.settings import load_settings
-from streamproc.stream import gallery_api
-from streamproc.stream.faust_app import credentials_of, instance_folder
-from streamproc.stream.gallery_api import NPY, GalleryApi
-from streamproc.stream.rows import EntryKey, Galleries, Held, decide, entries_of, partition_of, time_of
 
 TIME = "2026-11-24T12:00:00Z"
 ids = st.text(min_size=1, max_size=20).filter(lambda text: text.isprintable())
@@ -49,7 +57,9 @@ def test_entry_keys_come_back_and_never_collide(a, b):
 @given(st.binary(min_size=1, max_size=40).map(lambda b: b.hex()), st.integers(1, 50))
 def test_a_gallery_lives_where_kafkas_own_partitioner_puts_its_key(gallery_id, partitions):
     everywhere = list(range(partitions))
-    assert partition_of(gallery_id, partitions) == DefaultPartitioner()(gallery_id.encode(), everywhere, everywhere)
+    assert partition_of(gallery_id, partitions) == DefaultPartitioner()(
+        gallery_id.encode(), everywhere, everywhere
+    )
 
 
 CALIBRATION = Calibration(
@@ -67,16 +77,26 @@ CALIBRATION = Calibration(
         )
     }
 )
-judgements = st.none() | st.builds(Judgement, st.floats(0, 1), st.sampled_from(["likely", "uncertain"]), ids)
+judgements = st.none() | st.builds(
+    Judgement, st.floats(0, 1), st.sampled_from(["likely", "uncertain"]), ids
+)
 neighbours = st.dictionaries(
     ids,
-    st.builds(Neighbour, st.floats(-1, 1), ids, st.sampled_from(["proposed", "updated", "held"]), judgements),
+    st.builds(
+        Neighbour,
+        st.floats(-1, 1),
+        ids,
+        st.sampled_from(["proposed", "updated", "held"]),
+        judgements,
+    ),
     max_size=20,
 )
 
 
 @given(
-    st.lists(st.floats(-1, 1, width=32), min_size=2, max_size=8).filter(lambda v: np.linalg.norm(v) > 0.1),
+    st.lists(st.floats(-1, 1, width=32), min_size=2, max_size=8).filter(
+        lambda v: np.linalg.norm(v) > 0.1
+    ),
     neighbours,
     st.integers(0, 2**50),
 )
@@ -84,7 +104,9 @@ def test_a_row_comes_back_from_its_entry_bit_for_bit(vector, near, at_ms):
     event = person(1, vector, seen_with=[2, 3])
     raw = event.to_json()
     event = parse_embedded(raw)
-    [(key, value)] = entries_of("g", Writes({event.person_key: Row(event, near)}), at_ms=at_ms, event=event, raw=raw)
+    [(key, value)] = entries_of(
+        "g", Writes({event.person_key: Row(event, near)}), at_ms=at_ms, event=event, raw=raw
+    )
     assert raw in value
     galleries = Galleries(max_persons=10)
     galleries.load(3, key, value)
@@ -95,7 +117,9 @@ def test_a_row_comes_back_from_its_entry_bit_for_bit(vector, near, at_ms):
 
 def test_a_row_of_another_event_is_written_from_that_event():
     other = person(1, [1, 0])
-    [(_, value)] = entries_of("g", Writes({"v/1": Row(other)}), at_ms=1, event=person(2, [0, 1]), raw=b"{}")
+    [(_, value)] = entries_of(
+        "g", Writes({"v/1": Row(other)}), at_ms=1, event=person(2, [0, 1]), raw=b"{}"
+    )
     assert other.to_json() in value
 
 
@@ -133,7 +157,9 @@ def test_a_gallery_read_from_the_table_goes_on_as_the_one_that_wrote_it(data):
     table: dict[bytes, bytes | None] = {}
     gallery, said = Gallery("g"), []
     for event in events[:cut]:
-        outcome = apply(gallery, event, similarity_threshold=0.7, occurred_at=TIME, calibration=calibration)
+        outcome = apply(
+            gallery, event, similarity_threshold=0.7, occurred_at=TIME, calibration=calibration
+        )
         gallery.write(outcome.writes)
         own = event if isinstance(event, PersonEmbedding) else None
         table |= dict(entries_of("g", outcome.writes, at_ms=1, event=own, raw=event.to_json()))
@@ -158,7 +184,9 @@ def test_a_gallery_read_from_the_table_goes_on_as_the_one_that_wrote_it(data):
 def held_with(*events, heard_ms=1000) -> Held:
     held = Held(Gallery("g"), 0, heard_ms)
     for event in events:
-        held.gallery.write(apply(held.gallery, event, similarity_threshold=0.7, occurred_at=TIME).writes)
+        held.gallery.write(
+            apply(held.gallery, event, similarity_threshold=0.7, occurred_at=TIME).writes
+        )
     return held
 
 
@@ -168,7 +196,9 @@ def end_of(held, event):
 
 def test_an_expired_gallery_loses_all_its_rows_and_records_and_says_nothing():
     held = held_with(person(1, [1, 0]), person(2, [1, 0.1]), closed([1, 2]))
-    outcome = end_of(held, GalleryExpired.make(gallery_id="g", last_event_at=time_of(held.heard_ms)))
+    outcome = end_of(
+        held, GalleryExpired.make(gallery_id="g", last_event_at=time_of(held.heard_ms))
+    )
     assert not outcome.events
     held.gallery.write(outcome.writes)
     assert (held.gallery.rows, held.gallery.videos) == ({}, {})
@@ -180,7 +210,9 @@ def test_an_expired_gallery_loses_all_its_rows_and_records_and_says_nothing():
 
 def test_a_gallery_heard_of_meanwhile_does_not_expire():
     held = held_with(person(1, [1, 0]), heard_ms=1001)
-    assert not end_of(held, GalleryExpired.make(gallery_id="g", last_event_at=time_of(1000))).writes.rows
+    assert not end_of(
+        held, GalleryExpired.make(gallery_id="g", last_event_at=time_of(1000))
+    ).writes.rows
 
 
 def test_a_closing_that_comes_again_starts_the_gallerys_time_again():
@@ -193,7 +225,10 @@ def test_a_closing_that_comes_again_starts_the_gallerys_time_again():
 def test_the_matcher_takes_numbers_that_would_overflow_for_bad_events():
     """What `apply` could stumble over is refused by the schema, where it is a bad event and no fault of the machine."""
     template = person(1, [1, 0]).model_dump(mode="json")
-    for change in ({"person_id": 10**30, "person_key": f"v/{10**30}"}, {"first_seen_seconds": 1e308}):
+    for change in (
+        {"person_id": 10**30, "person_key": f"v/{10**30}"},
+        {"first_seen_seconds": 1e308},
+    ):
         with pytest.raises(ValueError, match="less than or equal"):
             PersonEmbedding(**(template | change))
 
@@ -210,7 +245,9 @@ class Source:
         weights = ["a" * 64, "b" * 64]
         for i in range(count):
             event = person(i, unit_vector(rng.normal(size=4)), weights=weights[i % 5 == 0])
-            held.gallery.write(apply(held.gallery, event, similarity_threshold=0.7, occurred_at=TIME).writes)
+            held.gallery.write(
+                apply(held.gallery, event, similarity_threshold=0.7, occurred_at=TIME).writes
+            )
 
     def partition_of(self, gallery_id):
         return {"moved": 1, "moving": 2}.get(gallery_id, 0)
@@ -222,7 +259,10 @@ class Source:
 async def asked(source, path, **headers):
     app = web.Application()
     app.add_routes(GalleryApi(source).routes())
-    async with TestClient(TestServer(app)) as client, client.get(path, headers=headers, allow_redirects=False) as reply:
+    async with (
+        TestClient(TestServer(app)) as client,
+        client.get(path, headers=headers, allow_redirects=False) as reply,
+    ):
         return reply.status, reply.headers, await reply.read()
 
 
@@ -241,8 +281,13 @@ async def test_the_matrix_is_the_same_in_npy_in_blocks_and_in_the_core(monkeypat
 async def test_who_asks_for_what_is_not_here_is_told_why(monkeypatch):
     source = Source(5)
     assert (await asked(source, "/galleries/unknown/similarity"))[0] == 404
-    status, headers, _ = await asked(source, f"/galleries/{quote('moved', safe='')}/similarity?matrix=no")
-    assert (status, headers["Location"]) == (307, "http://other:8082/galleries/moved/similarity?matrix=no")
+    status, headers, _ = await asked(
+        source, f"/galleries/{quote('moved', safe='')}/similarity?matrix=no"
+    )
+    assert (status, headers["Location"]) == (
+        307,
+        "http://other:8082/galleries/moved/similarity?matrix=no",
+    )
     status, headers, _ = await asked(source, "/galleries/moving/similarity")
     assert (status, headers["Retry-After"]) == (503, "2")
     monkeypatch.setattr(gallery_api, "MAX_JSON_PERSONS", 4)

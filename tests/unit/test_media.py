@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from media_servers import CONTENT, SHA256, accesses, largest_file, never, read, refusal
 
 from streamproc.errors import MachineError, TracksError, UsageError, VideoError
-from streamproc.people import find_track_file
-from streamproc.stream.media import _TRACK_NAMES, MediaAccess, MediaStopped
+from streamproc.storage.media import _TRACK_NAMES, MediaAccess, MediaStopped
+from streamproc.tracks import find_track_file
 
 
 @pytest.fixture
@@ -110,7 +110,24 @@ def test_what_is_no_plain_path_is_refused_in_one_line(access, root, uri):
     refusal(access(), uri, TracksError, kind="tracks")
 
 
-NASTY = ["..", ".", "/", "//", "%2e", "%2F", "%5c", "\\", "\0", "%00", "~", " ", "C:", "file:", "file://", "localhost"]
+NASTY = [
+    "..",
+    ".",
+    "/",
+    "//",
+    "%2e",
+    "%2F",
+    "%5c",
+    "\\",
+    "\0",
+    "%00",
+    "~",
+    " ",
+    "C:",
+    "file:",
+    "file://",
+    "localhost",
+]
 NASTY += [
     "out.mp4",
     "out",
@@ -217,7 +234,13 @@ def test_tracks_beside_a_local_video(access, root, tmp_path):
             access().find_tracks(uri)
 
 
-@given(st.text(st.characters(exclude_characters="/\\\0", exclude_categories=["Cs"]), min_size=1, max_size=20))
+@given(
+    st.text(
+        st.characters(exclude_characters="/\\\0", exclude_categories=["Cs"]),
+        min_size=1,
+        max_size=20,
+    )
+)
 @example("a:b?c#d%41 ü.mp4")
 @example("~")
 def test_a_relative_uri_leads_back_to_its_file(trap, name):
@@ -249,7 +272,9 @@ def test_copy_into_gives_the_same_file_the_same_place(access, root, tmp_path):
     assert read(access(), uri, sha256=SHA256) == CONTENT
     clip.write_bytes(b"other")
     assert access().copy_into(clip) != uri
-    assert (root / "incoming" / SHA256[:16] / "my clip.mp4").stat().st_mode & 0o777 == clip.stat().st_mode & 0o777
+    assert (
+        root / "incoming" / SHA256[:16] / "my clip.mp4"
+    ).stat().st_mode & 0o777 == clip.stat().st_mode & 0o777
     assert not list((root / "incoming").glob(".*"))
 
 

@@ -6,7 +6,7 @@ import pytest
 from yarl import URL
 
 from streamproc.errors import UsageError
-from streamproc.stream.allowed import Allowed, Refused, shown
+from streamproc.storage.allowed import Allowed, Refused, shown
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,9 @@ def test_the_allow_list_of_hosts(entry, uri, is_allowed):
             allowed.url(uri)
 
 
-@pytest.mark.parametrize("entry", ["", "*", "*.", "https://x", "x/y", "a@b", "x:y", "a b", "*.*.org", "x:70000"])
+@pytest.mark.parametrize(
+    "entry", ["", "*", "*.", "https://x", "x/y", "a@b", "x:y", "a b", "*.*.org", "x:70000"]
+)
 def test_an_allow_list_entry_that_means_nothing_is_a_usage_error(entry):
     with pytest.raises(UsageError, match=r"remote\.allowed_hosts"):
         Allowed(hosts=[entry], buckets=[])

@@ -26,8 +26,8 @@ from media_servers import (
 )
 
 from streamproc.errors import MachineError, TracksError, VideoError
-from streamproc.stream.allowed import Refused
-from streamproc.stream.media import MediaStopped
+from streamproc.storage.allowed import Refused
+from streamproc.storage.media import MediaStopped
 
 
 @pytest.fixture
@@ -45,14 +45,18 @@ def access(root, tmp_path, server):
 def test_a_remote_file_is_fetched_checked_and_removed(access, server):
     server.routes["/a/clip.mot.txt"] = whole()
     uri = f"{server.url}/a/clip.mot.txt?signature=1"
-    with access().open(uri, kind="tracks", stop=never, sha256=SHA256, size_bytes=len(CONTENT)) as path:
+    with access().open(
+        uri, kind="tracks", stop=never, sha256=SHA256, size_bytes=len(CONTENT)
+    ) as path:
         assert path.read_bytes() == CONTENT
         assert path.name == "clip.mot.txt"
     assert not path.exists()
     assert server.asked == ["/a/clip.mot.txt?signature=1"]
 
 
-@pytest.mark.parametrize("name", ["..%2F..%2Fx.npz", "%00.mp4", "%2e%2e", "%F0%9F%8E%A5.mp4", "a%5Cb.mp4"])
+@pytest.mark.parametrize(
+    "name", ["..%2F..%2Fx.npz", "%00.mp4", "%2e%2e", "%F0%9F%8E%A5.mp4", "a%5Cb.mp4"]
+)
 def test_a_remote_name_cannot_choose_the_place(access, server, tmp_path, name):
     with access(temporary_folder=tmp_path / "tmp")._temporary(f"{server.url}/{name}") as path:
         assert path.parent.parent == tmp_path / "tmp"
@@ -75,13 +79,18 @@ def test_a_password_in_an_address_is_refused_and_not_repeated(access, server):
 
 
 def test_redirects_are_followed_among_allowed_hosts(access, server, other_server):
-    server.routes |= {"/a": redirect("/b", 301), "/b": redirect(f"{other_server.url}/clip.mp4", 307)}
+    server.routes |= {
+        "/a": redirect("/b", 301),
+        "/b": redirect(f"{other_server.url}/clip.mp4", 307),
+    }
     other_server.routes["/clip.mp4"] = whole()
     both = access(allowed_hosts=[server.host, other_server.host])
     assert read(both, f"{server.url}/a", sha256=SHA256) == CONTENT
 
 
-def test_the_target_of_a_redirect_is_not_asked_unless_it_is_allowed(access, server, other_server, root):
+def test_the_target_of_a_redirect_is_not_asked_unless_it_is_allowed(
+    access, server, other_server, root
+):
     (root / "clip.mp4").write_bytes(CONTENT)
     targets = (
         f"{other_server.url}/x",
@@ -98,7 +107,9 @@ def test_the_target_of_a_redirect_is_not_asked_unless_it_is_allowed(access, serv
     assert other_server.asked == []
     assert server.asked == ["/a"] * len(targets)
     server.routes["/a"] = redirect(f"{other_server.url}/x")
-    assert f"add {other_server.host} to remote.allowed_hosts" in refusal(access(), f"{server.url}/a")
+    assert f"add {other_server.host} to remote.allowed_hosts" in refusal(
+        access(), f"{server.url}/a"
+    )
 
 
 def test_endless_redirects_and_answers_that_are_no_file_are_refused(access, server):
@@ -136,7 +147,11 @@ def test_a_fault_that_does_not_pass_is_the_machines(access, server):
 def test_a_server_that_is_not_there_or_says_nothing_is_the_machines_fault(access, server):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         host = f"127.0.0.1:{silent.getsockname()[1]}"
-        text = refusal(access(allowed_hosts=[host], timeout_seconds=0.1), f"http://{host}/x?sig=hunter2", MachineError)
+        text = refusal(
+            access(allowed_hosts=[host], timeout_seconds=0.1),
+            f"http://{host}/x?sig=hunter2",
+            MachineError,
+        )
         assert "hunter2" not in text
     refusal(access(allowed_hosts=[host]), f"http://{host}/x", MachineError)
 
@@ -152,7 +167,9 @@ def test_a_body_shorter_than_promised_is_tried_again(access, server):
 def test_a_file_over_the_limit_is_given_up_whatever_was_promised(access, server):
     limited = access(max_file_bytes=300_000)
     server.routes |= {"/endless": endless, "/large": whole(b"x" * 300_001)}
-    server.routes["/lies"] = lambda handler: answer(handler, body=CONTENT * 2, Content_Length=10**15)
+    server.routes["/lies"] = lambda handler: answer(
+        handler, body=CONTENT * 2, Content_Length=10**15
+    )
     for name in ("endless", "large", "lies"):
         assert "limits.max_file_bytes" in refusal(limited, f"{server.url}/{name}")
     server.routes["/exact"] = whole(b"x" * 300_000)
@@ -164,11 +181,15 @@ def test_another_size_or_checksum_than_announced_is_refused(access, server):
     server.routes["/unsized"] = lambda handler: answer(handler, body=CONTENT)
     for name in ("clip.mp4", "unsized"):
         assert "256,000" in refusal(access(), f"{server.url}/{name}", size_bytes=256_001)
-        assert SHA256 in refusal(access(), f"{server.url}/{name}", TracksError, kind="tracks", sha256="0" * 64)
+        assert SHA256 in refusal(
+            access(), f"{server.url}/{name}", TracksError, kind="tracks", sha256="0" * 64
+        )
     assert len(server.asked) == 4
 
 
-def test_stop_ends_a_download_that_stalls_and_one_that_flows_and_the_wait_for_another_attempt(access, server):
+def test_stop_ends_a_download_that_stalls_and_one_that_flows_and_the_wait_for_another_attempt(
+    access, server
+):
     def stall(handler):
         answer(handler, body=CONTENT[:1000], Content_Length=len(CONTENT))
         handler.wfile.flush()
@@ -177,7 +198,11 @@ def test_stop_ends_a_download_that_stalls_and_one_that_flows_and_the_wait_for_an
     server.routes |= {"/stall": stall, "/endless": endless, "/busy": status(503)}
     for name in ("stall", "endless", "busy"):
         with pytest.raises(MediaStopped):
-            read(access(max_file_bytes=10**12, backoff_seconds=60), f"{server.url}/{name}", stop=after(6))
+            read(
+                access(max_file_bytes=10**12, backoff_seconds=60),
+                f"{server.url}/{name}",
+                stop=after(6),
+            )
     with pytest.raises(MediaStopped):
         read(access(), f"{server.url}/never-asked", stop=lambda: True)
     assert "/never-asked" not in server.asked

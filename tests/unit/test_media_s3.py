@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import pytest
-from media_servers import CONTENT, SHA256, accesses, after, answer, in_turn, never, read, refusal, whole
+from media_servers import (
+    CONTENT,
+    SHA256,
+    accesses,
+    after,
+    answer,
+    in_turn,
+    never,
+    read,
+    refusal,
+    whole,
+)
 
 from streamproc.errors import MachineError, UsageError
-from streamproc.stream.media import MediaStopped
+from streamproc.storage.media import MediaStopped
 
 
 @pytest.fixture
@@ -18,7 +29,11 @@ def access(root, tmp_path, server):
 @pytest.fixture
 def credentials(monkeypatch):
     pytest.importorskip("s3fs", reason="needs the extra s3")
-    for name, value in {"ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "secret", "DEFAULT_REGION": "us-east-1"}.items():
+    for name, value in {
+        "ACCESS_KEY_ID": "key",
+        "SECRET_ACCESS_KEY": "secret",
+        "DEFAULT_REGION": "us-east-1",
+    }.items():
         monkeypatch.setenv(f"AWS_{name}", value)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
 
@@ -27,7 +42,9 @@ def credentials(monkeypatch):
 def s3_url():
     """A real S3 API with a bucket of two files."""
     pytest.importorskip("s3fs", reason="needs the extra s3")
-    moto = pytest.importorskip("moto.server", reason="needs moto[server], which is among the development tools")
+    moto = pytest.importorskip(
+        "moto.server", reason="needs moto[server], which is among the development tools"
+    )
     made = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     made.start()
     host, port = made.get_host_and_port()
@@ -110,7 +127,11 @@ def test_faults_of_s3(access, server, credentials):
 
 
 def test_missing_s3fs_and_bad_buckets_and_endpoints_are_usage_errors(access, monkeypatch):
-    for change in ({"s3_endpoint_url": "minio:9000"}, {"allowed_buckets": ["*"]}, {"allowed_buckets": [""]}):
+    for change in (
+        {"s3_endpoint_url": "minio:9000"},
+        {"allowed_buckets": ["*"]},
+        {"allowed_buckets": [""]},
+    ):
         with pytest.raises(UsageError, match=r"remote\."):
             access(**change)
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)

@@ -16,10 +16,10 @@ from media_servers import Server, answer, status, whole
 
 from streamproc.cli import cli
 from streamproc.errors import MachineError, WeightsError
-from streamproc.reid import manifest
-from streamproc.reid.download import ATTEMPTS, Download
-from streamproc.reid.manifest import Manifest, ModelEntry
-from streamproc.reid.weights import DEFAULT_NAME
+from streamproc.networks import manifest
+from streamproc.networks.download import ATTEMPTS, Download
+from streamproc.networks.manifest import Manifest, ModelEntry
+from streamproc.networks.weights import DEFAULT_NAME
 
 CONTENT = bytes(range(256)) * 4000
 HALF = len(CONTENT) // 2
@@ -52,7 +52,9 @@ def entry(server):
 def run(entry, tmp_path, monkeypatch):
     """Run `streamproc models ...` with the package's manifest and `entry`, everything below tmp_path."""
     own = manifest.load_manifest()
-    monkeypatch.setattr(manifest, "load_manifest", lambda: Manifest(format_version=1, models=(*own.models, entry)))
+    monkeypatch.setattr(
+        manifest, "load_manifest", lambda: Manifest(format_version=1, models=(*own.models, entry))
+    )
     monkeypatch.setenv("STREAMPROC_CACHE_FOLDER", str(tmp_path / "cache"))
 
     def call(*words):
@@ -80,7 +82,12 @@ class Ranges:
         headers = {"Content_Length": len(body), "ETag": self.etag}
         if ranged:
             headers["Content_Range"] = f"bytes {start}-{len(self.content) - 1}/{len(self.content)}"
-        answer(handler, 206 if ranged else 200, body[: self.cuts.pop(0)] if self.cuts else body, **headers)
+        answer(
+            handler,
+            206 if ranged else 200,
+            body[: self.cuts.pop(0)] if self.cuts else body,
+            **headers,
+        )
 
 
 def files(folder):
@@ -89,7 +96,9 @@ def files(folder):
 
 def fetch(entry, folder, **options):
     waits, seen = [], []
-    path = Download(entry, folder, lambda *now: seen.append(now), wait=waits.append, **options).run()
+    path = Download(
+        entry, folder, lambda *now: seen.append(now), wait=waits.append, **options
+    ).run()
     assert path.read_bytes() == CONTENT
     assert files(folder) == ["tiny.pth"]
     assert seen[-1] == (len(CONTENT), len(CONTENT))
@@ -154,13 +163,17 @@ def test_a_size_that_nobody_says_is_no_hindrance(server, entry, tmp_path) -> Non
     assert path.read_bytes() == CONTENT
 
 
-@pytest.mark.parametrize("wrong", [CONTENT[:-1] + b"x", CONTENT + b"more", b""], ids=["altered", "longer", "empty"])
+@pytest.mark.parametrize(
+    "wrong", [CONTENT[:-1] + b"x", CONTENT + b"more", b""], ids=["altered", "longer", "empty"]
+)
 @pytest.mark.parametrize("size_known", [True, False])
 def test_wrong_content_leaves_nothing(server, entry, tmp_path, wrong, size_known) -> None:
     server.routes["/tiny.pth"] = whole(wrong)
     entry = entry if size_known else entry.model_copy(update={"size_bytes": None})
     short = size_known and not wrong
-    with pytest.raises(MachineError if short else WeightsError, match="cut off" if short else "nothing was kept"):
+    with pytest.raises(
+        MachineError if short else WeightsError, match="cut off" if short else "nothing was kept"
+    ):
         Download(entry, tmp_path, wait=lambda _: None).run()
     assert files(tmp_path) == (["tiny.pth.part"] if short else [])
 
@@ -236,7 +249,9 @@ def test_pull_then_path_list_and_verify(server, run, tmp_path) -> None:
     assert run("verify", "tiny").stdout == f"tiny\tok\t{path}\n"
     assert f"\t{path}\tnothing\tMIT\n" in run("list").stdout
     assert json.loads(run("list", "--json").stdout.splitlines()[-1])["path"] == path
-    assert (run("pull", "tiny", "--quiet").stderr, server.asked) == ("", ["/tiny.pth"]), "what is here is not fetched"
+    assert (run("pull", "tiny", "--quiet").stderr, server.asked) == ("", ["/tiny.pth"]), (
+        "what is here is not fetched"
+    )
 
 
 def test_the_packages_weights_are_here(run) -> None:
@@ -260,7 +275,9 @@ def test_an_altered_file_is_wrong_until_it_is_pulled_again(server, run, tmp_path
     assert run("verify").exit_code == 0
 
 
-def test_an_offline_folder_is_filled_and_then_searched_first(server, run, tmp_path, monkeypatch) -> None:
+def test_an_offline_folder_is_filled_and_then_searched_first(
+    server, run, tmp_path, monkeypatch
+) -> None:
     server.routes["/tiny.pth"] = whole(CONTENT)
     offline = tmp_path / "offline"
     assert run("pull", "tiny", "--to", offline).stdout == f"{offline / 'tiny.pth'}\n"
@@ -295,7 +312,7 @@ def test_a_failed_pull_is_one_line_and_exit_code_1(run) -> None:
 PULL = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are begun with it ignored
-from streamproc.reid import manifest
+from streamproc.networks import manifest
 own, entry = manifest.load_manifest(), manifest.ModelEntry.model_validate_json(sys.argv[1])
 whole = manifest.Manifest(format_version=1, models=(*own.models, entry))
 manifest.load_manifest = lambda: whole

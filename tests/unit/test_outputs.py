@@ -14,8 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamproc.errors import MachineError
-from streamproc.outputs import GalleryReport, OutputDirectory, Pair, PersonEntry, page
-from streamproc.outputs.artifacts import artifacts
+from streamproc.offline import page
+from streamproc.offline.artifacts import artifacts
+from streamproc.offline.directory import OutputDirectory
+from streamproc.offline.report import GalleryReport, Pair, PersonEntry
 
 NOW = datetime(2026, 11, 24, 10, 30, tzinfo=timezone(timedelta(hours=1)))
 
@@ -36,7 +38,10 @@ def person(person_id, **changes):
 
 
 def report(ids=(4, 1, 9), **changes):
-    """Three persons; 4 and 9 are alike (.95), 1 and 9 exactly at the threshold, 4 and 1 above it but vetoed."""
+    """Three persons.
+
+    4 and 9 are alike (.95), 1 and 9 exactly at the threshold, 4 and 1 above it but vetoed.
+    """
     similarity = np.array([[1, 0.8, 0.95], [0.8, 1, 0.7], [0.95, 0.7, 1]], np.float32)
     values = {
         "gallery_id": "clip",
@@ -58,7 +63,13 @@ def report(ids=(4, 1, 9), **changes):
 
 
 def without_similarity(**changes):
-    nothing = {"embedded_ids": (), "embeddings": None, "similarity": None, "candidates": (), "vetoed_pairs": ()}
+    nothing = {
+        "embedded_ids": (),
+        "embeddings": None,
+        "similarity": None,
+        "candidates": (),
+        "vetoed_pairs": (),
+    }
     return report(**(nothing | {"candidate_events": (), "model": None} | changes))
 
 
@@ -71,7 +82,9 @@ def written(folder, value):
 
 def page_data(folder):
     text = (folder / "webp_viewer/person_selection.html").read_text()
-    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)[1])
+    return json.loads(
+        re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)[1]
+    )
 
 
 def test_the_similarity_file_has_the_keys_that_were_promised(tmp_path):
@@ -90,14 +103,19 @@ def test_the_similarity_file_has_the_keys_that_were_promised(tmp_path):
 
 def test_ids_of_a_pair_are_in_the_order_of_the_matrix(tmp_path):
     written(tmp_path, report(candidates=(Pair(9, 4, 0.95),)))
-    assert json.loads((tmp_path / "similarity_matrix.json").read_text())["candidates"] == [[4, 9, 0.95]]
+    assert json.loads((tmp_path / "similarity_matrix.json").read_text())["candidates"] == [
+        [4, 9, 0.95]
+    ]
     assert page_data(tmp_path)["candidates"] == [[0, 2, 0.95, None, None, None]]
 
 
 def test_arrays_are_written_as_they_are(tmp_path):
     value = report()
     written(tmp_path, value)
-    for name, array in (("similarity_matrix.npy", value.similarity), ("embeddings.npy", value.embeddings)):
+    for name, array in (
+        ("similarity_matrix.npy", value.similarity),
+        ("embeddings.npy", value.embeddings),
+    ):
         read = np.load(tmp_path / name, allow_pickle=False)
         assert read.dtype == np.float32
         np.testing.assert_array_equal(read, array)
@@ -106,7 +124,11 @@ def test_arrays_are_written_as_they_are(tmp_path):
 def test_the_embeddings_file_names_the_model(tmp_path):
     read = json.loads((written(tmp_path, report()) / "embeddings.json").read_text())
     assert read["embeddings"]["9"] == [0, 0, 1, 0, 0]
-    assert (read["person_ids"], read["feature_dimension"], read["model"]["name"]) == ([4, 1, 9], 5, "ours")
+    assert (read["person_ids"], read["feature_dimension"], read["model"]["name"]) == (
+        [4, 1, 9],
+        5,
+        "ours",
+    )
     assert read["timestamp"] == "2026-11-24T09:30:00+00:00"
 
 
@@ -125,29 +147,43 @@ def test_candidates_and_persons_are_one_event_a_line(tmp_path):
 
 
 def test_run_json_takes_paths_and_numpy_numbers(tmp_path):
-    assert json.loads((written(tmp_path, report()) / "run.json").read_text()) == {"out": "/tmp/out", "seconds": 0.1}
+    assert json.loads((written(tmp_path, report()) / "run.json").read_text()) == {
+        "out": "/tmp/out",
+        "seconds": 0.1,
+    }
 
 
 def test_without_embeddings_there_are_no_files_of_similarity(tmp_path):
     written(tmp_path, without_similarity(notices=("similarity was skipped: no weights",)))
-    names = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    names = {
+        path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()
+    }
     assert names == {
         "duplicate_candidates.jsonl",
         "run.json",
         "webp_viewer/person_selection.html",
-        *(f"webp_viewer/assets/{name}" for name in ("page.css", "cards.js", "heatmap.js", "page.js")),
+        *(
+            f"webp_viewer/assets/{name}"
+            for name in ("page.css", "cards.js", "heatmap.js", "page.js")
+        ),
     }
     assert page_data(tmp_path)["notices"] == ["similarity was skipped: no weights"]
 
 
 def test_a_gallery_of_no_persons_is_written(tmp_path):
-    nothing = {"embeddings": np.zeros((0, 5), np.float32), "similarity": np.zeros((0, 0), np.float32)}
+    nothing = {
+        "embeddings": np.zeros((0, 5), np.float32),
+        "similarity": np.zeros((0, 0), np.float32),
+    }
     written(tmp_path, without_similarity(persons=(), **nothing))
     assert json.loads((tmp_path / "similarity_matrix.json").read_text())["matrix"] == []
     assert json.loads((tmp_path / "embeddings.json").read_text())["feature_dimension"] == 5
 
 
-@given(cosines=st.lists(st.floats(-1, 1, width=32), min_size=6, max_size=6), threshold=st.floats(-1, 1, width=32))
+@given(
+    cosines=st.lists(st.floats(-1, 1, width=32), min_size=6, max_size=6),
+    threshold=st.floats(-1, 1, width=32),
+)
 def test_high_pairs_are_all_those_above_the_threshold_in_order(cosines, threshold):
     """Each pair strictly above is there once, the earlier person first, the most similar first."""
     similarity = np.eye(4, dtype=np.float32)
@@ -162,7 +198,11 @@ def test_high_pairs_are_all_those_above_the_threshold_in_order(cosines, threshol
         similarity_threshold=threshold,
     )
     pairs = json.loads(dict(artifacts(value))["similarity_matrix.json"])["high_similarity_pairs"]
-    expected = {(i + 1, j + 1) for i, j in zip(*np.triu_indices(4, 1), strict=True) if similarity[i, j] > threshold}
+    expected = {
+        (i + 1, j + 1)
+        for i, j in zip(*np.triu_indices(4, 1), strict=True)
+        if similarity[i, j] > threshold
+    }
     assert {(a, b) for a, b, _ in pairs} == expected
     assert len(pairs) == len(expected)
     values = [value for _, _, value in pairs]
@@ -189,14 +229,21 @@ def test_the_page_holds_the_matrix_in_few_bytes(tmp_path):
 
 
 def test_the_likeliest_pair_comes_first_on_the_page(tmp_path):
-    pairs = (Pair(4, 1, 0.8, probability=0.9, band="likely"), Pair(4, 9, 0.95, probability=0.3, band="uncertain"))
+    pairs = (
+        Pair(4, 1, 0.8, probability=0.9, band="likely"),
+        Pair(4, 9, 0.95, probability=0.3, band="uncertain"),
+    )
     data = page_data(written(tmp_path, report(candidates=pairs, vetoed_pairs=())))
-    assert data["candidates"] == [[0, 1, 0.8, None, 0.9, "likely"], [0, 2, 0.95, None, 0.3, "uncertain"]]
+    assert data["candidates"] == [
+        [0, 1, 0.8, None, 0.9, "likely"],
+        [0, 2, 0.95, None, 0.3, "uncertain"],
+    ]
 
 
 def test_the_page_asks_for_nothing_but_files():
     policy = re.search(
-        r'Content-Security-Policy" content="([^"]*)"', (Path(page.__file__).parent / "page.html").read_text()
+        r'Content-Security-Policy" content="([^"]*)"',
+        (Path(page.__file__).parent / "page.html").read_text(),
     )
     assert "default-src 'none'" in policy[1]
     assert not re.search(r"https?:|connect-src|\*", policy[1])
@@ -204,7 +251,9 @@ def test_the_page_asks_for_nothing_but_files():
 
 def test_very_many_pairs_are_counted_but_not_all_shown(tmp_path, monkeypatch):
     monkeypatch.setattr(page, "_MAX_PAIRS_SHOWN", 1)
-    data = page_data(written(tmp_path, report(candidates=(Pair(4, 1, 0.8), Pair(4, 9, 0.95)), vetoed_pairs=())))
+    data = page_data(
+        written(tmp_path, report(candidates=(Pair(4, 1, 0.8), Pair(4, 9, 0.95)), vetoed_pairs=()))
+    )
     assert (data["candidates"], data["candidate_count"]) == ([[0, 2, 0.95, None, None, None]], 2)
 
 

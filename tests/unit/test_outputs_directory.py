@@ -15,9 +15,15 @@ import numpy as np
 import pytest
 
 from streamproc.errors import MachineError, UsageError
-from streamproc.outputs import GalleryReport, OutputDirectory, PersonEntry
+from streamproc.offline.directory import OutputDirectory
+from streamproc.offline.report import GalleryReport, PersonEntry
 
-SIMILARITY_FILES = {"similarity_matrix.json", "similarity_matrix.npy", "embeddings.json", "embeddings.npy"}
+SIMILARITY_FILES = {
+    "similarity_matrix.json",
+    "similarity_matrix.npy",
+    "embeddings.json",
+    "embeddings.npy",
+}
 
 
 def report(*ids, similarity=True, **changes):
@@ -54,7 +60,9 @@ def test_nothing_shows_before_commit_and_everything_after(tmp_path):
     out = OutputDirectory(tmp_path)
     assert out.write_webp(7, b"data") == "webp/person_7.webp"
     out.write_report(report(7, 8))
-    assert {name for name in files(tmp_path) if not name.startswith(".streamproc-staging-")} == set()
+    assert {
+        name for name in files(tmp_path) if not name.startswith(".streamproc-staging-")
+    } == set()
     out.commit()
     assert (tmp_path / "webp_viewer" / "webp" / "person_7.webp").read_bytes() == b"data"
     assert SIMILARITY_FILES | {"run.json", "webp_viewer/person_selection.html"} < files(tmp_path)
@@ -88,7 +96,10 @@ def test_commit_removes_what_an_earlier_run_left_and_nothing_else(tmp_path):
         (tmp_path / name).write_text("mine")
     write(tmp_path, 2, similarity=False)
     left = files(tmp_path)
-    assert {name for name in left if "/webp/" in name} == {"webp_viewer/webp/person_2.webp", *others[1:3]}
+    assert {name for name in left if "/webp/" in name} == {
+        "webp_viewer/webp/person_2.webp",
+        *others[1:3],
+    }
     assert not left & (SIMILARITY_FILES | {"webp_viewer/assets/plotly.min.js"})
     assert left > set(others)
 
@@ -115,7 +126,7 @@ import os, sys, time
 sys.path.insert(0, sys.argv[2])
 from pathlib import Path
 from test_outputs_directory import report
-from streamproc.outputs import OutputDirectory
+from streamproc.offline.directory import OutputDirectory
 replace, calls = Path.replace, []
 def slow_replace(self, target):
     calls.append(target)
@@ -135,7 +146,9 @@ out.commit()
 """
 
 
-@pytest.mark.parametrize("moves", [0, 1, 4, 12], ids=lambda moves: f"before-move-{moves}" if moves else "while-staging")
+@pytest.mark.parametrize(
+    "moves", [0, 1, 4, 12], ids=lambda moves: f"before-move-{moves}" if moves else "while-staging"
+)
 def test_a_kill_at_any_moment_leaves_no_half_file(moves, tmp_path):
     """Files under final names are whole, old or new; the next run removes what the dead one staged."""
     folder = tmp_path / "out"
@@ -156,10 +169,14 @@ def test_a_kill_at_any_moment_leaves_no_half_file(moves, tmp_path):
     for name in files(folder):
         if not name.startswith("."):
             assert (folder / name).read_bytes() in (old[name], new.get(name)), name
-    assert (folder / "run.json").exists() == (moves == 0), "run.json is missing where a commit was cut off"
+    assert (folder / "run.json").exists() == (moves == 0), (
+        "run.json is missing where a commit was cut off"
+    )
     write(folder, 1)
     assert not list(folder.glob(".*"))
-    assert {name for name in files(folder) if "/webp/" in name} == {"webp_viewer/webp/person_1.webp"}
+    assert {name for name in files(folder) if "/webp/" in name} == {
+        "webp_viewer/webp/person_1.webp"
+    }
 
 
 def test_two_runs_do_not_mix(tmp_path):
@@ -222,7 +239,10 @@ def test_a_full_disk_is_left_to_who_writes_an_animation(tmp_path, full_disk, mon
 
 @pytest.mark.usefixtures("full_disk")
 def test_a_full_disk_at_the_report_is_a_fault_of_the_machine(tmp_path):
-    with OutputDirectory(tmp_path) as out, pytest.raises(MachineError, match=r"No space left.*make room"):
+    with (
+        OutputDirectory(tmp_path) as out,
+        pytest.raises(MachineError, match=r"No space left.*make room"),
+    ):
         out.write_report(report(1))
     assert files(tmp_path) == set()
 

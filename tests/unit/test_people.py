@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamproc.errors import TracksError
-from streamproc.people import find_track_file, fit_to_video, load_tracks, pickle_guard, save_tracks
+from streamproc.tracks import find_track_file, fit_to_video, load_tracks, pickle_guard, save_tracks
 from streamproc.types import Track, TrackSet
 
 
@@ -57,7 +57,9 @@ def test_real_canonical_files_are_read_whole(shared, name) -> None:
     assert [t.person_id for t in tracks.tracks] == sorted(p["person_id"] for p in truth)
     by_id = {t.person_id: t for t in tracks.tracks}
     for expected in truth:
-        np.testing.assert_array_equal(by_id[expected["person_id"]].frame_indices, expected["frame_numbers"])
+        np.testing.assert_array_equal(
+            by_id[expected["person_id"]].frame_indices, expected["frame_numbers"]
+        )
         np.testing.assert_array_equal(by_id[expected["person_id"]].boxes_xyxy, expected["bboxes"])
     assert tracks.problems == Counter()
 
@@ -74,8 +76,15 @@ def test_mot_text_and_canonical_file_of_the_same_truth_agree(shared) -> None:
 
 def test_our_own_format_gives_back_what_was_saved(tmp_path) -> None:
     tracks = [
-        Track(3, np.array([1, 5]), np.array([[0, 0, 9, 9], [1, 1, 8, 8]], np.float32), np.array([0.5, 1], np.float32)),
-        Track(9, np.array([2]), np.array([[4, 4, 9, 19]], np.float32), np.array([0.25], np.float32)),
+        Track(
+            3,
+            np.array([1, 5]),
+            np.array([[0, 0, 9, 9], [1, 1, 8, 8]], np.float32),
+            np.array([0.5, 1], np.float32),
+        ),
+        Track(
+            9, np.array([2]), np.array([[4, 4, 9, 19]], np.float32), np.array([0.25], np.float32)
+        ),
     ]
     save_tracks(tmp_path / "a.npz", tracks)
     for a, b in zip(load_tracks(tmp_path / "a.npz").tracks, tracks, strict=True):
@@ -98,7 +107,9 @@ def test_an_old_file_pickled_under_numpys_other_module_name_is_read(tmp_path) ->
 
 def object_array_bytes(shape, pickled: bytes) -> bytes:
     buffer = io.BytesIO()
-    np.lib.format.write_array_header_1_0(buffer, {"descr": "|O", "fortran_order": False, "shape": shape})
+    np.lib.format.write_array_header_1_0(
+        buffer, {"descr": "|O", "fortran_order": False, "shape": shape}
+    )
     return buffer.getvalue() + pickled
 
 
@@ -117,7 +128,11 @@ class Evil:
 
 def test_code_in_a_track_file_is_not_run(tmp_path) -> None:
     marker = tmp_path / "was-run"
-    for call, argument in ((os.system, f"touch {marker}"), (exec, f"open({str(marker)!r}, 'w')"), (eval, "1")):
+    for call, argument in (
+        (os.system, f"touch {marker}"),
+        (exec, f"open({str(marker)!r}, 'w')"),
+        (eval, "1"),
+    ):
         persons = [one(), {"person_id": Evil(call, argument)}]
         with pytest.raises(TracksError, match="nothing was run"):
             load_tracks(canonical(tmp_path / "evil.npz", persons))
@@ -155,8 +170,10 @@ def test_a_pickle_that_calls_numpys_ndarray_is_refused(tmp_path, array) -> None:
     """Bytes of the file must not become a pointer to an object: in a process of its own, as it would die of it."""
     path = tmp_path / "evil.npz"
     write_npz(path, "persons", object_array_bytes((1,), b"\x80\x04" + array + b"."))
-    script = "import sys, pathlib, streamproc.people as p; p.load_tracks(pathlib.Path(sys.argv[1]))"
-    done = subprocess.run([sys.executable, "-c", script, path], check=False, capture_output=True, text=True)
+    script = "import sys, pathlib, streamproc.tracks as p; p.load_tracks(pathlib.Path(sys.argv[1]))"
+    done = subprocess.run(
+        [sys.executable, "-c", script, path], check=False, capture_output=True, text=True
+    )
     assert done.returncode == 1, done.stderr
     assert "its pickle is malformed" in done.stderr or "cannot be read as npz" in done.stderr
 
@@ -219,7 +236,9 @@ WORDS = [
 
 
 @given(st.lists(st.sampled_from(WORDS), max_size=40))
-def test_a_pickle_of_admitted_words_gives_plain_values_or_is_refused(tmp_path_factory, words) -> None:
+def test_a_pickle_of_admitted_words_gives_plain_values_or_is_refused(
+    tmp_path_factory, words
+) -> None:
     path = tmp_path_factory.mktemp("fuzz") / "p.npz"
     write_npz(path, "persons", object_array_bytes((1,), b"\x80\x04" + b"".join(words) + b"."))
     try:
@@ -242,14 +261,16 @@ def test_an_object_array_that_declares_a_huge_shape_takes_no_memory(tmp_path) ->
 
 def test_a_header_that_declares_100_gigabytes_is_refused(tmp_path) -> None:
     buffer = io.BytesIO()
-    np.lib.format.write_array_header_1_0(buffer, {"descr": "<f4", "fortran_order": False, "shape": (25_000_000_000,)})
+    np.lib.format.write_array_header_1_0(
+        buffer, {"descr": "<f4", "fortran_order": False, "shape": (25_000_000_000,)}
+    )
     write_npz(tmp_path / "p.npz", "person_ids", buffer.getvalue())
     with pytest.raises(TracksError, match="declares the shape"):
         load_tracks(tmp_path / "p.npz")
 
 
 def test_a_zip_bomb_is_refused(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("streamproc.people.pickle_guard.MAX_MEMBER_BYTES", 1_000_000)
+    monkeypatch.setattr("streamproc.tracks.pickle_guard.MAX_MEMBER_BYTES", 1_000_000)
     write_npz(tmp_path / "p.npz", "person_ids", bytes(2_000_000))
     with pytest.raises(TracksError, match="unpacks to"):
         load_tracks(tmp_path / "p.npz")
@@ -257,19 +278,42 @@ def test_a_zip_bomb_is_refused(tmp_path, monkeypatch) -> None:
 
 def test_faults_in_rows_are_counted_and_the_rest_is_kept(tmp_path) -> None:
     nan = float("nan")
-    boxes = [[1, 1, 9, 19], [nan, 1, 9, 19], [5, 5, 5, 30], [9, 9, 1, 1], [2, 2, 8, 18], [3, 3, 8, 18]]
-    persons = [one(7, [5, 4, 3, 2, 1, 1], boxes, confidences=np.array([nan, 1, 1, 1, 0.2, 0.9], np.float32))]
+    boxes = [
+        [1, 1, 9, 19],
+        [nan, 1, 9, 19],
+        [5, 5, 5, 30],
+        [9, 9, 1, 1],
+        [2, 2, 8, 18],
+        [3, 3, 8, 18],
+    ]
+    persons = [
+        one(
+            7, [5, 4, 3, 2, 1, 1], boxes, confidences=np.array([nan, 1, 1, 1, 0.2, 0.9], np.float32)
+        )
+    ]
     tracks = load_tracks(canonical(tmp_path / "p.npz", persons))
-    assert tracks.problems == {"boxes-not-finite": 1, "boxes-empty": 2, "frames-unsorted": 1, "boxes-duplicate": 1}
+    assert tracks.problems == {
+        "boxes-not-finite": 1,
+        "boxes-empty": 2,
+        "frames-unsorted": 1,
+        "boxes-duplicate": 1,
+    }
     (track,) = tracks.tracks
     assert track.frame_indices.tolist() == [1, 5]
-    assert track.boxes_xyxy[0].tolist() == [3, 3, 8, 18], "of two boxes in a frame the more confident stays"
+    assert track.boxes_xyxy[0].tolist() == [3, 3, 8, 18], (
+        "of two boxes in a frame the more confident stays"
+    )
     assert track.confidences.tolist() == pytest.approx([0.9, 1.0])
 
 
 def test_a_person_id_given_twice_is_one_track(tmp_path) -> None:
-    tracks = load_tracks(canonical(tmp_path / "p.npz", [one(1, [0, 1]), one(1, [5, 6]), one(2, [0])]))
-    assert [(t.person_id, t.frame_indices.tolist()) for t in tracks.tracks] == [(1, [0, 1, 5, 6]), (2, [0])]
+    tracks = load_tracks(
+        canonical(tmp_path / "p.npz", [one(1, [0, 1]), one(1, [5, 6]), one(2, [0])])
+    )
+    assert [(t.person_id, t.frame_indices.tolist()) for t in tracks.tracks] == [
+        (1, [0, 1, 5, 6]),
+        (2, [0]),
+    ]
     assert tracks.problems == {"ids-duplicate": 1}
 
 
@@ -291,7 +335,10 @@ def test_mot_columns(tmp_path) -> None:
         "4,1,0,0,10,20,.5,2,.9", "5,2,0,0,10,20",
     )  # fmt: skip
     tracks = load_tracks(path)
-    assert [(t.person_id, t.frame_indices.tolist()) for t in tracks.tracks] == [(1, [0, 2, 3]), (2, [4])]
+    assert [(t.person_id, t.frame_indices.tolist()) for t in tracks.tracks] == [
+        (1, [0, 2, 3]),
+        (2, [4]),
+    ]
     assert tracks.tracks[0].confidences.tolist() == [1, 0.5, 0.5]
     assert tracks.problems == {"boxes-marked-ignored": 1}
     only = load_tracks(path, object_class=1)
@@ -342,7 +389,9 @@ def test_boxes_that_do_not_fit_the_video_are_counted_with_a_hint() -> None:
 
 def test_tracks_of_another_video_are_refused_with_the_reason() -> None:
     tracks = TrackSet((a_track([500, 501]),), source="t.npz")
-    with pytest.raises(TracksError, match=r"t\.npz: the tracks do not fit the video: boxes reach frame 501"):
+    with pytest.raises(
+        TracksError, match=r"t\.npz: the tracks do not fit the video: boxes reach frame 501"
+    ):
         fit_to_video(tracks, frame_count=10, width=640, height=480)
 
 
@@ -395,13 +444,17 @@ def test_a_damaged_real_pickle_gives_tracks_or_one_line(tmp_path_factory, seed, 
 numbers = st.one_of(st.integers(-3, 60), st.sampled_from([float("nan"), float("inf"), -1e300, 2.5]))
 
 
-@given(st.lists(st.tuples(numbers, numbers, numbers, numbers, numbers, numbers, numbers), max_size=30))
+@given(
+    st.lists(st.tuples(numbers, numbers, numbers, numbers, numbers, numbers, numbers), max_size=30)
+)
 def test_any_numbers_give_tracks_that_keep_their_promises(tmp_path_factory, rows) -> None:
-    path = mot(tmp_path_factory.mktemp("fuzz") / "a.txt", *(",".join(map(str, row)) for row in rows))
-    tracks = load_tracks(path)
-    assert sum(tracks.problems.values()) - tracks.problems["frames-unsorted"] + sum(map(len, tracks.tracks)) == len(
-        rows
+    path = mot(
+        tmp_path_factory.mktemp("fuzz") / "a.txt", *(",".join(map(str, row)) for row in rows)
     )
+    tracks = load_tracks(path)
+    assert sum(tracks.problems.values()) - tracks.problems["frames-unsorted"] + sum(
+        map(len, tracks.tracks)
+    ) == len(rows)
     assert len({t.person_id for t in tracks.tracks}) == len(tracks.tracks)
     for track in tracks.tracks:
         assert (np.diff(track.frame_indices) > 0).all()

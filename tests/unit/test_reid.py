@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from streamproc.errors import WeightsError
-from streamproc.events import sha256_of
+from streamproc.files import sha256_of
+from streamproc.networks.manifest import package_file
 from streamproc.reid import Embedder, find_weights, person_vector, unit
-from streamproc.reid.manifest import package_file
-from streamproc.reid.onnx_backend import BATCH_CROPS, MAX_THREADS, SPLIT_CROPS, normalise, part_bounds
+from streamproc.reid.onnx_backend import BATCH_CROPS, MAX_THREADS, SPLIT_CROPS, part_bounds
+from streamproc.reid.preprocessing import normalise
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,10 @@ def noise(count, seed=0):
 def people(shared, count=24):
     files = sorted((shared / "data" / "reid" / "market1501_test100").glob("*.jpg"))[:count]
     return np.stack(
-        [np.asarray(Image.open(f).convert("RGB").resize((128, 256), Image.Resampling.BILINEAR)) for f in files]
+        [
+            np.asarray(Image.open(f).convert("RGB").resize((128, 256), Image.Resampling.BILINEAR))
+            for f in files
+        ]
     )
 
 
@@ -69,7 +73,9 @@ def test_the_networks_arranged_form_is_kept_and_computes_the_same(tmp_path, defa
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "kept").iterdir()}
     second = Embedder(find_weights(None, cache_folder=tmp_path / "kept"), device="cpu")
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "kept").iterdir()} == times
-    plain = Embedder(replace(find_weights(None, cache_folder=tmp_path), kept_folder=None), device="cpu")
+    plain = Embedder(
+        replace(find_weights(None, cache_folder=tmp_path), kept_folder=None), device="cpu"
+    )
     for embedder in (first, second):
         assert embedder.weights_sha256 == plain.weights_sha256 == default.weights_sha256
         assert embedder._backend.concurrent == plain._backend.concurrent
@@ -100,28 +106,38 @@ def change_the_network(network, _):
     network.write_bytes(content)
 
 
-@pytest.mark.parametrize("harm", [keep_half, lose_the_answer, empty_the_answer, change_the_answer, change_the_network])
+@pytest.mark.parametrize(
+    "harm", [keep_half, lose_the_answer, empty_the_answer, change_the_answer, change_the_network]
+)
 def test_what_is_kept_and_is_not_right_is_made_anew(tmp_path, default, harm, caplog) -> None:
-    caplog.set_level("INFO", "streamproc.reid.onnx_session")
+    caplog.set_level("INFO", "streamproc.networks.sessions")
     weights = find_weights(None, cache_folder=tmp_path)
     Embedder(weights, device="cpu")
     network, answer = (next(tmp_path.glob(f"*.{suffix}")) for suffix in ("onnx", "answer"))
     right_answer = answer.read_bytes()
     harm(network, answer)
     harmed = kept_files(tmp_path)
-    np.testing.assert_array_equal(Embedder(weights, device="cpu").embed(noise(3)), default.embed(noise(3)))
-    assert ("made anew" in caplog.text) == (harm is not lose_the_answer), "what is not there needs no word"
+    np.testing.assert_array_equal(
+        Embedder(weights, device="cpu").embed(noise(3)), default.embed(noise(3))
+    )
+    assert ("made anew" in caplog.text) == (harm is not lose_the_answer), (
+        "what is not there needs no word"
+    )
     mended = kept_files(tmp_path)
     assert mended != harmed
     assert mended[answer.name] == right_answer
-    np.testing.assert_array_equal(Embedder(weights, device="cpu").embed(noise(3)), default.embed(noise(3)))
+    np.testing.assert_array_equal(
+        Embedder(weights, device="cpu").embed(noise(3)), default.embed(noise(3))
+    )
     assert kept_files(tmp_path) == mended, "what is right is not made anew"
 
 
 def test_where_nothing_can_be_kept_the_network_opens_as_ever(tmp_path, default) -> None:
     (tmp_path / "file").write_text("in the way")
     weights = find_weights(None, cache_folder=tmp_path / "file" / "cache")
-    np.testing.assert_array_equal(Embedder(weights, device="cpu").embed(noise(3)), default.embed(noise(3)))
+    np.testing.assert_array_equal(
+        Embedder(weights, device="cpu").embed(noise(3)), default.embed(noise(3))
+    )
 
 
 def test_of_a_users_own_onnx_nothing_is_kept(tmp_path) -> None:
@@ -143,7 +159,8 @@ def test_a_batch_is_cut_into_equal_parts_for_all_threads(count, threads) -> None
 def test_threads_do_not_change_a_vector(exports) -> None:
     crops = noise(2 * BATCH_CROPS + 3)
     vectors = [
-        Embedder(find_weights(None, cache_folder=exports), threads=n, device="cpu").embed(crops) for n in (1, 2, 5)
+        Embedder(find_weights(None, cache_folder=exports), threads=n, device="cpu").embed(crops)
+        for n in (1, 2, 5)
     ]
     np.testing.assert_allclose(vectors[1], vectors[0], atol=1e-5)
     np.testing.assert_allclose(vectors[2], vectors[0], atol=1e-5)
@@ -151,15 +168,21 @@ def test_threads_do_not_change_a_vector(exports) -> None:
 
 def test_our_embeddings_equal_the_independent_reference(need_torch, shared, exports) -> None:
     """Published weights A through our OSNet and export, beside somebody else's ONNX of them, on real people."""
-    ours = Embedder(find_weights(str(shared / "models" / "osnet_x0_25_msmt17.pth"), cache_folder=exports))
-    reference = Embedder(find_weights(str(shared / "models" / "osnet_x0_25_msmt17.czqosu.onnx"), cache_folder=exports))
+    ours = Embedder(
+        find_weights(str(shared / "models" / "osnet_x0_25_msmt17.pth"), cache_folder=exports)
+    )
+    reference = Embedder(
+        find_weights(
+            str(shared / "models" / "osnet_x0_25_msmt17.czqosu.onnx"), cache_folder=exports
+        )
+    )
     crops = people(shared)
     np.testing.assert_allclose(ours.embed(crops), reference.embed(crops), atol=1e-4)
 
 
 def test_the_export_equals_eager_torch(need_torch, shared, exports) -> None:
+    from streamproc.networks.weights import read_checkpoint
     from streamproc.reid.osnet import from_state
-    from streamproc.reid.weights import read_checkpoint
 
     path = shared / "models" / "osnet_x0_25_msmt17.B.converted.pt"
     crops = people(shared, 8)
@@ -173,7 +196,9 @@ def test_the_export_equals_eager_torch(need_torch, shared, exports) -> None:
 def test_the_committed_files_are_the_same_weights(need_torch, exports, default) -> None:
     path = package_file("osnet_x0_25_ours.safetensors")
     exported = Embedder(find_weights(str(path), cache_folder=exports))
-    assert exported.weights_sha256 == default.weights_sha256, "an export carries the sha256 of what it was made from"
+    assert exported.weights_sha256 == default.weights_sha256, (
+        "an export carries the sha256 of what it was made from"
+    )
     np.testing.assert_allclose(exported.embed(noise(4)), default.embed(noise(4)), atol=1e-5)
 
 
@@ -183,7 +208,9 @@ def test_an_export_is_made_once(need_torch, exports) -> None:
     made = first.stat().st_mtime_ns
     assert find_weights(str(path), cache_folder=exports).onnx_path == first
     assert first.stat().st_mtime_ns == made
-    assert list(exports.glob(f"{sha256_of(path)}*")) == [first]  # other processes make others there meanwhile
+    assert list(exports.glob(f"{sha256_of(path)}*")) == [
+        first
+    ]  # other processes make others there meanwhile
 
 
 @pytest.mark.parametrize("width", [1.0, 0.75, 0.5])
@@ -199,8 +226,8 @@ def test_every_width_is_read_off_its_weights(need_torch, width) -> None:
 
 
 def test_weights_load_strictly(need_torch, shared) -> None:
+    from streamproc.networks.weights import read_checkpoint
     from streamproc.reid.osnet import from_state
-    from streamproc.reid.weights import read_checkpoint
 
     state = read_checkpoint(shared / "models" / "osnet_x0_25_msmt17.pth")
     for wrong in (
@@ -214,11 +241,15 @@ def test_weights_load_strictly(need_torch, shared) -> None:
 
 
 def test_negligible_weights_become_zero(need_torch, shared) -> None:
+    from streamproc.networks.weights import read_checkpoint
     from streamproc.reid.osnet import from_state
-    from streamproc.reid.weights import read_checkpoint
 
     def negligible(state):
-        return sum(int(((t != 0) & (t.abs() < 1e-20)).sum()) for t in state.values() if t.is_floating_point())
+        return sum(
+            int(((t != 0) & (t.abs() < 1e-20)).sum())
+            for t in state.values()
+            if t.is_floating_point()
+        )
 
     state = read_checkpoint(shared / "models" / "osnet_x0_25_msmt17.pth")
     assert negligible(state) > 500
@@ -268,7 +299,7 @@ def test_another_network_is_refused(shared, tmp_path) -> None:
 
 
 def test_without_torch_a_checkpoint_names_the_extra(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("streamproc.reid.weights.find_spec", lambda _: None)
+    monkeypatch.setattr("streamproc.networks.weights.find_spec", lambda _: None)
     (tmp_path / "w.pth").write_bytes(b"x")
     with pytest.raises(WeightsError, match=r"install streamproc\[gpu\]"):
         find_weights(str(tmp_path / "w.pth"), cache_folder=tmp_path)
@@ -290,13 +321,18 @@ def test_normalising_is_imagenets_mean_and_std() -> None:
 
 
 def test_a_persons_vector_is_the_unit_mean_of_unit_vectors() -> None:
-    np.testing.assert_allclose(person_vector(np.eye(2, dtype=np.float32)), [0.5**0.5] * 2, atol=1e-7)
+    np.testing.assert_allclose(
+        person_vector(np.eye(2, dtype=np.float32)), [0.5**0.5] * 2, atol=1e-7
+    )
 
 
 @pytest.mark.parametrize(("threads", "waits"), [(2, False), (1, True)])
 def test_what_is_submitted_next_need_not_wait_for_what_runs_aside(threads, waits, tmp_path) -> None:
     """Where a batch is split among threads; one thread alone does one thing after the other."""
-    embedder, go_on = Embedder(find_weights(None, cache_folder=tmp_path), threads=threads), threading.Event()
+    embedder, go_on = (
+        Embedder(find_weights(None, cache_folder=tmp_path), threads=threads),
+        threading.Event(),
+    )
     pixels = noise(3)
 
     def made_late():

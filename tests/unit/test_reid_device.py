@@ -1,7 +1,7 @@
 """Where the network runs: what `auto` means, why `cuda` cannot be had, and a GPU that fails while it works.
 
-The GPU of these tests is the real torch backend on torch's CPU device, with faults put into its lowest call: the
-network's forward.
+The GPU of these tests is the real torch backend on torch's CPU device, with faults put into its
+lowest call: the network's forward.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from streamproc.errors import MachineError, UsageError
+from streamproc.networks.devices import DeviceLostError, why_no_gpu
+from streamproc.pipeline.embed import EmbedStage
 from streamproc.reid import Embedder, find_weights
-from streamproc.reid.device import DeviceLostError, why_no_gpu
 from streamproc.reid.onnx_backend import OnnxBackend
-from streamproc.stages import EmbedStage
 from streamproc.types import Bucket, Crop
 
 COSINE = 0.9999
@@ -52,7 +52,9 @@ class Forward:
 
         self.batches.append(len(pixels))
         if len(self.batches) > self.calls:
-            raise RuntimeError("CUDA error: an illegal memory access was encountered\nCompile with TORCH_USE_CUDA_DSA")
+            raise RuntimeError(
+                "CUDA error: an illegal memory access was encountered\nCompile with TORCH_USE_CUDA_DSA"
+            )
         if len(pixels) > self.room:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return self.network(pixels)
@@ -64,11 +66,13 @@ def gpu(weights):
     torch = pytest.importorskip("torch", reason="torch is not installed: the extra gpu brings it")
 
     def make(device="cuda", **faults):
+        from streamproc.networks.weights import read_checkpoint
         from streamproc.reid.osnet import PixelNetwork, folded, from_state
         from streamproc.reid.torch_backend import TorchBackend
-        from streamproc.reid.weights import read_checkpoint
 
-        network = PixelNetwork(folded(from_state(read_checkpoint(weights.checkpoint_path))), torch.float32)
+        network = PixelNetwork(
+            folded(from_state(read_checkpoint(weights.checkpoint_path))), torch.float32
+        )
         forward = Forward(network, **faults)
         embedder = Embedder(
             weights,
@@ -94,7 +98,7 @@ def test_auto_is_the_gpu_where_there_is_one(gpu) -> None:
 
 def test_looking_for_a_gpu_imports_torch_only_where_there_may_be_one(tmp_path) -> None:
     code = (
-        "import sys; from pathlib import Path; from streamproc.reid.device import why_no_gpu;"
+        "import sys; from pathlib import Path; from streamproc.networks.devices import why_no_gpu;"
         f"assert why_no_gpu([Path({str(tmp_path / 'nvidiactl')!r})]) == 'no NVIDIA GPU is visible here';"
         "sys.exit('torch' in sys.modules)"
     )
@@ -102,7 +106,7 @@ def test_looking_for_a_gpu_imports_torch_only_where_there_may_be_one(tmp_path) -
 
 
 def test_a_driver_without_torch_names_the_extra(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("streamproc.reid.device.find_spec", lambda _: None)
+    monkeypatch.setattr("streamproc.networks.devices.find_spec", lambda _: None)
     assert "install streamproc[gpu]" in why_no_gpu([tmp_path])
 
 
@@ -142,7 +146,11 @@ def test_a_gpu_that_refuses_at_the_start_is_said_and_left(weights, caplog) -> No
 
 def test_both_backends_say_the_same_of_the_weights_and_give_the_same_vectors(gpu, cpu) -> None:
     embedder, _ = gpu()
-    assert (embedder.name, embedder.weights_sha256, embedder.dim) == (cpu.name, cpu.weights_sha256, cpu.dim)
+    assert (embedder.name, embedder.weights_sha256, embedder.dim) == (
+        cpu.name,
+        cpu.weights_sha256,
+        cpu.dim,
+    )
     crops = noise(11)
     assert cosines(embedder.embed(crops), cpu.embed(crops)).min() >= COSINE
     assert embedder.embed(crops[:0]).shape == (0, 512)
@@ -152,7 +160,9 @@ def test_crops_of_any_size_give_the_same_vectors_on_both(gpu, cpu, shared) -> No
     from PIL import Image
 
     files = sorted((shared / "data" / "reid" / "market1501_test100").glob("*.jpg"))[:6]
-    crops = [np.asarray(Image.open(f).convert("RGB"))[i : 128 - i] for i, f in enumerate(files)]  # (128 - 2i, 64, 3)
+    crops = [
+        np.asarray(Image.open(f).convert("RGB"))[i : 128 - i] for i, f in enumerate(files)
+    ]  # (128 - 2i, 64, 3)
     crops += [noise(1)[0], np.asarray(Image.open(files[0]).convert("RGB").resize((300, 700)))]
     embedder, _ = gpu()
     assert cosines(embedder.embed(crops), cpu.embed(crops)).min() >= COSINE
@@ -163,7 +173,9 @@ def test_out_of_memory_takes_smaller_batches_and_says_so_once(gpu, cpu, caplog) 
     crops = noise(9)
     for _ in range(2):
         assert cosines(embedder.embed(crops), cpu.embed(crops)).min() >= COSINE
-    assert forward.batches == [2, 8, 4, 4, 2, 4, 4, 2], "the probe; eight at once fail; then never again"
+    assert forward.batches == [2, 8, 4, 4, 2, 4, 4, 2], (
+        "the probe; eight at once fail; then never again"
+    )
     assert [record.getMessage() for record in caplog.records] == [
         "cpu has no memory for 8 crops at once; from now 4"  # the device's name
     ]

@@ -13,8 +13,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed: the extra gpu brings it")
 
 from streamproc.reid.gpu_network import GpuNetwork, light_convs  # noqa: E402 - after the check that torch is there
-from streamproc.reid.onnx_backend import normalise  # noqa: E402
 from streamproc.reid.osnet import OSNet, OSNetConfig, PixelNetwork  # noqa: E402
+from streamproc.reid.preprocessing import normalise  # noqa: E402
 from streamproc.reid.torch_backend import HOST_CROPS, TorchBackend, _compile, backend_on  # noqa: E402
 
 WIDTHS = {
@@ -23,8 +23,12 @@ WIDTHS = {
     "x0.75": (48, 192, 288, 384),
     "x1.0": (64, 256, 384, 512),
 }
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here that torch can use")
-needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="there is no Triton here")
+needs_gpu = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="there is no GPU here that torch can use"
+)
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="there is no Triton here"
+)
 
 INTERPRETED = """
 import torch
@@ -77,12 +81,16 @@ def test_it_computes_what_osnet_computes_at_every_width(width) -> None:
         features = GpuNetwork(untrained(WIDTHS[width]))(torch.from_numpy(pixels))
     assert features.dtype == torch.float32
     assert least_cosine(untrained(WIDTHS[width]), pixels, features) >= 0.999
-    assert least_cosine(untrained(WIDTHS[width], seed=1), pixels, features) < 0.9  # it is not any network
+    assert (
+        least_cosine(untrained(WIDTHS[width], seed=1), pixels, features) < 0.9
+    )  # it is not any network
 
 
 def test_one_input_stands_for_all_streams() -> None:
     x, weight, bias = torch.randn(1, 2, 5, 4, 16), torch.randn(3, 9, 16, 16), torch.randn(3, 16)
-    torch.testing.assert_close(light_convs(x, weight, bias), light_convs(x.expand(3, -1, -1, -1, -1), weight, bias))
+    torch.testing.assert_close(
+        light_convs(x, weight, bias), light_convs(x.expand(3, -1, -1, -1, -1), weight, bias)
+    )
 
 
 @pytest.mark.long
@@ -110,7 +118,9 @@ def test_the_kernels_compute_what_torchs_layers_compute() -> None:
 
 
 @pytest.mark.parametrize("why", ["there is no Triton", "a kernel does not compile"])
-def test_without_the_kernels_the_plain_network_runs_and_that_is_said(caplog, monkeypatch, why) -> None:
+def test_without_the_kernels_the_plain_network_runs_and_that_is_said(
+    caplog, monkeypatch, why
+) -> None:
     def load():
         return untrained(WIDTHS["x0.25"])
 
@@ -139,7 +149,9 @@ def test_many_crops_go_in_parts_so_that_copying_and_computing_overlap() -> None:
         return pixels.float().mean((1, 2))
 
     pixels = crops(2 * HOST_CROPS + 3)
-    features = TorchBackend(forward, device="cpu", sizes=(4, HOST_CROPS, 4 * HOST_CROPS)).run(pixels)
+    features = TorchBackend(forward, device="cpu", sizes=(4, HOST_CROPS, 4 * HOST_CROPS)).run(
+        pixels
+    )
     assert batches == [4, HOST_CROPS, HOST_CROPS, 4]  # the first one is the probe
     np.testing.assert_allclose(features, pixels.mean((1, 2)), rtol=1e-4)
 
@@ -167,7 +179,9 @@ def test_on_a_gpu_compiling_pays_and_changes_nothing(caplog) -> None:
 
 @needs_gpu
 def test_on_a_gpu_without_memory_batches_get_smaller(caplog) -> None:
-    backend = TorchBackend(GpuNetwork(untrained(WIDTHS["x0.25"])).cuda(), device="cuda", sizes=(8, HOST_CROPS))
+    backend = TorchBackend(
+        GpuNetwork(untrained(WIDTHS["x0.25"])).cuda(), device="cuda", sizes=(8, HOST_CROPS)
+    )
     expected = backend.run(crops(HOST_CROPS))
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(0).total_memory
@@ -177,4 +191,9 @@ def test_on_a_gpu_without_memory_batches_get_smaller(caplog) -> None:
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert "has no memory for 128 crops at once; from now 8" in caplog.text
-    assert torch.nn.functional.cosine_similarity(torch.from_numpy(features), torch.from_numpy(expected)).min() >= 0.999
+    assert (
+        torch.nn.functional.cosine_similarity(
+            torch.from_numpy(features), torch.from_numpy(expected)
+        ).min()
+        >= 0.999
+    )

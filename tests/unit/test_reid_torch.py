@@ -13,12 +13,12 @@ from PIL import Image
 
 torch = pytest.importorskip("torch", reason="torch is not installed: the extra gpu brings it")
 
-from streamproc.reid.device import DeviceLostError  # noqa: E402 - after the check that torch is there
+from streamproc.networks.devices import DeviceLostError  # noqa: E402 - after the check that torch is there
+from streamproc.networks.weights import read_checkpoint  # noqa: E402
 from streamproc.reid.gpu_network import GpuNetwork  # noqa: E402
-from streamproc.reid.onnx_backend import normalise  # noqa: E402
 from streamproc.reid.osnet import PixelNetwork, folded, from_state  # noqa: E402
+from streamproc.reid.preprocessing import normalise  # noqa: E402
 from streamproc.reid.torch_backend import TorchBackend, resize  # noqa: E402
-from streamproc.reid.weights import read_checkpoint  # noqa: E402
 
 FILES = ("osnet_x0_25_msmt17.pth", "osnet_x0_25_msmt17.B.converted.pt", "ours/osnet_x0_25_ours.pth")
 CROPS = 13
@@ -28,7 +28,10 @@ CROPS = 13
 def people(shared):
     files = sorted((shared / "data" / "reid" / "market1501_test100").glob("*.jpg"))[:CROPS]
     return np.stack(
-        [np.asarray(Image.open(f).convert("RGB").resize((128, 256), Image.Resampling.BILINEAR)) for f in files]
+        [
+            np.asarray(Image.open(f).convert("RGB").resize((128, 256), Image.Resampling.BILINEAR))
+            for f in files
+        ]
     )
 
 
@@ -55,13 +58,25 @@ def backend(state, dtype=torch.float32, **options):
 @pytest.mark.parametrize(
     ("form", "count", "least"),
     [
-        pytest.param(lambda network: PixelNetwork(folded(network), torch.float32), CROPS, 0.9999, id="plain-float32"),
+        pytest.param(
+            lambda network: PixelNetwork(folded(network), torch.float32),
+            CROPS,
+            0.9999,
+            id="plain-float32",
+        ),
         # A processor takes long over half precision.
-        pytest.param(lambda network: PixelNetwork(folded(network), torch.float16), 4, 0.999, id="plain-float16"),
+        pytest.param(
+            lambda network: PixelNetwork(folded(network), torch.float16),
+            4,
+            0.999,
+            id="plain-float16",
+        ),
         pytest.param(GpuNetwork, 4, 0.999, id="gpu-float16"),
     ],
 )
-def test_the_backend_equals_eager_torch_on_every_crop(shared, people, name, form, count, least) -> None:
+def test_the_backend_equals_eager_torch_on_every_crop(
+    shared, people, name, form, count, least
+) -> None:
     state = read_checkpoint(shared / "models" / name)
     vectors = TorchBackend(form(from_state(state)), device="cpu", sizes=(4, 8)).run(people[:count])
     assert vectors.dtype == np.float32
@@ -76,7 +91,9 @@ def test_bfloat16_is_not_good_enough_for_the_published_weights(shared, people) -
 
 def test_nothing_of_a_batch_norm_is_left_and_memory_is_channels_last(ours) -> None:
     network = PixelNetwork(folded(from_state(ours)), torch.float32)
-    assert not [m for m in network.modules() if isinstance(m, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d)]
+    assert not [
+        m for m in network.modules() if isinstance(m, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d)
+    ]
     seen = []
     network.network.conv2[0].conv1.conv.register_forward_hook(lambda _m, _i, out: seen.append(out))
     network(torch.zeros(2, 256, 128, 3, dtype=torch.uint8))
@@ -103,17 +120,23 @@ def test_batches_have_fixed_sizes_and_padding_changes_nothing(ours, people) -> N
 def test_what_an_earlier_batch_left_behind_does_not_shine_through(ours, people) -> None:
     used = backend(ours, sizes=(8,))
     used.run(people[:8])
-    np.testing.assert_allclose(used.run(people[8:11]), backend(ours, sizes=(3,)).run(people[8:11]), atol=1e-4)
+    np.testing.assert_allclose(
+        used.run(people[8:11]), backend(ours, sizes=(3,)).run(people[8:11]), atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("size", [(64, 128), (40, 90), (300, 700), (128, 256)])
 def test_resizing_on_the_device_is_torchvisions_and_within_a_step_of_pillows(size) -> None:
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8))
+    image = Image.fromarray(
+        np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    )
     pixels = torch.from_numpy(np.asarray(image).copy())[None]
     mine = resize(pixels)
     pillows = np.asarray(image.resize((128, 256), Image.Resampling.BILINEAR)).astype(int)
     assert np.abs(mine[0].numpy().astype(int) - pillows).max() <= 1
-    functional = pytest.importorskip("torchvision.transforms.v2.functional", reason="torchvision is not installed")
+    functional = pytest.importorskip(
+        "torchvision.transforms.v2.functional", reason="torchvision is not installed"
+    )
     theirs = functional.resize(pixels.permute(0, 3, 1, 2).float(), [256, 128], antialias=True)
     torch.testing.assert_close(mine.permute(0, 3, 1, 2).float(), theirs.round().clamp(0, 255))
 
@@ -160,6 +183,8 @@ def test_pixels_on_the_device_already_need_no_host(ours, people) -> None:
 def test_the_benchmarks_gpu_part_runs_on_the_cpu_device(shared) -> None:
     program = Path(__file__).resolve().parents[1] / "benchmarks" / "embed_speed.py"
     words = ["--part", "gpu", "--device", "cpu", "--sizes", "1", "2", "--runs", "1"]
-    done = subprocess.run([sys.executable, program, *words], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, program, *words], capture_output=True, text=True, check=True
+    )
     assert re.findall(r"^batch (\d+): .* ratio=", done.stdout, re.MULTILINE) == ["1", "2"]
     assert "of the memory bandwidth" in done.stdout

@@ -7,28 +7,38 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamproc.gallery import rivals as module
-from streamproc.gallery.rivals import rivalry
+from streamproc.gallery.calibration import competitors as module
+from streamproc.gallery.calibration.competitors import rivalry
 
 
 def drawn(seed, count, share):
     """Some of the pairs of `count` persons, with log-odds."""
     rng = np.random.default_rng(seed)
-    pairs = np.array([(i, j) for i in range(count) for j in range(i + 1, count)], np.int64).reshape(-1, 2)
+    pairs = np.array([(i, j) for i in range(count) for j in range(i + 1, count)], np.int64).reshape(
+        -1, 2
+    )
     pairs = pairs[rng.random(len(pairs)) < share]
     return pairs, rng.normal(-1, 3, len(pairs))
 
 
 def plain(pairs, log_odds):
     """As the words say it: c counts against (a, b) by the odds of (a, c), as far as c is not b."""
-    odds = {frozenset(pair): value for pair, value in zip(pairs.tolist(), np.exp(log_odds).tolist(), strict=True)}
+    odds = {
+        frozenset(pair): value
+        for pair, value in zip(pairs.tolist(), np.exp(log_odds).tolist(), strict=True)
+    }
     persons = set(pairs.ravel().tolist())
     found = []
     for a, b in pairs.tolist():
         sides = []
         for own, other in ((a, b), (b, a)):
             rest = persons - {a, b}
-            sides.append(sum(odds.get(frozenset((own, c)), 0) / (1 + odds.get(frozenset((other, c)), 0)) for c in rest))
+            sides.append(
+                sum(
+                    odds.get(frozenset((own, c)), 0) / (1 + odds.get(frozenset((other, c)), 0))
+                    for c in rest
+                )
+            )
         found.append(np.log1p(sides).sum())
     return np.array(found)
 
@@ -45,7 +55,9 @@ def test_neither_the_order_of_pairs_nor_the_names_of_persons_matter(seed, count)
     rng = np.random.default_rng(seed + 1)
     order, names = rng.permutation(len(pairs)), rng.permutation(count)
     turned = names[pairs[order]][:, ::-1]
-    np.testing.assert_allclose(rivalry(turned, log_odds[order]), rivalry(pairs, log_odds)[order], atol=1e-9)
+    np.testing.assert_allclose(
+        rivalry(turned, log_odds[order]), rivalry(pairs, log_odds)[order], atol=1e-9
+    )
 
 
 def test_a_third_track_of_the_person_is_no_rival_and_another_person_is_one() -> None:

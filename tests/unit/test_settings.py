@@ -17,10 +17,15 @@ def write(folder, text):
 
 
 def test_flags_override_the_environment_the_file_and_the_defaults(tmp_path, monkeypatch) -> None:
-    path = write(tmp_path, "clustering: {similarity_threshold: 0.1, num_best_crops: 1}\ntop_persons: 1\nthreads: 1\n")
+    path = write(
+        tmp_path,
+        "clustering: {similarity_threshold: 0.1, num_best_crops: 1}\ntop_persons: 1\nthreads: 1\n",
+    )
     monkeypatch.setenv("STREAMPROC_CLUSTERING__SIMILARITY_THRESHOLD", "0.2")
     monkeypatch.setenv("STREAMPROC_TOP_PERSONS", "2")
-    settings = load_settings({"clustering.similarity_threshold": 0.3, "top_persons": None}, config_file=path)
+    settings = load_settings(
+        {"clustering.similarity_threshold": 0.3, "top_persons": None}, config_file=path
+    )
     assert settings.clustering.similarity_threshold == 0.3
     assert settings.top_persons == 2
     assert (settings.threads, settings.clustering.num_best_crops) == (1, 1)
@@ -38,10 +43,16 @@ def test_the_section_of_the_pipeline_before_is_understood(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("clustering: {similarity_treshold: 0.8}", "did you mean 'clustering.similarity_threshold'"),
+        (
+            "clustering: {similarity_treshold: 0.8}",
+            "did you mean 'clustering.similarity_threshold'",
+        ),
         ("treads: 1", "did you mean 'threads'"),
         ("similarity_threshold: 0.8", "did you mean 'clustering.similarity_threshold'"),
-        ("clustering: {device: gpu}", "setting clustering.device: input should be 'auto', 'cpu' or 'cuda', got 'gpu'"),
+        (
+            "clustering: {device: gpu}",
+            "setting clustering.device: input should be 'auto', 'cpu' or 'cuda', got 'gpu'",
+        ),
         ("clustering: {similarity_threshold: .nan}", "clustering.similarity_threshold"),
         ("threads: many", "setting threads"),
         ("clustering: 5", "expected clustering to hold keys and values, got 5"),
@@ -87,13 +98,18 @@ def test_any_text_as_a_file_gives_settings_or_one_line(tmp_path_factory, text) -
 json_like = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: (
-        st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from([*known_keys(), "x"]), inner, max_size=2)
+        st.lists(inner, max_size=2)
+        | st.dictionaries(st.sampled_from([*known_keys(), "x"]), inner, max_size=2)
     ),
     max_leaves=5,
 )
 
 
-@given(st.dictionaries(st.sampled_from(sorted({*Settings.model_fields, "clustering", "x"})), json_like, max_size=4))
+@given(
+    st.dictionaries(
+        st.sampled_from(sorted({*Settings.model_fields, "clustering", "x"})), json_like, max_size=4
+    )
+)
 def test_any_values_give_settings_or_one_line(tmp_path_factory, values) -> None:
     import yaml
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from persons import person
 
 from streamproc.events import CropInfo
-from streamproc.gallery.evidence import ALIKE, LARGEST_CHANGE, SLOPE, size_evidence
+from streamproc.gallery.calibration.sizes import ALIKE, LARGEST_CHANGE, SLOPE, size_evidence
 
 PAIR = np.array([[0, 1]])
 
@@ -18,7 +18,9 @@ def seen(number, first, last, *heights, video_id="v"):
     """A person seen from frame `first` to `last`, in boxes of these heights, spread over that time; best first."""
     frames = np.linspace(first, last, len(heights)).round().astype(int).tolist()
     crops = [
-        CropInfo(frame_index=frame, pts_seconds=frame / 10, box_xyxy=(5, 7, 20, 7 + height), quality=1)
+        CropInfo(
+            frame_index=frame, pts_seconds=frame / 10, box_xyxy=(5, 7, 20, 7 + height), quality=1
+        )
         for frame, height in zip(frames, heights, strict=True)
     ]
     track = {"first_frame_index": first, "last_frame_index": last, "crops": tuple(crops[::-1])}
@@ -33,7 +35,11 @@ def of(one, other) -> float:
     ("one", "other"),
     [
         pytest.param(seen(1, 0, 90, 100, 100), seen(2, 100, 190, 100, 100), id="throughout"),
-        pytest.param(seen(1, 0, 90, 400, 90, 110), seen(2, 100, 190, 100, 100, 30), id="where one ends and one begins"),
+        pytest.param(
+            seen(1, 0, 90, 400, 90, 110),
+            seen(2, 100, 190, 100, 100, 30),
+            id="where one ends and one begins",
+        ),
         pytest.param(seen(1, 0, 90, 100), seen(2, 91, 91, 100), id="one crop each"),
     ],
 )
@@ -42,8 +48,13 @@ def test_the_same_height_speaks_for_one_person(one, other) -> None:
 
 
 def test_another_height_speaks_against_it_up_to_a_limit() -> None:
-    changes = [of(seen(1, 0, 90, 100), seen(2, 100, 190, 100 * np.exp(change))) for change in (-0.1, 0.1, 0.2, 0.5, 3)]
-    assert changes == pytest.approx([ALIKE - SLOPE * c for c in (0.1, 0.1, 0.2, 0.5, LARGEST_CHANGE)])
+    changes = [
+        of(seen(1, 0, 90, 100), seen(2, 100, 190, 100 * np.exp(change)))
+        for change in (-0.1, 0.1, 0.2, 0.5, 3)
+    ]
+    assert changes == pytest.approx(
+        [ALIKE - SLOPE * c for c in (0.1, 0.1, 0.2, 0.5, LARGEST_CHANGE)]
+    )
     assert changes[-1] < -1
 
 
@@ -70,7 +81,10 @@ tracks = st.builds(
 
 @given(tracks, tracks)
 def test_it_is_the_same_from_both_ends(one, other) -> None:
-    pair = [seen(number, first, last, *heights) for number, (first, last, heights) in enumerate((one, other))]
+    pair = [
+        seen(number, first, last, *heights)
+        for number, (first, last, heights) in enumerate((one, other))
+    ]
     forth, back = size_evidence(pair, PAIR)[0], size_evidence(pair, PAIR[:, ::-1])[0]
     assert forth == back
     assert ALIKE - SLOPE * LARGEST_CHANGE <= forth <= ALIKE

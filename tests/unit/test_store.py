@@ -18,7 +18,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from streamproc.errors import MachineError, UsageError
-from streamproc.outputs.store import AnimationStore, _safe_name
+from streamproc.storage.animations import AnimationStore, _safe_name
 
 CONTENT = b"RIFF webp"
 RUN = "0123456789abcdef"
@@ -141,7 +141,9 @@ def test_any_fsspec_store_will_do():
     stored = store.write("a/b", RUN, 1, CONTENT)
     assert stored.uri == f"memory://animations/a/a~2Fb/{RUN}/person_1.webp"
     assert fsspec.filesystem("memory").cat_file(stored.uri) == CONTENT
-    assert fsspec.filesystem("memory").find("/animations") == [f"/animations/a/a~2Fb/{RUN}/person_1.webp"]
+    assert fsspec.filesystem("memory").find("/animations") == [
+        f"/animations/a/a~2Fb/{RUN}/person_1.webp"
+    ]
 
 
 def test_a_store_that_is_not_there_is_the_machines_fault(monkeypatch):
@@ -158,14 +160,16 @@ def test_a_store_that_is_not_there_is_the_machines_fault(monkeypatch):
 
 
 def test_a_folder_needs_no_fsspec_and_no_pillow():
-    code = "import sys, streamproc.outputs.store as s; s.AnimationStore('/tmp'); print('fsspec' in sys.modules)"
+    code = "import sys, streamproc.storage.animations as s; s.AnimationStore('/tmp'); print('fsspec' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert ran.stdout == "False\n"
 
 
 def test_many_threads_may_write_at_once(tmp_path):
     store = AnimationStore(str(tmp_path))
-    threads = [threading.Thread(target=store.write, args=("clip", RUN, i % 4, CONTENT)) for i in range(16)]
+    threads = [
+        threading.Thread(target=store.write, args=("clip", RUN, i % 4, CONTENT)) for i in range(16)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -182,8 +186,14 @@ def test_missing_s3fs_names_the_extra(monkeypatch):
 
 def test_s3(monkeypatch):
     pytest.importorskip("s3fs", reason="needs the extra s3")
-    moto = pytest.importorskip("moto.server", reason="needs moto[server], which is among the development tools")
-    for name, value in {"ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "secret", "DEFAULT_REGION": "us-east-1"}.items():
+    moto = pytest.importorskip(
+        "moto.server", reason="needs moto[server], which is among the development tools"
+    )
+    for name, value in {
+        "ACCESS_KEY_ID": "key",
+        "SECRET_ACCESS_KEY": "secret",
+        "DEFAULT_REGION": "us-east-1",
+    }.items():
         monkeypatch.setenv(f"AWS_{name}", value)
     server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()

@@ -9,7 +9,16 @@ import pytest
 from streamproc.video.bitstream import LAYER, NEEDLESS, START, UNUSUAL, look_for
 
 INTRA, BIDIRECTIONAL = 1, 3
-NAMES = ["h264", "h264_pyramid", "h264_open_gop", "hevc", "hevc_open_gop", "hevc_ts", "h264_ts", "mpeg4_b"]
+NAMES = [
+    "h264",
+    "h264_pyramid",
+    "h264_open_gop",
+    "hevc",
+    "hevc_open_gop",
+    "hevc_ts",
+    "h264_ts",
+    "mpeg4_b",
+]
 MORE_NAMES = [
     "mpeg2",
     "mpeg1",
@@ -59,7 +68,11 @@ HEVC = look_for("hevc", b"")
         (H264, b"\0\0\1\x61\x88\x84", START),  # an I slice that is no IDR, as recovery points are
         (H264, b"\0\0\1\x41\x9a\x84", 0),
         (H264, b"\0\0\1\x01\x9e\x84", NEEDLESS),
-        (H264, b"\0\0\1\x68\xee\x84\0\0\1\x01\x9e\x84", 0),  # brings a parameter set: cannot be skipped
+        (
+            H264,
+            b"\0\0\1\x68\xee\x84\0\0\1\x01\x9e\x84",
+            0,
+        ),  # brings a parameter set: cannot be skipped
         (H264, b"\0\0\1\x09\x10\0\0\1\x06\x05", UNUSUAL),
         (H264, b"", UNUSUAL),
         (HEVC, b"\0\0\1\x26\x01\xaf", START),  # IDR_W_RADL

@@ -35,7 +35,9 @@ def reference(path):
                     pictures = packet.decode()
                 except av.FFmpegError:
                     continue
-                frames += [(p.pts, Orientation.of(p).turn(p.to_ndarray(format="rgb24"))) for p in pictures]
+                frames += [
+                    (p.pts, Orientation.of(p).turn(p.to_ndarray(format="rgb24"))) for p in pictures
+                ]
         except av.FFmpegError:
             pass
     return frames
@@ -53,7 +55,10 @@ def wrong_frames(video, expected, wanted, rng):
         whole = expected[frame.frame_index]
         assert whole.shape == (frame.height, frame.width, 3) == (video.height, video.width, 3)
         boxes = [random_box(rng, frame.width, frame.height) for _ in range(3)]
-        if all((frame.crop_rgb((x0, y0, x1, y1)) == whole[y0:y1, x0:x1]).all() for x0, y0, x1, y1 in boxes):
+        if all(
+            (frame.crop_rgb((x0, y0, x1, y1)) == whole[y0:y1, x0:x1]).all()
+            for x0, y0, x1, y1 in boxes
+        ):
             right.append(frame.frame_index)
     assert right == sorted(right)
     return sorted(set(wanted) - set(right))
@@ -114,7 +119,9 @@ def test_thread_count_changes_no_pixel(name, threads, folder):
 def test_edit_list_hides_frames(name, shift, folder):
     """Frames before the edit list's start are no frames, though those after it may need them."""
     options = {"avoid_negative_ts": "disabled"}
-    path = clips.remux(clips.make(name, folder), folder / f"{name}{shift}.mp4", shift=shift, options=options)
+    path = clips.remux(
+        clips.make(name, folder), folder / f"{name}{shift}.mp4", shift=shift, options=options
+    )
     video = check_against_full_decode(path, seed=4)
     assert video.frame_count == 60 + shift
     assert video.frame_table.pts_seconds[0] == 0
@@ -162,10 +169,14 @@ def test_disposable_frames_are_skipped(name, folder):
         assert table.disposable.sum() >= 10
         wanted = np.flatnonzero(~table.disposable)
         assert [frame.frame_index for frame in video.frames(wanted)] == wanted.tolist()
-        assert video.packets_sent == video.frames_decoded == video.frame_count - table.disposable.sum()
+        assert (
+            video.packets_sent == video.frames_decoded == video.frame_count - table.disposable.sum()
+        )
 
 
-@pytest.mark.parametrize("name", ["h264", "h264_mkv", "h264_ts", "h264_flv", "vp9", "mpeg2", "mjpeg_avi", "hevc_ts"])
+@pytest.mark.parametrize(
+    "name", ["h264", "h264_mkv", "h264_ts", "h264_flv", "vp9", "mpeg2", "mjpeg_avi", "hevc_ts"]
+)
 def test_far_frames_are_reached_by_seeking(name, folder):
     with open_video(clips.make(name, folder)) as video:
         video.seek_gap_bytes = 0
@@ -249,7 +260,9 @@ def test_whole_file_with_longer_sound_misses_nothing(folder):
             assert read(video, 3, 59) == [3, 59]
 
 
-@pytest.mark.parametrize("name", ["h264", "hevc_open_gop", "vp9", "av1", "mpeg4_b", "mjpeg_avi", "h264_ts"])
+@pytest.mark.parametrize(
+    "name", ["h264", "hevc_open_gop", "vp9", "av1", "mpeg4_b", "mjpeg_avi", "h264_ts"]
+)
 def test_damage_in_the_middle_costs_only_its_frames(name, folder):
     """Every wanted frame comes or is listed as undecodable; frames of groups without damage are exact."""
     source = clips.make(name, folder)

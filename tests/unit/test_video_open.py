@@ -13,7 +13,7 @@ import pytest
 
 from streamproc.errors import VideoError
 from streamproc.video import Limits, open_video
-from streamproc.video.structure import is_cut_off
+from streamproc.video.truncation import is_cut_off
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,8 @@ def test_what_a_video_tells(good):
 
 
 @pytest.mark.parametrize(
-    ("rotation", "hflip", "size"), [(90, False, (72, 96)), (180, False, (96, 72)), (270, False, (72, 96))]
+    ("rotation", "hflip", "size"),
+    [(90, False, (72, 96)), (180, False, (96, 72)), (270, False, (72, 96))],
 )
 def test_size_is_upright(rotation, hflip, size, folder):
     with open_video(clips.make(f"h264_rotated_{rotation}", folder)) as video:
@@ -124,14 +125,17 @@ def test_broken_parameters(good, tmp_path):
     """A file whose packets no decoder understands."""
     data = bytearray(good.read_bytes())
     start = data.find(b"mdat") + 4
-    data[start : start + 50_000] = np.random.default_rng(0).integers(0, 256, 50_000, dtype=np.uint8).tobytes()
+    data[start : start + 50_000] = (
+        np.random.default_rng(0).integers(0, 256, 50_000, dtype=np.uint8).tobytes()
+    )
     path = tmp_path / "broken.mp4"
     path.write_bytes(data)
     assert "no picture can be decoded" in refused(path)
 
 
 @pytest.mark.parametrize(
-    "text", ["ffconcat version 1.0\nfile {}\n", "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{}\n"]
+    "text",
+    ["ffconcat version 1.0\nfile {}\n", "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{}\n"],
 )
 @pytest.mark.parametrize("suffix", ["mp4", "m3u8", "ffconcat", "mkv"])
 def test_lists_of_other_files_are_refused(text, suffix, good, tmp_path):
@@ -159,10 +163,14 @@ def test_titles_need_not_be_utf8(tmp_path):
         container.metadata["title"] = "TITLE-IN-LATIN-1"
         stream = container.add_stream("mjpeg", rate=25)
         stream.width, stream.height, stream.pix_fmt = 96, 72, "yuvj420p"
-        frame = av.VideoFrame.from_ndarray(clips.picture(0, 96, 72), format="rgb24").reformat(format="yuvj420p")
+        frame = av.VideoFrame.from_ndarray(clips.picture(0, 96, 72), format="rgb24").reformat(
+            format="yuvj420p"
+        )
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    path.write_bytes(path.read_bytes().replace(b"TITLE-IN-LATIN-1", "Aufnahme Tür éé".encode("latin-1") + b" "))
+    path.write_bytes(
+        path.read_bytes().replace(b"TITLE-IN-LATIN-1", "Aufnahme Tür éé".encode("latin-1") + b" ")
+    )
     with open_video(path) as video:
         assert video.frame_count == 1
 
@@ -206,7 +214,9 @@ def test_frame_that_grows_over_the_limit_is_not_decoded(tmp_path):
         assert video.undecodable == list(range(10, 20))
 
 
-@pytest.mark.parametrize("name", ["h264_fragmented", "h264_mkv", "vp9", "mjpeg_avi", "h264_ts", "h264_raw"])
+@pytest.mark.parametrize(
+    "name", ["h264_fragmented", "h264_mkv", "vp9", "mjpeg_avi", "h264_ts", "h264_raw"]
+)
 def test_whole_files_are_not_taken_for_cut(name, folder):
     path = clips.make(name, folder)
     assert not is_cut_off(path)
@@ -221,6 +231,8 @@ def test_nothing_is_printed(good, tmp_path):
         "import sys, numpy, pathlib\nfrom streamproc.video import open_video\n"
         "v = open_video(pathlib.Path(sys.argv[1]))\nprint(len(list(v.frames(numpy.arange(v.frame_count)))))"
     )
-    done = subprocess.run([sys.executable, "-c", code, damaged], capture_output=True, text=True, check=True, cwd=".")
+    done = subprocess.run(
+        [sys.executable, "-c", code, damaged], capture_output=True, text=True, check=True, cwd="."
+    )
     assert done.stderr == ""
     assert int(done.stdout) > 40

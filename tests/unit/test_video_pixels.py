@@ -13,8 +13,20 @@ from hypothesis import strategies as st
 from streamproc.video.pixels import _MAX_PARTS_BYTES, _SUBSAMPLING, Converter, Frame, Orientation
 
 WHOLE_ONLY = ["yuv420p10le", "nv12", "yuv410p", "rgb24", "gbrp", "yuva420p"]
-SIZES = [(640, 360), (642, 482), (641, 480), (640, 481), (97, 75), (34, 2), (1, 1), (33, 40), (1280, 722)]
-ORIENTATIONS = [Orientation(t, x, y) for t in (False, True) for x in (False, True) for y in (False, True)]
+SIZES = [
+    (640, 360),
+    (642, 482),
+    (641, 480),
+    (640, 481),
+    (97, 75),
+    (34, 2),
+    (1, 1),
+    (33, 40),
+    (1280, 722),
+]
+ORIENTATIONS = [
+    Orientation(t, x, y) for t in (False, True) for x in (False, True) for y in (False, True)
+]
 
 
 def noise(width, height, pixel_format, seed=0, **colour):
@@ -63,7 +75,9 @@ def test_colour_range_and_matrix_are_kept(pixel_format, colorspace, color_range)
     whole = picture.to_ndarray(format="rgb24")
     converter = Converter()
     for x0, y0, x1, y1 in boxes(320, 240, 10):
-        assert (Frame(0, 0.0, picture, converter).crop_rgb((x0, y0, x1, y1)) == whole[y0:y1, x0:x1]).all()
+        assert (
+            Frame(0, 0.0, picture, converter).crop_rgb((x0, y0, x1, y1)) == whole[y0:y1, x0:x1]
+        ).all()
 
 
 def test_one_converter_serves_pictures_of_other_colours():
@@ -72,14 +86,18 @@ def test_one_converter_serves_pictures_of_other_colours():
     for colorspace, color_range in [(1, 1), (5, 1), (1, 2), (5, 2), (1, 1)]:
         picture = noise(64, 64, "yuv420p", colorspace=colorspace, color_range=color_range)
         whole = picture.to_ndarray(format="rgb24")
-        assert (Frame(0, 0.0, picture, converter).crop_rgb((3, 3, 60, 60)) == whole[3:60, 3:60]).all()
+        assert (
+            Frame(0, 0.0, picture, converter).crop_rgb((3, 3, 60, 60)) == whole[3:60, 3:60]
+        ).all()
 
 
 @pytest.mark.parametrize("pixel_format", WHOLE_ONLY)
 def test_other_formats_are_converted_whole_and_once(pixel_format, monkeypatch):
     calls = []
     original = Converter.rgb
-    monkeypatch.setattr(Converter, "rgb", lambda self, picture: calls.append(1) or original(self, picture))
+    monkeypatch.setattr(
+        Converter, "rgb", lambda self, picture: calls.append(1) or original(self, picture)
+    )
     frame = Frame(0, 0.0, noise(64, 48, pixel_format), Converter())
     frame.crop_rgb((1, 1, 9, 9))
     frame.crop_rgb((20, 20, 40, 40))
@@ -88,9 +106,13 @@ def test_other_formats_are_converted_whole_and_once(pixel_format, monkeypatch):
 
 @pytest.mark.parametrize("pixel_format", ["yuv420p", "rgb24"])
 @pytest.mark.parametrize(
-    ("filter_name", "argument"), [("vflip", None), ("setparams", "field_mode=tff")], ids=["bottom up", "interlaced"]
+    ("filter_name", "argument"),
+    [("vflip", None), ("setparams", "field_mode=tff")],
+    ids=["bottom up", "interlaced"],
 )
-def test_pictures_stored_otherwise_give_the_pixels_of_the_whole(filter_name, argument, pixel_format):
+def test_pictures_stored_otherwise_give_the_pixels_of_the_whole(
+    filter_name, argument, pixel_format
+):
     """Lines from the bottom up (as some AVI files have them) and chroma lines that belong to fields."""
     graph = av.filter.Graph()
     source = graph.add_buffer(width=320, height=240, format=pixel_format, time_base=Fraction(1, 25))
@@ -101,7 +123,9 @@ def test_pictures_stored_otherwise_give_the_pixels_of_the_whole(filter_name, arg
     assert picture.interlaced_frame or picture.planes[0].line_size < 0
     whole, converter = picture.to_ndarray(format="rgb24"), Converter()
     for x0, y0, x1, y1 in boxes(320, 240, 10):
-        assert (Frame(0, 0.0, picture, converter).crop_rgb((x0, y0, x1, y1)) == whole[y0:y1, x0:x1]).all()
+        assert (
+            Frame(0, 0.0, picture, converter).crop_rgb((x0, y0, x1, y1)) == whole[y0:y1, x0:x1]
+        ).all()
 
 
 def test_part_is_small():
@@ -129,7 +153,9 @@ def test_a_part_above_the_bound_is_converted_all_the_same(monkeypatch):
     converter, picture = Converter(), noise(320, 240, "yuv420p")
     whole = picture.to_ndarray(format="rgb24")
     for x0, y0, x1, y1 in boxes(320, 240, 10):
-        assert (Frame(0, 0.0, picture, converter).crop_rgb((x0, y0, x1, y1)) == whole[y0:y1, x0:x1]).all()
+        assert (
+            Frame(0, 0.0, picture, converter).crop_rgb((x0, y0, x1, y1)) == whole[y0:y1, x0:x1]
+        ).all()
     assert len(converter._parts) == 1
 
 
@@ -153,13 +179,21 @@ def test_stored_box_is_what_turning_shows(orientation, width, height, data):
     stored = np.arange(width * height * 3).reshape(height, width, 3)
     upright = orientation.turn(stored)
     upright_height, upright_width = upright.shape[:2]
-    x0, y0 = data.draw(st.integers(0, upright_width - 1)), data.draw(st.integers(0, upright_height - 1))
-    x1, y1 = data.draw(st.integers(x0 + 1, upright_width)), data.draw(st.integers(y0 + 1, upright_height))
+    x0, y0 = (
+        data.draw(st.integers(0, upright_width - 1)),
+        data.draw(st.integers(0, upright_height - 1)),
+    )
+    x1, y1 = (
+        data.draw(st.integers(x0 + 1, upright_width)),
+        data.draw(st.integers(y0 + 1, upright_height)),
+    )
     a, b, c, d = orientation.stored_box((x0, y0, x1, y1), upright_width, upright_height)
     assert (orientation.turn(stored[b:d, a:c]) == upright[y0:y1, x0:x1]).all()
 
 
-@pytest.mark.parametrize("box", [(-1, 0, 4, 4), (0, 0, 65, 4), (5, 5, 5, 9), (0, 9, 4, 3), (0, 40, 4, 49)])
+@pytest.mark.parametrize(
+    "box", [(-1, 0, 4, 4), (0, 0, 65, 4), (5, 5, 5, 9), (0, 9, 4, 3), (0, 40, 4, 49)]
+)
 def test_box_outside_is_refused(box):
     frame = Frame(0, 0.0, noise(64, 48, "yuv420p"), Converter())
     with pytest.raises(ValueError, match="leaves the picture of 64x48"):

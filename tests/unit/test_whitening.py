@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from persons import person, unit_vector
 
-from streamproc.gallery import Curve, whitening
-from streamproc.gallery.curve import ALONE, FEATURES, STRAIGHT
-from streamproc.gallery.whitening import Looks
+from streamproc.gallery import Curve
+from streamproc.gallery.calibration import whitening
+from streamproc.gallery.calibration.curve import ALONE, FEATURES, STRAIGHT
+from streamproc.gallery.calibration.whitening import Looks
 
 DIM = 24
 PEOPLE = 40
@@ -96,7 +97,9 @@ def test_where_there_is_one_video_its_mean_is_the_gallerys(monkeypatch) -> None:
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 4))
-def test_a_pair_is_as_alike_whichever_is_named_first_and_whatever_else_is_asked(seed, videos) -> None:
+def test_a_pair_is_as_alike_whichever_is_named_first_and_whatever_else_is_asked(
+    seed, videos
+) -> None:
     rng = np.random.default_rng(seed)
     seen = [person(i, rng.normal(size=DIM), video_id=f"v{rng.integers(videos)}") for i in range(9)]
     looks = Looks(make_curve(FLAT), seen)

@@ -1,0 +1,105 @@
+"""Which videos nobody wants any more: every worker reads all of `video-cancel`, outside any group."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaConnectionError, KafkaError
+
+from streamproc.errors import EventError, MachineError
+from streamproc.events import VideoCancel
+from streamproc.kafka.connection import client_options, unreachable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from streamproc.kafka.records import Record
+    from streamproc.settings import Settings
+
+log = logging.getLogger(__name__)
+
+_POLL_MS = 500
+
+
+class Cancellations:
+    """What was cancelled, and when.
+
+    `run` keeps it up; `caught_up` is set once all that was said before is known.
+
+    A cancellation holds for what was submitted before it, whether begun or not; a video submitted
+    again afterwards is wanted again.
+    """
+
+    def __init__(self, settings: Settings, service: str) -> None:
+        self._settings, self._service = settings, service
+        self._topic = settings.kafka.topic_prefix + VideoCancel.topic
+        self._at_ms: dict[str, int] = {}
+        self._running: dict[str, set[asyncio.Event]] = {}
+        self.caught_up = asyncio.Event()
+
+    def holds(self, video_id: str, submitted_at_ms: int) -> bool:
+        """Whether a video that was submitted then has been cancelled since."""
+        return self._at_ms.get(video_id, -1) >= submitted_at_ms
+
+    @contextmanager
+    def watching(self, video_id: str, stop: asyncio.Event) -> Iterator[None]:
+        """Set `stop` as soon as the video is cancelled, while inside."""
+        stops = self._running.setdefault(video_id, set())
+        stops.add(stop)
+        try:
+            yield
+        finally:
+            stops.discard(stop)
+            if not stops:
+                self._running.pop(video_id, None)
+
+    def take(self, record: Record) -> None:
+        """Learn one cancellation; what is none is left alone."""
+        try:
+            event = VideoCancel.from_json(record.value or b"")
+        except EventError as error:
+            log.warning("not a cancellation: %s", error)
+            return
+        self._at_ms[event.video_id] = max(self._at_ms.get(event.video_id, -1), record.timestamp)
+        for stop in self._running.get(event.video_id, ()):
+            log.info("cancelled: %s (%s)", event.video_id, event.reason or "no reason given")
+            stop.set()
+
+    async def run(self) -> None:
+        """Read for ever, from the oldest that the topic still holds.
+
+        Raises MachineError where Kafka is away.
+        """
+        consumer = AIOKafkaConsumer(
+            **client_options(self._settings, self._service),
+            group_id=None,
+            auto_offset_reset="earliest",
+        )
+        try:
+            await consumer.start()
+            count = self._settings.topics.video_cancel.partitions
+            partitions = [TopicPartition(self._topic, number) for number in range(count)]
+            consumer.assign(partitions)
+            await consumer.seek_to_beginning(*partitions)
+            ends = await consumer.end_offsets(partitions)
+            while True:
+                for records in (await consumer.getmany(timeout_ms=_POLL_MS)).values():
+                    for record in records:
+                        self.take(record)
+                if not self.caught_up.is_set():
+                    positions = [await consumer.position(partition) for partition in partitions]
+                    if all(
+                        position >= ends[part]
+                        for position, part in zip(positions, partitions, strict=True)
+                    ):
+                        self.caught_up.set()
+        except KafkaConnectionError as error:
+            raise unreachable(self._settings, error) from error
+        except KafkaError as error:
+            raise MachineError(f"{self._topic}: Kafka gave no records ({error!r})") from error
+        finally:
+            await consumer.stop()

@@ -1,0 +1,84 @@
+"""How this product reaches Kafka: one way to connect, and to wait until that works."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from aiokafka.helpers import create_ssl_context
+
+from streamproc.errors import MachineError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from streamproc.settings import Settings
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+
+def client_options(settings: Settings, service: str) -> dict[str, Any]:
+    """Keyword arguments that every aiokafka client takes: addresses, name, TLS and SASL.
+
+    Raises UsageError.
+    """
+    kafka = settings.kafka
+    options: dict[str, Any] = {
+        "bootstrap_servers": list(settings.bootstrap),
+        "client_id": f"streamproc-{service}",
+        "security_protocol": kafka.security_protocol,
+    }
+    if kafka.security_protocol.endswith("SSL"):
+        try:
+            options["ssl_context"] = create_ssl_context(
+                cafile=None if kafka.ssl_cafile is None else str(kafka.ssl_cafile),
+                certfile=None if kafka.ssl_certfile is None else str(kafka.ssl_certfile),
+                keyfile=None if kafka.ssl_keyfile is None else str(kafka.ssl_keyfile),
+            )
+        except OSError as error:  # ssl's own errors derive from it
+            raise UsageError(
+                f"kafka.ssl_cafile, .ssl_certfile, .ssl_keyfile: expected PEM files that fit each other ({error})"
+            ) from error
+    if kafka.security_protocol.startswith("SASL"):
+        password = kafka.sasl_password
+        options |= {
+            "sasl_mechanism": kafka.sasl_mechanism,
+            "sasl_plain_username": kafka.sasl_username,
+            "sasl_plain_password": None if password is None else password.get_secret_value(),
+        }
+    return options
+
+
+def group_of(settings: Settings, service: str) -> str:
+    """The consumer group of a service, with the prefix of this installation."""
+    return f"{settings.kafka.topic_prefix}streamproc-{service}"
+
+
+def unreachable(settings: Settings, error: Exception) -> MachineError:
+    """What to say where no broker answers."""
+    return MachineError(
+        f"Kafka at {','.join(settings.bootstrap)}: expected a broker, none answered ({type(error).__name__}); start "
+        "it, or name another with --bootstrap HOST:PORT"
+    )
+
+
+async def patiently(
+    stop: asyncio.Event, what: str, attempt: Callable[[], Awaitable[T]]
+) -> T | None:
+    """Await `attempt()` until it works, waiting 1 to 30 s after each MachineError.
+
+    None once `stop` is set.
+    """
+    wait_seconds = 1.0
+    while not stop.is_set():
+        try:
+            return await attempt()
+        except MachineError as error:
+            log.warning("%s: %s; trying again in %.0f s", what, error, wait_seconds)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), wait_seconds)
+        wait_seconds = min(30.0, wait_seconds * 2)
+    return None

@@ -1,0 +1,81 @@
+"""Records: what is read of one, and the headers of those that go out."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from streamproc.version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from streamproc.events import Event
+
+
+Headers = tuple[tuple[str, bytes], ...]
+
+
+MAX_DEAD_VALUE_BYTES = 512 * 1024
+
+
+@dataclass(slots=True, eq=False)
+class Record:
+    """What this product reads of a consumed record: aiokafka's own have these fields, `faust_app` makes one."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes]]
+
+
+def cloud_event(event: Event, service: str, trace: bytes | None) -> Headers:
+    """CloudEvents 1.0, Kafka binary mode: what an event is, for those who do not parse it."""
+    headers = {
+        "ce_specversion": "1.0",
+        "ce_id": event.event_id,
+        "ce_source": f"/streamproc/{service}",
+        "ce_type": f"streamproc.{event.topic}.v{event.schema_version}",
+        "ce_time": event.occurred_at,
+        "ce_subject": event.key,
+        "ce_dataschema": f"{event.topic}.v{event.schema_version}.json",
+        "content-type": "application/json",
+    }
+    own = tuple((name, value.encode()) for name, value in headers.items())
+    return own if trace is None else (*own, ("traceparent", trace))
+
+
+def trace_of(record: Record) -> bytes | None:
+    """The `traceparent` that a record came with, which goes on to all that follows from it."""
+    return next((value for name, value in record.headers or () if name == "traceparent"), None)
+
+
+def dead_letter_headers(
+    record: Record,
+    service: str,
+    code: str,
+    text: str,
+    attempts: int,
+    kept_bytes: int = MAX_DEAD_VALUE_BYTES,
+) -> Headers:
+    """Why a record was given up, as the `dlq_…` headers of its dead letter."""
+    value = record.value or b""
+    reasons = {
+        "dlq_topic": record.topic,
+        "dlq_partition": record.partition,
+        "dlq_offset": record.offset,
+        "dlq_timestamp_ms": record.timestamp,
+        "dlq_error_code": code,
+        "dlq_error_text": text[:2000],
+        "dlq_attempts": attempts,
+        "dlq_service": service,
+        "dlq_version": __version__,
+        "dlq_value_size_bytes": len(value),
+        "dlq_value_sha256": hashlib.sha256(value).hexdigest(),
+        "dlq_value_truncated": str(len(value) > kept_bytes).lower(),
+    }
+    return tuple((name, str(value).encode()) for name, value in reasons.items())

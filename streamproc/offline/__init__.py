@@ -1,0 +1,1 @@
+"""Replay: the stages of the stream in one process, with files where the stream has topics."""

@@ -1,0 +1,215 @@
+"""An output directory that is never seen half written.
+
+Files are written below a hidden staging folder inside the directory, so on the same file system,
+and are moved into place whole by `commit`. Whatever ends the process before or during that leaves
+each file either as it was or new, never half. run.json goes first and comes last: where it is
+missing, a commit was cut off. (The power failing is another matter: files are not flushed to the
+disk one by one, which would take longer than writing them.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from streamproc.errors import MachineError, UsageError
+from streamproc.offline.artifacts import ARTIFACT_NAMES, artifacts
+from streamproc.offline.page import ASSET_NAMES, PAGE_NAME, asset_files, needless_assets, page_html
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+
+    from streamproc.offline.report import GalleryReport
+
+_STAGING_PREFIX = ".streamproc-staging-"
+_RUN_FILE = "run.json"
+_VIEWER = Path("webp_viewer")
+_WEBP = _VIEWER / "webp"
+_ANIMATION_NAME = re.compile(r"person_-?\d+\.webp")
+_OUR_NAMES = (
+    *map(Path, ARTIFACT_NAMES),
+    _VIEWER / PAGE_NAME,
+    *(_VIEWER / "assets" / name for name in ASSET_NAMES),
+)
+
+
+class OutputDirectory:
+    """Owns the files of one gallery below `path`: nothing shows there before `commit`.
+
+    Holds a lock on the directory until `commit` or `abort`, so that two runs cannot mix their
+    files; the kernel drops it when the process dies, and the next run removes what a dead one
+    staged. As a context manager it aborts unless `commit` was called. `write_webp` may be called by
+    any thread; the rest by one at a time.
+
+    Raises UsageError where `path` is a file or another run is writing there, MachineError where it
+    cannot be made.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._made = not self.path.exists()
+        self._has_report = False
+        self._assets: set[str] = set()  # staged already
+        self._lock = _locked_directory(self.path)
+        try:
+            self._remove_stagings()  # we hold the lock, so whoever made them is dead
+            self._staging: Path | None = Path(
+                tempfile.mkdtemp(prefix=_STAGING_PREFIX, dir=self.path)
+            )
+        except OSError as error:
+            os.close(self._lock)
+            raise MachineError(_could_not_write(self.path, error)) from error
+
+    def __repr__(self) -> str:
+        return f"OutputDirectory({str(self.path)!r}, {'open' if self._staging else 'closed'})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self.abort()
+
+    def write_webp(self, person_id: int, data: bytes) -> str:
+        """Stage one animation; return its path relative to the page's folder.
+
+        Lets OSError out: an animation that could not be written is the caller's to count, not the
+        end of a run.
+        """
+        relative = _WEBP / f"person_{person_id}.webp"
+        self._stage(relative, data)
+        return relative.relative_to(_VIEWER).as_posix()
+
+    def prepare(self) -> None:
+        """Stage what the page needs whatever the report says (4.5 MB), while there is time.
+
+        May be left out, and may fail: `write_report` does the rest, and says what is wrong. Any
+        thread may call it, but not beside `write_report`, `commit` or `abort`.
+        """
+        with contextlib.suppress(OSError, MachineError):
+            self._stage_assets()
+
+    def write_report(self, report: GalleryReport) -> None:
+        """Stage the artifacts and the page; raises MachineError where the disk is full or fails."""
+        try:
+            for name, data in artifacts(report):
+                self._stage(Path(name), data)
+            needless = needless_assets(report)
+            self._stage_assets(needless)
+            for name in needless:
+                (self._open_staging() / _VIEWER / name).unlink(missing_ok=True)
+            self._stage(_VIEWER / PAGE_NAME, page_html(report))
+        except OSError as error:
+            raise MachineError(_could_not_write(self.path, error)) from error
+        self._has_report = True
+
+    def commit(self) -> None:
+        """Move everything into place, then remove files of an earlier run that this one did not write again.
+
+        Only names that streamproc writes are removed. Raises MachineError where a file cannot be
+        moved; those before it are in place then, and `abort` removes the rest. Raises RuntimeError
+        without a report: a run that failed would wipe out what an earlier one found.
+        """
+        staging = self._open_staging()
+        if not self._has_report:
+            raise RuntimeError(f"{self!r}: write_report comes before commit")
+        staged = sorted(path.relative_to(staging) for path in staging.rglob("*") if path.is_file())
+        try:
+            (self.path / _RUN_FILE).unlink(missing_ok=True)
+            for relative in sorted(
+                staged, key=lambda path: path.name == _RUN_FILE
+            ):  # run.json last
+                (self.path / relative).parent.mkdir(parents=True, exist_ok=True)
+                (staging / relative).replace(self.path / relative)
+            self._remove_old_files(set(staged))
+        except OSError as error:
+            raise MachineError(_could_not_write(self.path, error)) from error
+        self.abort()
+
+    def abort(self) -> None:
+        """Remove what was staged and let the directory go; does nothing after `commit` or a second time.
+
+        A directory that was made for this and is empty goes as well.
+        """
+        if self._staging is None:
+            return
+        shutil.rmtree(self._staging, ignore_errors=True)
+        self._staging = None
+        if self._made:
+            with contextlib.suppress(OSError):  # not empty: committed, or another's files
+                self.path.rmdir()
+        os.close(self._lock)
+
+    def _stage_assets(self, but: Sequence[str] = ()) -> None:
+        for name, source in asset_files():
+            if name not in but and name not in self._assets:
+                self._stage(_VIEWER / name, source.read_bytes())
+                self._assets.add(name)
+
+    def _stage(self, relative: Path, data: bytes) -> None:
+        path = self._open_staging() / relative
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        except BaseException:
+            path.unlink(missing_ok=True)  # or commit would move a half file
+            raise
+
+    def _open_staging(self) -> Path:
+        if self._staging is None:
+            raise RuntimeError(f"{self!r}: nothing can be written after commit or abort")
+        return self._staging
+
+    def _remove_stagings(self) -> None:
+        for path in self.path.glob(f"{_STAGING_PREFIX}*"):
+            shutil.rmtree(path)
+
+    def _remove_old_files(self, staged: set[Path]) -> None:
+        animations = (self.path / _WEBP).glob("person_*.webp")
+        ours = {
+            _WEBP / path.name for path in animations if _ANIMATION_NAME.fullmatch(path.name)
+        } | {*_OUR_NAMES}
+        for relative in ours - staged:
+            (self.path / relative).unlink(missing_ok=True)
+
+
+def _locked_directory(path: Path) -> int:
+    """Make the directory if need be; return a file descriptor that holds an exclusive lock on it."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UsageError(
+            f"{path}: expected a directory to write to, but it or a part of it is a file"
+        ) from error
+    except OSError as error:
+        raise MachineError(_could_not_write(path, error)) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise UsageError(
+            f"{path}: another run is writing there; wait for it or name another directory"
+        ) from error
+    except OSError as error:
+        os.close(descriptor)
+        raise MachineError(
+            f"{path}: cannot be locked ({error.strerror}); name a directory on a local disk"
+        ) from error
+    return descriptor
+
+
+def _could_not_write(path: Path, error: OSError) -> str:
+    where = error.filename or path
+    return f"{where}: cannot be written: {error.strerror or error}; make room or name another directory, then run again"

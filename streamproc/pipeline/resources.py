@@ -1,0 +1,112 @@
+"""What the videos of a process share: threads, network and limits, the batches, and the animations beside them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Self, TypeVar
+
+from streamproc.errors import UsageError, WeightsError
+from streamproc.gallery import Calibration, load_curves
+from streamproc.networks.manifest import package_file
+from streamproc.video import Limits
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from streamproc.networks.devices import Device
+    from streamproc.reid import Embedder
+    from streamproc.settings import Clustering, Settings
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+ANIMATION_THREADS = 2
+
+
+def load_network(settings: Settings, device: Device | None = None) -> Embedder:
+    """Load the weights of the settings, onto their device or another; raises WeightsError or UsageError."""
+    from streamproc.reid import Embedder, find_weights
+
+    clustering = settings.clustering
+    weights = find_weights(
+        clustering.osnet_model,
+        cache_folder=settings.expanded_cache_folder(),
+        models_folder=settings.models,
+    )
+    return Embedder(weights, threads=settings.threads, device=device or clustering.device)
+
+
+def video_limits(settings: Settings) -> Limits:
+    """What a video may ask of this machine."""
+    limits = settings.limits
+    return Limits(
+        max_pixels_per_frame=limits.max_pixels_per_frame,
+        max_frames=limits.max_frames,
+        max_duration_seconds=limits.max_duration_seconds,
+        max_file_bytes=limits.max_file_bytes,
+    )
+
+
+def calibration_of(clustering: Clustering) -> Calibration:
+    """The package's curves and the user's before them, and what is asked of a probability.
+
+    Raises WeightsError for the package's, UsageError for a file of the user's that holds none.
+    """
+    curves = load_curves(package_file("calibration.json"))
+    if clustering.calibration is not None:
+        try:
+            curves |= load_curves(clustering.calibration.expanduser())
+        except WeightsError as error:
+            raise UsageError(f"clustering.calibration: {error}") from error
+    return Calibration(curves, clustering.min_probability, clustering.likely_probability)
+
+
+@dataclass(slots=True)
+class VideoStats:
+    """Where one video stands; written by the pipeline, read by whoever shows progress."""
+
+    frames_planned: int = 0
+    frames_done: int = 0
+    persons_total: int = 0
+    persons_embedded: int = 0
+    crops_cut: int = 0
+    crops_embedded: int = 0
+    animations_done: int = 0
+    seconds: Counter[str] = field(default_factory=Counter)
+    """Busy seconds of each stage; stages run side by side, so they add up to more than the wall clock."""
+
+
+class Threads:
+    """The long-lived threads of one process, beside the network's own: decode, crop, and two for animations."""
+
+    def __init__(self) -> None:
+        self.decode = ThreadPoolExecutor(1, "decode")
+        self.crop = ThreadPoolExecutor(1, "crop")
+        self.animation = ThreadPoolExecutor(ANIMATION_THREADS, "animate")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pool in (self.decode, self.crop, self.animation):
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+async def call(
+    pool: ThreadPoolExecutor, seconds: Counter[str], stage: str, work: Callable[[], T]
+) -> T:
+    """Run `work` in a stage's thread and add its time to the stage's busy seconds."""
+
+    def timed() -> tuple[T, float]:
+        start = time.perf_counter()
+        result = work()
+        return result, time.perf_counter() - start
+
+    result, spent = await asyncio.get_running_loop().run_in_executor(pool, timed)
+    seconds[stage] += spent  # type: ignore[assignment] # a Counter adds floats as well
+    return result

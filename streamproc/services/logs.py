@@ -1,0 +1,74 @@
+"""Logs of the services: one line an event, as text or JSON, with the video, gallery and run that it is about."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import orjson
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from streamproc.settings import ServiceSettings
+
+_about: ContextVar[dict[str, str] | None] = ContextVar("about", default=None)
+
+
+@contextmanager
+def log_about(**ids: str | None) -> Iterator[None]:
+    """Name what the log lines inside are about (`video_id`, `gallery_id`, `run_id`); tasks begun inside inherit it."""
+    token = _about.set((_about.get() or {}) | {name: value for name, value in ids.items() if value})
+    try:
+        yield
+    finally:
+        _about.reset(token)
+
+
+def set_up_logs(settings: ServiceSettings, service: str) -> None:
+    """Send the process's logs to stderr in the format of the settings; other libraries' only from warnings on."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Json(service) if settings.log_format == "json" else _Text())
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    logging.getLogger("streamproc").setLevel(settings.log_level)
+    # Reports each reconnect of each client, dozens a second while a broker is away; ours say it
+    # once.
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+
+
+def _utc(record: logging.LogRecord) -> str:
+    return (
+        datetime.fromtimestamp(record.created, UTC)
+        .isoformat(timespec="milliseconds")
+        .replace("+00:00", "Z")
+    )
+
+
+class _Text(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        about = "".join(f" {name}={value}" for name, value in (_about.get() or {}).items())
+        line = f"{_utc(record)} {record.levelname.lower()} {record.getMessage()}{about}"
+        return line if not record.exc_info else f"{line}\n{self.formatException(record.exc_info)}"
+
+
+class _Json(logging.Formatter):
+    def __init__(self, service: str) -> None:
+        super().__init__()
+        self._service = service
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {
+            "time": _utc(record),
+            "level": record.levelname.lower(),
+            "service": self._service,
+            "logger": record.name,
+            "message": record.getMessage(),
+            **(_about.get() or {}),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return orjson.dumps(line).decode()

@@ -1,0 +1,1 @@
+"""The matcher: the gallery's pure core between Kafka and Faust's table."""

@@ -1,0 +1,179 @@
+"""The matcher's HTTP routes: the growing matrix of a gallery, at any time, from any matcher."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import orjson
+from aiohttp import web
+
+from streamproc.gallery import candidate_id_of
+from streamproc.services.matcher.table import time_of
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from streamproc.gallery import Gallery, Snapshot
+    from streamproc.services.matcher.table import Galleries, Held
+
+MAX_JSON_PERSONS = 2000
+NPY = "application/x-npy"
+_BLOCK_NUMBERS = 1 << 20  # 4 MiB of the matrix are computed and sent at a time
+_BUILDS_AT_ONCE = 2
+
+
+class GallerySource(Protocol):
+    """What the routes ask the matcher."""
+
+    galleries: Galleries
+    """Those of `loaded` only."""
+
+    @property
+    def loaded(self) -> Collection[int]:
+        """The partitions that this process owns and has read; none while it recovers."""
+
+    def partition_of(self, gallery_id: str) -> int:
+        """Where a gallery lives."""
+
+    def owner_of(self, partition: int) -> str | None:
+        """The URL of another matcher that owns a partition, None where that is not known."""
+
+
+class GalleryApi:
+    """`GET /galleries` and `GET /galleries/<id>/similarity`; see `routes`."""
+
+    def __init__(self, source: GallerySource) -> None:
+        self._source = source
+        self._building = asyncio.Semaphore(_BUILDS_AT_ONCE)
+
+    def routes(self) -> list[web.RouteDef]:
+        """What to add to the service's HTTP server."""
+        return [
+            web.get("/galleries", self._list),
+            web.get("/galleries/{gallery_id}/similarity", self._similarity),
+        ]
+
+    async def _list(self, _: web.Request) -> web.Response:
+        galleries = sorted(self._source.galleries, key=lambda held: held.gallery.gallery_id)
+        return _json(
+            {
+                "partitions": sorted(self._source.loaded),
+                "galleries": [_summary(held) for held in galleries],
+            }
+        )
+
+    async def _similarity(self, request: web.Request) -> web.StreamResponse:
+        """The matrix as `Accept` wants it.
+
+        `.npy`, float32 in the order of the sorted person keys, or else JSON.
+
+        With `?matrix=no` JSON leaves the numbers out: the keys and candidates that go with an
+        `.npy`. Both carry the sha256 of the keys (joined by newlines), which tells whether they
+        speak of the same persons.
+        """
+        gallery_id = request.match_info["gallery_id"]
+        partition = self._source.partition_of(gallery_id)
+        if partition not in self._source.loaded:
+            return self._elsewhere(request, partition)
+        held = self._source.galleries.get(gallery_id)
+        if held is None:
+            return _fault(
+                404, f"gallery {gallery_id!r}: nobody was seen in it yet, or it has expired"
+            )
+        keys = sorted(held.gallery.rows)
+        if NPY in request.headers.get("Accept", ""):
+            return await self._npy(request, keys, held.gallery.snapshot(keys))
+        with_matrix = request.query.get("matrix") != "no"
+        if with_matrix and len(keys) > MAX_JSON_PERSONS:
+            return _fault(
+                413,
+                f"gallery {gallery_id!r}: {len(keys)} persons are more than the {MAX_JSON_PERSONS} that JSON is given "
+                f"for: ask with `Accept: {NPY}`, and with `?matrix=no` for persons and candidates",
+            )
+        answer = _described(held.gallery, keys)
+        if with_matrix:
+            snapshot = held.gallery.snapshot(keys)
+            async with self._building:
+                answer["similarity"] = await asyncio.to_thread(snapshot.matrix)
+        return _json(answer)
+
+    def _elsewhere(self, request: web.Request, partition: int) -> web.Response:
+        owner = self._source.owner_of(partition)
+        if owner is None:
+            response = _fault(
+                503, "the galleries are being read, or move to another matcher: try again"
+            )
+            response.headers["Retry-After"] = "2"
+            return response
+        return web.Response(status=307, headers={"Location": owner.rstrip("/") + request.raw_path})
+
+    async def _npy(
+        self, request: web.Request, keys: list[str], snapshot: Snapshot
+    ) -> web.StreamResponse:
+        head = io.BytesIO()
+        shape = (snapshot.count, snapshot.count)
+        np.lib.format.write_array_header_1_0(
+            head, {"descr": "<f4", "fortran_order": False, "shape": shape}
+        )
+        response = web.StreamResponse(
+            headers={"Content-Type": NPY, "X-Person-Keys-Sha256": _keys_sha256(keys)}
+        )
+        response.content_length = head.tell() + 4 * snapshot.count**2
+        async with self._building:
+            await response.prepare(request)
+            await response.write(head.getvalue())
+            step = max(1, _BLOCK_NUMBERS // max(1, snapshot.count))
+            for start in range(0, snapshot.count, step):
+                stop = min(start + step, snapshot.count)
+                rows = await asyncio.to_thread(snapshot.matrix_rows, start, stop)
+                await response.write(rows.astype("<f4", copy=False).tobytes())
+            await response.write_eof()
+        return response
+
+
+def _summary(held: Held) -> dict[str, Any]:
+    return {
+        "gallery_id": held.gallery.gallery_id,
+        "partition": held.partition,
+        "persons": len(held.gallery.rows),
+        "videos": len(held.gallery.videos),
+        "last_event_at": time_of(held.heard_ms),
+    }
+
+
+def _described(gallery: Gallery, keys: list[str]) -> dict[str, Any]:
+    return {
+        "gallery_id": gallery.gallery_id,
+        "person_keys": keys,
+        "person_keys_sha256": _keys_sha256(keys),
+        "weights_sha256": [gallery.rows[key].person.model.weights_sha256 for key in keys],
+        "candidates": [
+            {
+                "candidate_id": candidate_id_of(gallery.gallery_id, key, other),
+                "person_keys": [key, other],
+                "similarity": entry.similarity,
+            }
+            | ({} if entry.judgement is None else asdict(entry.judgement))
+            for key, other, entry in gallery.pairs()
+        ],
+    }
+
+
+def _keys_sha256(keys: list[str]) -> str:
+    return hashlib.sha256("\n".join(keys).encode()).hexdigest()
+
+
+def _json(content: Any, status: int = 200) -> web.Response:
+    body = orjson.dumps(
+        content, option=orjson.OPT_SERIALIZE_NUMPY
+    )  # numbers that are not there (NaN) become null
+    return web.Response(body=body, status=status, content_type="application/json")
+
+
+def _fault(status: int, text: str) -> web.Response:
+    return _json({"error": text}, status)

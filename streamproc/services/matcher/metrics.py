@@ -1,0 +1,64 @@
+"""Metrics of the matcher, read at the moment they are asked for."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from typing import TYPE_CHECKING
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.metrics_core import Metric
+
+
+class MatcherMetrics(Collector):
+    """What the matcher counts.
+
+    Written by its one loop without a lock; rates are Prometheus's `rate()`.
+    """
+
+    def __init__(self, registry: CollectorRegistry, gauges: Callable[[], dict[str, int]]) -> None:
+        """`gauges` gives lag, galleries, rows and partitions as they are now."""
+        self._gauges = gauges
+        self.events: Counter[str] = Counter()
+        self.candidates: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.strays = 0
+        self.rows_not_compared = 0
+        registry.register(self)
+
+    def collect(self) -> Iterator[Metric]:
+        """Prometheus's hook."""
+        yield _labelled("events", "Events of person-embeddings, by kind", "kind", self.events)
+        yield _labelled(
+            "candidates", "Duplicate candidates published, by state", "state", self.candidates
+        )
+        yield _labelled("stage_seconds", "Time spent, by stage", "stage", self.seconds)
+        yield CounterMetricFamily(
+            "streamproc_strays", "Events sent on to their partition", value=self.strays
+        )
+        text = "Rows left out of comparisons, as their vectors are of other weights"
+        yield CounterMetricFamily(
+            "streamproc_rows_not_compared", text, value=self.rows_not_compared
+        )
+        for name, value in self._gauges().items():
+            yield GaugeMetricFamily(f"streamproc_{name}", _GAUGES[name], value=value)
+
+
+_GAUGES = {
+    "lag": "Events of the own partitions that are not done",
+    "galleries": "Galleries in memory",
+    "rows": "Persons in memory",
+    "partitions": "Partitions owned and read",
+}
+
+
+def _labelled(name: str, text: str, label: str, counts: Mapping[str, float]) -> Metric:
+    family = CounterMetricFamily(f"streamproc_{name}", text, labels=[label])
+    for value, count in counts.items():
+        family.add_metric([value], count)
+    return family

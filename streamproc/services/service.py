@@ -1,0 +1,124 @@
+"""What worker, matcher and animator have in common: signals, one HTTP server for health and metrics, logs, an end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from streamproc.errors import MachineError
+from streamproc.services.logs import set_up_logs
+from streamproc.version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from streamproc.settings import Settings
+
+log = logging.getLogger(__name__)
+
+PORTS = {"worker": 8081, "matcher": 8082, "animator": 8083}
+
+
+class Service:
+    """One service process.
+
+    Its work looks at `stop`, sets `ready`, counts in `registry`, and may add `routes`.
+
+    The first SIGTERM or SIGINT sets `stop`: the work finishes or gives up within the grace time. A
+    second one, or the grace time's end, cancels it. Nothing is lost either way: what was not
+    acknowledged comes again.
+    """
+
+    def __init__(self, name: str, settings: Settings) -> None:
+        self.name = name
+        self.settings = settings
+        self.stop = asyncio.Event()
+        self.ready = False
+        self.registry = CollectorRegistry()
+        self.routes: list[web.RouteDef] = []
+        self.port = 0
+        """Where HTTP answers, once it does."""
+        self.dead_letters = Counter(
+            "streamproc_dead_letters", "Records given up", ["code"], registry=self.registry
+        )
+        Gauge("streamproc_info", "Version", ["service", "version"], registry=self.registry).labels(
+            name, __version__
+        ).set(1)
+
+    def set_ready(self, ready: bool) -> None:  # noqa: FBT001 - a callback of one value
+        """Say whether the service takes work: what `/readyz` answers."""
+        self.ready = ready
+
+    async def run(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Run `work` until it ends or a signal ends it; raises what it raised."""
+        set_up_logs(self.settings.service, self.name)
+        task = asyncio.ensure_future(work())
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._interrupt, task)
+        try:
+            runner = await self._serve()
+        except MachineError:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            raise
+        try:
+            await task
+        except asyncio.CancelledError:
+            log.warning("given up: what was not finished comes again")
+        finally:
+            self.ready = False
+            await runner.cleanup()
+            log.info("%s has stopped", self.name)
+
+    def _interrupt(self, task: asyncio.Future[None]) -> None:
+        if self.stop.is_set():
+            task.cancel()
+            return
+        grace_seconds = self.settings.service.grace_seconds
+        log.info("stopping: finishing what is begun, for at most %.0f s", grace_seconds)
+        self.stop.set()
+        asyncio.get_running_loop().call_later(grace_seconds, task.cancel)
+
+    async def _serve(self) -> web.AppRunner:
+        app = web.Application()
+        app.add_routes(
+            [
+                web.get("/healthz", self._healthz),
+                web.get("/readyz", self._readyz),
+                web.get("/metrics", self._metrics),
+                *self.routes,
+            ]
+        )
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        options = self.settings.service
+        port = PORTS[self.name] if options.http_port is None else options.http_port
+        try:
+            await web.TCPSite(runner, options.http_host, port).start()
+        except OSError as error:
+            await runner.cleanup()
+            raise MachineError(
+                f"{options.http_host}:{port}: cannot listen there ({error.strerror}); set service.http_port (0: any)"
+            ) from error
+        self.port = runner.addresses[0][1]
+        log.info("%s: health and metrics at http://%s:%d", self.name, options.http_host, self.port)
+        return runner
+
+    async def _healthz(self, _: web.Request) -> web.Response:
+        return web.json_response({"status": "ok", "service": self.name, "version": __version__})
+
+    async def _readyz(self, _: web.Request) -> web.Response:
+        ready = self.ready and not self.stop.is_set()
+        return web.json_response({"ready": ready}, status=200 if ready else 503)
+
+    async def _metrics(self, _: web.Request) -> web.Response:
+        return web.Response(
+            body=generate_latest(self.registry), headers={"content-type": CONTENT_TYPE_LATEST}
+        )

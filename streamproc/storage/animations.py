@@ -1,0 +1,168 @@
+"""Where the stream's animator puts its files: a folder, or an object store through fsspec."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote
+
+from streamproc.errors import MachineError, UsageError
+from streamproc.files import replace_file
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_MAX_NAME_CHARS = 120
+_CHECK_NAME = ".streamproc-write-check"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A file that was written, as `animation-ready` names it."""
+
+    uri: str
+    sha256: str
+    size_bytes: int
+
+
+class AnimationStore:
+    """Writes `<uri>/<video_id>/<run_id>/person_<person_id>.webp`.
+
+    Made by the animator; safe in several threads.
+
+    `uri` is a folder (a path or file://) or whatever fsspec knows, such as s3://bucket/prefix. In a
+    folder a file appears whole or not at all, and object stores promise the same. Writing the same
+    again changes nothing. A file below `media_root` is given as a URI relative to it, which host,
+    containers and cluster read alike; else as file://. S3 credentials come from where boto finds
+    them.
+
+    Raises UsageError where `uri` means nothing, or the package for it is missing.
+    """
+
+    def __init__(
+        self, uri: str, *, media_root: Path | None = None, s3_endpoint_url: str | None = None
+    ) -> None:
+        self._uri = uri.rstrip("/")
+        self._folder = _local_folder(uri)
+        self._media_root = None if media_root is None else media_root.expanduser().absolute()
+        self._fs: Any = None
+        self._prefix = ""
+        if self._folder is None:
+            self._fs, self._prefix = _remote(uri, s3_endpoint_url)
+
+    def __repr__(self) -> str:
+        return f"AnimationStore({self._uri!r})"
+
+    def check(self) -> None:
+        """Write and remove a small file; raises UsageError in one line where that fails.
+
+        Called once, at the start.
+        """
+        try:
+            self._put(_CHECK_NAME, b"")
+        except MachineError as error:
+            raise UsageError(f"animator.output_uri: {error}") from error
+        self._remove(_CHECK_NAME)
+
+    def write(self, video_id: str, run_id: str, person_id: int, content: bytes) -> StoredFile:
+        """Write one animation; raises MachineError where the disk or the store fails."""
+        relative = f"{_safe_name(video_id)}/{_safe_name(run_id)}/person_{person_id}.webp"
+        self._put(relative, content)
+        return StoredFile(self._uri_of(relative), hashlib.sha256(content).hexdigest(), len(content))
+
+    def _uri_of(self, relative: str) -> str:
+        if self._folder is None:
+            return f"{self._uri}/{relative}"
+        path = self._folder / relative
+        if self._media_root is not None:
+            resolved, root = (Path(os.path.realpath(each)) for each in (path, self._media_root))
+            if resolved.is_relative_to(root):
+                return quote(os.fsencode(resolved.relative_to(root)))
+        return path.as_uri()
+
+    def _put(self, relative: str, content: bytes) -> None:
+        try:
+            if self._folder is None:
+                self._fs.pipe_file(f"{self._prefix}/{relative}", content)
+            else:
+                replace_file(self._folder / relative, content)
+        except Exception as error:  # each fsspec backend has errors of its own
+            reason = (
+                getattr(error, "strerror", None)
+                or " ".join(str(error).split())[:160]
+                or type(error).__name__
+            )
+            raise MachineError(
+                f"{self._uri}/{relative}: cannot be written ({reason}); check room, permissions and the store"
+            ) from error
+
+    def _remove(self, relative: str) -> None:
+        try:
+            if self._folder is None:
+                self._fs.rm_file(f"{self._prefix}/{relative}")
+            else:
+                (self._folder / relative).unlink(missing_ok=True)
+        except Exception:  # noqa: BLE001, S110 - credentials that may write and not remove are good practice
+            pass
+
+
+def _local_folder(uri: str) -> Path | None:
+    match = _SCHEME.match(uri)
+    if match is None:
+        if not uri or uri.lower().startswith("file:"):
+            raise UsageError(
+                f"animator.output_uri: expected a folder or a URI such as s3://bucket/prefix, got {uri!r}"
+            )
+        return Path(uri).expanduser().absolute()
+    if match[1].lower() not in ("file", "local"):
+        return None
+    path = unquote(uri[match.end() :])
+    if not path.startswith("/"):
+        raise UsageError(f"animator.output_uri: expected file:///absolute/folder, got {uri!r}")
+    return Path(path)
+
+
+def _remote(uri: str, s3_endpoint_url: str | None) -> tuple[Any, str]:
+    """The fsspec file system and the path in it."""
+    import fsspec
+
+    is_s3 = uri.startswith(("s3://", "s3a://"))
+    retries = {"total_max_attempts": 3, "mode": "standard"}
+    options = (
+        {"endpoint_url": s3_endpoint_url, "config_kwargs": {"retries": retries}} if is_s3 else {}
+    )
+    try:
+        fs, prefix = fsspec.core.url_to_fs(
+            uri, use_listings_cache=False, skip_instance_cache=True, **options
+        )
+    except ImportError as error:
+        extra = "streamproc[s3]" if is_s3 else str(error)
+        raise UsageError(
+            f"animator.output_uri: {uri} needs an extra package: pip install '{extra}'"
+        ) from error
+    except ValueError as error:
+        raise UsageError(
+            f"animator.output_uri: expected a folder or a URI that fsspec knows, got {uri!r}"
+        ) from error
+    fs.retries = 1  # s3fs would go through all of boto's attempts five times
+    return fs, prefix.rstrip("/")
+
+
+def _safe_name(text: str) -> str:
+    """A file name that no other text gets: unsafe bytes as ~XX, long names shortened by their hash.
+
+    '~' and letters that need no escape in a URI, so the name is the same in a path, a key and a
+    URI.
+    """
+    plain = "".join(
+        chr(byte) if re.fullmatch(rb"[A-Za-z0-9_-]|\.", bytes([byte])) else f"~{byte:02X}"
+        for byte in text.encode("utf-8", "surrogatepass")
+    )
+    if plain.startswith("."):
+        plain = f"~2E{plain[1:]}"  # neither '..' nor hidden
+    if len(plain) > _MAX_NAME_CHARS:
+        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+        return f"{plain[: _MAX_NAME_CHARS - 66]}~~{digest}"  # '~~' comes in no other name
+    return plain or "~"

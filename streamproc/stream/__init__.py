@@ -1,1 +1,0 @@
-"""The stream: the stages of `pipeline` and the core of `gallery` between Kafka topics."""

@@ -1,0 +1,209 @@
+"""What a video is, learned once when it is opened: its first picture, its packets, its frames, what it lacks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import av
+import numpy as np
+
+from streamproc.errors import VideoError
+from streamproc.video.index import (
+    NO_TIME,
+    PacketIndex,
+    Timeline,
+    must_decode_to_count,
+    read_index,
+    timeline_from_packets,
+    timeline_of_outputs,
+)
+from streamproc.video.pixels import Orientation
+from streamproc.video.reader import Counts, PacketReader
+from streamproc.video.source import Source, open_stream, promised_seconds, seconds_per_tick
+from streamproc.video.truncation import is_cut_off
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.packet import Packet
+    from av.video.stream import VideoStream
+
+    from streamproc.types import Int64Array
+
+_PACKETS_FOR_FIRST_PICTURE = 500
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Survey:
+    """All that is known of a video before its frames are read.
+
+    Made by `survey`, used by `Video`.
+    """
+
+    index: PacketIndex
+    timeline: Timeline
+    seconds_per_tick: float
+    codec_name: str
+    pixel_format: str
+    stored_size: tuple[int, int]
+    orientation: Orientation
+    missing_frames: int
+    missing_seconds: float
+
+
+class _FirstPicture:
+    """Decodes packets until the first picture comes out: only a picture tells size, format and display matrix."""
+
+    def __init__(self, stream: VideoStream) -> None:
+        self._context = stream.codec_context
+        self._has_begun = False
+        self.picture: av.VideoFrame | None = None
+
+    def feed(self, packet: Packet[VideoStream] | None) -> None:
+        self._decode(packet)
+        if self.picture is None and not self._has_begun and packet is not None:
+            # Most decoders have it now, and keep it back until they know that none comes before it:
+            # a third of the time that opening a large video takes.
+            self._decode(None)
+            self._context.flush_buffers()
+            if self.picture is None:
+                self._decode(packet)
+        self._has_begun = True
+
+    def _decode(self, packet: Packet[VideoStream] | None) -> None:
+        try:
+            pictures = self._context.decode(packet)
+        except av.FFmpegError:
+            return
+        if pictures and self.picture is None:
+            self.picture = pictures[0]
+
+
+def survey(source: Source, decode_threads: int) -> Survey:
+    """Read the whole file once without decoding it, except where the packets cannot tell its frames.
+
+    Raises:
+        VideoError: It holds no frames, none can be decoded, or it is over a limit.
+    """
+    container, stream = open_stream(source, threads=1)
+    with container:
+        name, tick = source.path.name, float(seconds_per_tick(stream))
+        seconds = promised_seconds(container, stream)
+        source.limits.check(name, "max_duration_seconds", seconds, "length in seconds")
+        source.limits.check(name, "max_frames", stream.frames, "number of frames")
+        index, picture = _read(source, container, stream)
+        timeline = _timeline(source, index, stream, decode_threads)
+        source.limits.check(
+            name, "max_duration_seconds", np.ptp(timeline.pts) * tick, "length in seconds"
+        )
+        missing_frames, missing_seconds = 0, 0.0
+        if is_cut_off(source.path):
+            timeline, lost = _without_lost_tail(source, index, timeline)
+            missing_frames, missing_seconds = _missing(
+                stream.frames, seconds, len(index) - lost, timeline, tick
+            )
+        return Survey(
+            index=index,
+            timeline=timeline,
+            seconds_per_tick=tick,
+            codec_name=stream.codec_context.codec.canonical_name,
+            pixel_format=picture.format.name,
+            stored_size=(picture.width, picture.height),
+            orientation=Orientation.of(picture),
+            missing_frames=missing_frames,
+            missing_seconds=missing_seconds,
+        )
+
+
+def _read(
+    source: Source, container: InputContainer, stream: VideoStream
+) -> tuple[PacketIndex, av.VideoFrame]:
+    first = _FirstPicture(stream)
+    name, limits = source.path.name, source.limits
+
+    def on_packet(packet: Packet[VideoStream], count: int) -> None:
+        if count > limits.max_frames:
+            limits.check(name, "max_frames", count, "number of frames")
+        if first.picture is None and count <= _PACKETS_FOR_FIRST_PICTURE:
+            first.feed(packet)
+
+    index = read_index(container, stream, on_packet)
+    if not len(index):
+        raise VideoError(f"{name}: its video track holds no frames; record or convert it again")
+    if first.picture is None:
+        first.feed(None)
+    if first.picture is None:
+        raise VideoError(
+            f"{name}: no picture can be decoded from its {len(index)} packets; it is damaged or no video"
+        )
+    size = first.picture.width * first.picture.height
+    limits.check(name, "max_pixels_per_frame", size, "frame size in pixels")
+    return index, first.picture
+
+
+def _timeline(
+    source: Source, index: PacketIndex, stream: VideoStream, decode_threads: int
+) -> Timeline:
+    codec = stream.codec_context.codec.canonical_name
+    timeline = None if must_decode_to_count(index, stream) else timeline_from_packets(index, codec)
+    if timeline is None:
+        output_pts = _decoded_pts(source, index, 0, decode_threads)
+        timeline = timeline_from_packets(index, codec, output_pts) or timeline_of_outputs(
+            _filled(output_pts, index, stream)
+        )
+    if not len(timeline.pts):
+        raise VideoError(
+            f"{source.path.name}: the decoder puts out no frames; record or convert it again"
+        )
+    return timeline
+
+
+def _decoded_pts(source: Source, index: PacketIndex, first: int, decode_threads: int) -> Int64Array:
+    reader = PacketReader(
+        source, index, Counts(), seek_gap_bytes=2**62, decode_threads=decode_threads
+    )
+    try:
+        reader.go_to(first)
+        times = [
+            NO_TIME if picture.pts is None else picture.pts
+            for picture in reader.decode_through(len(index) - 1)
+        ]
+    finally:
+        reader.close()
+    return np.array(times, np.int64)
+
+
+def _filled(pts: Int64Array, index: PacketIndex, stream: VideoStream) -> Int64Array:
+    """Times for frames that have none: as many ticks apart as the stream's rate or its packets say."""
+    rate = stream.average_rate or stream.guessed_rate
+    step = index.last_duration or (round(1 / (rate * seconds_per_tick(stream))) if rate else 1)
+    return np.where(pts == NO_TIME, np.arange(len(pts)) * step, pts).astype(np.int64)
+
+
+def _without_lost_tail(
+    source: Source, index: PacketIndex, timeline: Timeline
+) -> tuple[Timeline, int]:
+    """A cut-off file's last packets may be halves: leave out what its last group of pictures does not give."""
+    if not timeline.exact:
+        return timeline, 0
+    start = int(timeline.starts[-1])
+    given = _decoded_pts(source, index, start, decode_threads=1)
+    lost = np.flatnonzero((timeline.ordinals >= start) & ~np.isin(timeline.pts, given))
+    lost = lost[
+        timeline.pts[lost] >= index.pts[start]
+    ]  # leading pictures cannot be judged from here
+    kept = timeline.without(lost.tolist())
+    return (kept, len(lost)) if len(kept.pts) else (timeline, 0)
+
+
+def _missing(
+    promised_frames: int, promised: float, present: int, timeline: Timeline, tick: float
+) -> tuple[int, float]:
+    """Frames and seconds that a cut-off file promised beyond what it has, as far as its header says either."""
+    span = float(np.ptp(timeline.pts)) * tick
+    frame_seconds = span / (len(timeline.pts) - 1) if span else 0.0
+    seconds = max(0.0, promised - span - frame_seconds)
+    if promised_frames:
+        frames = max(0, promised_frames - present)
+        return frames, max(seconds, frames * frame_seconds)
+    return (round(seconds / frame_seconds) if frame_seconds else 0), seconds
