@@ -1,6 +1,7 @@
 # make demo   a virtual environment without torch, and `streamproc replay` on the sample clip
 # make test   the same environment with the development tools, and every test
-# The environment is made once and made again only when pyproject.toml changes: the stamps carry its hash.
+# The environment is made once, and made again only when pyproject.toml changes: the stamps carry
+# its hash.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -13,34 +14,44 @@ DEPLOY_STAMP := $(VENV)/deploy-$(HASH).stamp
 # tests/conftest.py says which tests go where, and that the longest begin first.
 TWO_PROCESSES := -n 2 --no-loadscope-reorder
 
-.PHONY: demo test test-long test-crash test-compose soak lint bench clean
+.PHONY: demo test test-shared test-long test-crash test-compose soak lint bench clean
 
 demo: $(RUN_STAMP)
 	$(BIN)/streamproc replay tests/sample/sample.mp4 --out demo-out
 	@echo "The page with the pair that came back: $(CURDIR)/demo-out/webp_viewer/person_selection.html"
 
 test: $(DEV_STAMP)
-	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || echo "no chromium: the browser tests will say so"
+	@tests/browser/install_chromium.sh
 	$(BIN)/python -m pytest $(TWO_PROCESSES)
+
+# Only the tests that need the research data in ../shared, which must be there.
+test-shared: $(DEV_STAMP)
+	STREAMPROC_TEST_SHARED=required \
+		$(BIN)/python -m pytest $(TWO_PROCESSES) -m 'shared and not crash and not long'
 
 # What trains or measures: the distillation's recipe, the GPU benchmark's code.
 test-long: $(DEV_STAMP)
 	$(BIN)/python -m pytest -m long
 
-# Services and the broker killed at random under load: three minutes of it. `make soak`: an hour, another seed each time.
+# Services and the broker killed at random under load: three minutes of it. `make soak`: an hour,
+# with another seed each time.
 test-crash: $(DEV_STAMP)
 	STREAMPROC_TEST_CHAOS_SECONDS=180 $(BIN)/python -m pytest -m crash -s
 
 soak: $(DEV_STAMP)
-	STREAMPROC_TEST_CHAOS_SECONDS=3600 STREAMPROC_TEST_SEED=$$(date +%s) $(BIN)/python -m pytest -m crash -k random -s
+	STREAMPROC_TEST_CHAOS_SECONDS=3600 STREAMPROC_TEST_SEED=$$(date +%s) \
+		$(BIN)/python -m pytest -m crash -k random -s
 
-# docker compose for real, and all that can be said of deploy/ without a cluster. Where no images can be pulled, the
-# script at STREAMPROC_BASE_IMAGES makes them (and installs Docker, as root); with neither, the tests say so and skip.
+# docker compose for real, and all that can be said of deploy/ without a cluster. Where no images
+# can be pulled, the script at STREAMPROC_BASE_IMAGES makes them (and installs Docker, as root);
+# with neither, the tests say so and skip.
 test-compose: $(DEPLOY_STAMP)
 	STREAMPROC_TEST_COMPOSE=1 $(BIN)/python -m pytest tests/compose
 
+# The second line: no line has over 100 characters, whatever pyproject.toml ignores.
 lint: $(DEV_STAMP)
 	$(BIN)/ruff check .
+	$(BIN)/ruff check --select E501 .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
@@ -56,7 +67,8 @@ bench: $(DEV_STAMP)
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
-		|| { echo "streamproc needs Python 3.11 to 3.13: make PYTHON=python3.12 ..." >&2; exit 1; }
+		|| { echo "streamproc needs Python 3.11 to 3.13: make PYTHON=python3.12 ..." >&2; \
+			exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip
 
@@ -75,4 +87,5 @@ $(DEPLOY_STAMP): $(DEV_STAMP)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-3.13 demo-out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-3.13 demo-out build dist
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

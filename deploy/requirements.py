@@ -1,15 +1,14 @@
-"""Prints what must be installed for the extras named, from the pyproject.toml here.
+"""Print what must be installed for the named extras, from the pyproject.toml in this folder.
 
-`requirements.py s3,gpu`.
+python requirements.py s3,gpu
 """
-# ruff: noqa: INP001, T201 - a script, not a package; printing is its purpose
 
 import sys
 import tomllib
 from pathlib import Path
 
 project = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
-extras = [
-    line for extra in sys.argv[1].split(",") for line in project["optional-dependencies"][extra]
-]
-print("\n".join(project["dependencies"] + extras))
+lines = list(project["dependencies"])
+for extra in sys.argv[1].split(","):
+    lines += project["optional-dependencies"][extra]
+print("\n".join(lines))

@@ -1,18 +1,19 @@
 """Fit the calibration curve of re-identification weights.
 
-`PYTHONPATH=. python models/calibrate.py DATA WEIGHTS...`.
+    PYTHONPATH=. python models/calibrate.py DATA WEIGHTS...
 
 WEIGHTS are files or names of the manifest; `osnet_x0_25_ours` is the package's own. Each gets its
-entry, by sha256, in `models/calibration.json`, which the package carries (and which loses those
-made by another method). DATA holds `reid/market1501_train.tar` (fitted on), and
-`reid/market1501_test100`, `MOT17-mini`, `videos`, `gt`, `persons`: these are never fitted on, the
-figures that are printed and the diagram (`--diagram`) are made of them.
+entry, by sha256, in `models/calibration.json`, which the package carries; entries made by an older
+method are dropped. DATA holds `reid/market1501_train.tar`, which is fitted on, and
+`reid/market1501_test100`, `MOT17-mini`, `videos`, `gt` and `persons`, which are never fitted on:
+the metrics that are printed and the diagram (`--diagram`) are computed on these.
 
-What is fitted (`streamproc/gallery/calibration.py` says what is done with it): mean, and covariance
-within persons over all their tracks, of the training identities; and logistic regressions on
-galleries drawn at random from them, as one camera or as several see people, with 1 to 5 tracks
-each, known negatives or without, some tracks cut short. The identities are cut in three: of a
-gallery's identities none has a part in the mean and covariance that it is judged with, as in use.
+Two things are fitted; `streamproc/gallery/calibration/scorer.py` describes their use. The mean, and
+the covariance within persons over all their tracks, are those of the training identities. The
+logistic regressions are fitted on galleries drawn at random from these identities, as one camera or
+several see people: with 1 to 5 tracks a person, with vetoes or without, and with some tracks
+shortened. The identities are split in three: those of a gallery have no part in the mean and
+covariance that it is judged with, as in use.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import numpy as np
 
 from models.known_people import (
     KINDS,
+    Pictures,
     Tracks,
     draw,
     embed_all,
@@ -41,17 +43,17 @@ from models.known_people import (
 from streamproc.events import PersonEmbedding
 from streamproc.gallery import Curve, GalleryScorer, load_curves
 from streamproc.gallery.calibration.curve import (
-    ALONE,
     FEATURES,
     METHOD,
-    SIZE_COUNTS,
-    STRAIGHT,
+    NO_BETA,
+    PAIR_FEATURES,
+    SIZE_COEFFICIENT,
     curves_to_json,
 )
 from streamproc.gallery.calibration.fitting import (
-    COSINES,
+    COSINE_FEATURES,
     KnownGallery,
-    bent_towards,
+    fit_beta,
     logistic,
     with_coefficients,
 )
@@ -62,25 +64,26 @@ from streamproc.gallery.calibration.reliability import (
     error_if_perfect,
     swept_error,
 )
-from streamproc.gallery.calibration.scorer import Calibration, among_others
+from streamproc.gallery.calibration.scorer import Calibration, with_gallery_features
 from streamproc.reid.embedder import Embedder, person_vector
 from streamproc.reid.export import find_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 CURVES = Path(__file__).resolve().parent / "calibration.json"
 DIRECTIONS = 128
-"""Of the covariance within persons: 128 are as good as all 512, 64 are not."""
+"""Directions of the covariance within persons: 128 are as good as all 512, 64 are not."""
 THRESHOLD = 0.70
-"""Of pairs less similar nobody asks by default: no figures are made of them, and they are not fitted on, as the many
-plainly different ones would bend the curve where it matters."""
+"""Less similar pairs are no candidates by default. They are not fitted on, as many of them differ
+plainly and would shape the curve where it matters, and they are in no metrics."""
 GALLERIES = 360
-"""Of each kind; with 120 the curve still depends on which ones were drawn."""
-FIGURES_GALLERIES = 40
-"""Of each kind drawn from the test identities: what one gallery is too small to show."""
+"""Galleries of each kind; with 120 the curve still depends on which ones were drawn."""
+METRICS_GALLERIES = 40
+"""Galleries of each kind for metrics, drawn from the test identities, as one is too small."""
 SHORTENED = 0.5
-"""In every other gallery so many tracks are cut short, so that what few crops mean is learned from many tracks."""
+"""The share of tracks that are shortened in every other gallery, so that the weight of few crops is
+learned from many tracks."""
 FOLDS = 3
 DRAWN = "Market test100 in many galleries"
 
@@ -89,110 +92,142 @@ DRAWN = "Market test100 in many galleries"
 
 
 def learned(tracks: Tracks, identities: set[str]) -> Curve:
-    """Mean and covariances of some identities; the coefficients are still naught."""
+    """Return a curve with the mean and covariances of some identities, and no coefficients."""
     by_person: dict[str, list[np.ndarray]] = defaultdict(list)
     for (who, _, _), vectors in tracks.items():
         if who in identities:
             by_person[who].append(vectors)
-    means = {
-        who: np.stack([person_vector(v) for v in own]).astype(np.float64)
-        for who, own in by_person.items()
-    }
-    apart = [m - m.mean(0) for m in means.values() if len(m) > 1]
-    degrees = sum(len(m) - 1 for m in apart)
-    residuals = np.concatenate(apart)
-    values, vectors = np.linalg.eigh(residuals.T @ residuals / degrees)
-    values = values / values.sum()
-    parts = [
-        segment_means(v)[0].astype(np.float64)
+    means = [
+        np.stack([person_vector(vectors) for vectors in own]).astype(np.float64)
         for own in by_person.values()
-        for v in own
-        if len(v) > 1
     ]
-    within = sum(float(((p - p.mean(0)) ** 2).sum()) for p in parts) / sum(
-        len(p) - 1 for p in parts
-    )
+    values, directions = np.linalg.eigh(_covariance(means))  # ascending
+    values = values / values.sum()
     return Curve(
-        mean=np.concatenate(list(means.values())).mean(0).astype(np.float32),
-        basis=vectors[:, -DIRECTIONS:].T.astype(np.float32),
-        spread=values[-DIRECTIONS:].astype(np.float32),
-        rest=float(values[:-DIRECTIONS].mean()),
-        part_trace=within,
-        arrival=(0.0, 0.0),
-        alone=(0.0,) * (1 + ALONE),
-        closed=(0.0,) * (1 + FEATURES),
-        bent=STRAIGHT,
+        mean=np.concatenate(means).mean(0).astype(np.float32),
+        basis=directions[:, -DIRECTIONS:].T.astype(np.float32),
+        basis_variances=values[-DIRECTIONS:].astype(np.float32),
+        rest_variance=float(values[:-DIRECTIONS].mean()),
+        within_track_trace=_within_track_trace(by_person),
+        arrival_coefficients=(0.0, 0.0),
+        pair_coefficients=(0.0,) * (1 + PAIR_FEATURES),
+        closing_coefficients=(0.0,) * (1 + FEATURES),
+        beta_coefficients=NO_BETA,
     )
+
+
+def _covariance(means: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the covariance within persons (dim, dim) of the means (t, dim) of their tracks."""
+    several = [own - own.mean(0) for own in means if len(own) > 1]
+    degrees = sum(len(own) - 1 for own in several)
+    residuals = np.concatenate(several)
+    return residuals.T @ residuals / degrees
+
+
+def _within_track_trace(by_person: Mapping[str, Sequence[np.ndarray]]) -> float:
+    """Return the trace of the covariance of the parts of tracks around the tracks' means."""
+    squares = []
+    degrees = 0
+    for own in by_person.values():
+        for vectors in own:
+            if len(vectors) > 1:
+                parts = segment_means(vectors)[0].astype(np.float64)
+                squares.append(float(((parts - parts.mean(0)) ** 2).sum()))
+                degrees += len(parts) - 1
+    return sum(squares) / degrees
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Drawn:
-    """The similar pairs of a gallery: similarity (p,), features of the two alone (p, 6), who (p, 2), truth (p,)."""
+    """The similar pairs of a gallery of some kind.
+
+    `similarity` (p,), `pair_features` (p, 6), `positions` (p, 2) of their tracklets, and `same`
+    (p,), 1 for one person. `is_whole`: no track was shortened.
+    """
 
     kind: str
-    whole: bool
-    persons: int
+    is_whole: bool
+    tracklet_count: int
     similarity: np.ndarray
-    alone: np.ndarray
-    places: np.ndarray
+    pair_features: np.ndarray
+    positions: np.ndarray
     same: np.ndarray
 
 
-def fit(tracks: Tracks, sha256: str, rng: np.random.Generator) -> Curve:
-    """The curve of these weights."""
+def draw_all(tracks: Tracks, sha256: str, rng: np.random.Generator) -> list[Drawn]:
+    """Draw galleries, each judged with mean and covariances of other identities."""
     people = sorted({who for who, _, _ in tracks})
     drawn: list[Drawn] = []
     for fold in range(FOLDS):
-        held = set(people[fold::FOLDS])
-        unseen = learned(tracks, set(people) - held)
+        held_out = set(people[fold::FOLDS])
+        unseen = learned(tracks, set(people) - held_out)
         for i in range(GALLERIES // FOLDS):
+            shortened = SHORTENED if i % 2 else 0.0
             for kind in KINDS:
-                shortened = SHORTENED if i % 2 else 0.0
-                gallery = draw(tracks, held, rng, sha256, kind=kind, shortened=shortened)
+                gallery = draw(tracks, held_out, rng, sha256, kind=kind, shortened=shortened)
                 pairs, similarity, same = gallery.similar_pairs(THRESHOLD)
-                if pairs:
-                    scorer, count = GalleryScorer(unseen, gallery.persons), len(gallery.persons)
-                    judged = (
+                if not pairs:
+                    continue
+                scorer = GalleryScorer(unseen, gallery.tracklets)
+                drawn.append(
+                    Drawn(
+                        kind,
+                        not shortened,
+                        len(gallery.tracklets),
                         similarity,
-                        scorer.alone(pairs),
-                        scorer.places(pairs),
+                        scorer.pair_features(pairs),
+                        scorer.positions(pairs),
                         same.astype(float),
                     )
-                    drawn.append(Drawn(kind, not shortened, count, *judged))
-    weight, same = _weights(drawn), np.concatenate([one.same for one in drawn])
-    # The odds of rivals are those that the two persons alone have, so these are fitted first.
-    alone = tuple(
-        logistic(np.concatenate([one.alone for one in drawn]), same, weight, rising=COSINES)
-    )
+                )
+    return drawn
+
+
+def fit(tracks: Tracks, sha256: str, rng: np.random.Generator) -> Curve:
+    """Fit the curve of some weights on tracks embedded with them."""
+    drawn = draw_all(tracks, sha256, rng)
+    weights = _weights(drawn)
+    same = np.concatenate([one.same for one in drawn])
+    # The other features are computed with the pair coefficients, so these are fitted first.
+    pair_features = np.concatenate([one.pair_features for one in drawn])
+    pair = tuple(logistic(pair_features, same, weights, nonnegative=COSINE_FEATURES))
     features = np.concatenate(
-        [among_others(one.alone, one.places, alone, one.persons) for one in drawn]
+        [
+            with_gallery_features(one.pair_features, one.positions, pair, one.tracklet_count)
+            for one in drawn
+        ]
     )
-    # At arrival nothing is made of the number of crops, so the mix of them must be the usual one.
-    usual = np.concatenate([np.full(len(one.same), one.whole) for one in drawn])
+    # The similarity alone knows nothing of the number of crops, so only whole tracks, with the
+    # usual numbers, are fitted on.
+    whole = np.concatenate([np.full(len(one.same), one.is_whole) for one in drawn])
     similarity = np.concatenate([one.similarity for one in drawn])
-    closed = logistic(features, same, weight, rising=COSINES)
-    bent = bent_towards(features @ np.array(closed[1:]) + closed[0], same, weight)
-    return with_coefficients(
-        replace(learned(tracks, set(people)), alone=alone, bent=bent),
-        logistic(similarity[usual, None], same[usual], weight[usual]),
-        (*closed, SIZE_COUNTS),  # Market's pictures are of one size
-    )
+    arrival = logistic(similarity[whole, None], same[whole], weights[whole])
+    closing = logistic(features, same, weights, nonnegative=COSINE_FEATURES)
+    beta = fit_beta(features @ np.array(closing[1:]) + closing[0], same, weights)
+    everybody = {who for who, _, _ in tracks}
+    curve = replace(learned(tracks, everybody), pair_coefficients=pair, beta_coefficients=beta)
+    # All pictures of Market have the same size, so the weight of sizes cannot be fitted.
+    return with_coefficients(curve, arrival, (*closing, SIZE_COEFFICIENT))
 
 
 def _weights(drawn: Sequence[Drawn]) -> np.ndarray:
-    """Of all pairs, (p,): each kind of galleries has its share, each pair of a kind counts alike."""
-    of_kind = {kind: sum(len(one.same) for one in drawn if one.kind == kind) for kind in KINDS}
-    return np.concatenate(
-        [np.full(len(one.same), KINDS[one.kind][0] / of_kind[one.kind]) for one in drawn]
-    )
+    """Return the weights of all pairs (p,).
+
+    Each kind of gallery has its share of the total, and each pair of a kind counts the same.
+    """
+    count: dict[str, int] = defaultdict(int)
+    for one in drawn:
+        count[one.kind] += len(one.same)
+    weights = [np.full(len(one.same), KINDS[one.kind].share / count[one.kind]) for one in drawn]
+    return np.concatenate(weights)
 
 
-# Figures, on what was not fitted on.
+# Metrics, on what was not fitted on.
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Judged:
-    """Pairs above the threshold with no veto: similarity, both probabilities, and the truth; each (p,)."""
+    """Pairs above the threshold with no veto: similarity, both probabilities, truth; (p,) each."""
 
     similarity: np.ndarray
     at_arrival: np.ndarray
@@ -202,10 +237,11 @@ class Judged:
     @classmethod
     def of(cls, galleries: Sequence[KnownGallery], curve: Curve, sha256: str) -> Judged:
         """Judge all galleries with `curve`."""
-        calibration, rows = Calibration({sha256: curve}), []
+        calibration = Calibration({sha256: curve})
+        rows = []
         for gallery in galleries:
             pairs, cosines, same = gallery.similar_pairs(THRESHOLD)
-            close = calibration.at_close(gallery.persons, pairs)
+            close = calibration.at_close(gallery.tracklets, pairs)
             for pair, cosine, truth in zip(pairs, cosines.tolist(), same.tolist(), strict=True):
                 first = calibration.at_arrival(sha256, cosine)
                 assert first is not None
@@ -215,14 +251,15 @@ class Judged:
 
     @classmethod
     def together(cls, parts: Sequence[Judged]) -> Judged:
-        """All pairs of several."""
-        return cls(
-            *(np.concatenate([getattr(part, name) for part in parts]) for name in cls.__slots__)
-        )
+        """Return the pairs of several as one."""
+        columns = [
+            np.concatenate([getattr(part, name) for part in parts]) for name in cls.__slots__
+        ]
+        return cls(*columns)
 
 
 def pets_gallery(data: Path, weights: str, sha256: str) -> KnownGallery:
-    """PETS09-S2L1 as `streamproc replay` sees it, with all defaults."""
+    """Return PETS09-S2L1 as `streamproc replay` sees it, with all defaults."""
     from streamproc import replay
 
     with tempfile.TemporaryDirectory() as out:
@@ -234,74 +271,73 @@ def pets_gallery(data: Path, weights: str, sha256: str) -> KnownGallery:
             animate=False,
         )
         lines = (Path(out) / "person_embeddings.jsonl").read_bytes().splitlines()
-    seen = [PersonEmbedding.from_json(line) for line in lines]
+    tracklets = [PersonEmbedding.from_json(line) for line in lines]
     truth = json.loads((data / "gt" / "PETS09-S2L1.identity.json").read_text())["track_to_person"]
-    assert {person.model.weights_sha256 for person in seen} == {sha256}
+    assert {tracklet.model.weights_sha256 for tracklet in tracklets} == {sha256}
     return KnownGallery(
-        {person.person_key: person for person in seen},
-        {person.person_key: str(truth[str(person.person_id)]) for person in seen},
+        {tracklet.person_key: tracklet for tracklet in tracklets},
+        {tracklet.person_key: str(truth[str(tracklet.person_id)]) for tracklet in tracklets},
     )
 
 
 def known_galleries(data: Path, embedder: Embedder, weights: str) -> dict[str, list[KnownGallery]]:
-    """The galleries that figures are made of."""
+    """Return the galleries that metrics are computed on, by name."""
     sha256 = embedder.weights_sha256
 
-    def gallery(pictures: dict[tuple[str, str, str], list[np.ndarray]]) -> KnownGallery:
+    def without_vetoes(pictures: Pictures) -> KnownGallery:
         tracks = embed_all(embedder, pictures)
-        return gallery_of(
-            [(who, place, v) for (who, place, _), v in tracks.items()],
-            np.zeros((len(tracks),) * 2),
-            sha256,
-        )
+        chosen = [(who, place, vectors) for (who, place, _), vectors in tracks.items()]
+        return gallery_of(chosen, np.zeros((len(tracks), len(tracks))), sha256)
 
-    tracks, rng = (
-        embed_all(embedder, test_pictures(data, by_sequence=True)),
-        np.random.default_rng(2),
-    )
+    tracks = embed_all(embedder, test_pictures(data, by_sequence=True))
+    rng = np.random.default_rng(2)
     people = {who for who, _, _ in tracks}
+    drawn = []
+    for kind in KINDS:
+        drawn += [draw(tracks, people, rng, sha256, kind=kind) for _ in range(METRICS_GALLERIES)]
     return {
-        "Market test100": [gallery(test_pictures(data, by_sequence=False))],
-        DRAWN: [
-            draw(tracks, people, rng, sha256, kind=kind)
-            for kind in KINDS
-            for _ in range(FIGURES_GALLERIES)
-        ],
+        "Market test100": [without_vetoes(test_pictures(data, by_sequence=False))],
+        DRAWN: drawn,
         "PETS09-S2L1": [pets_gallery(data, weights, sha256)],
-        "MOT17-mini halves": [gallery(pictures) for pictures in mot_pictures(data).values()],
+        "MOT17-mini halves": [without_vetoes(pictures) for pictures in mot_pictures(data).values()],
     }
 
 
-def describe(
-    name: str, judged: Judged, curve_settings: Calibration, rng: np.random.Generator
-) -> str:
-    """A line of figures."""
-    same, close = judged.same, judged.at_close
-    shown, likely = (
-        close >= curve_settings.min_probability,
-        close >= curve_settings.likely_probability,
-    )
-    raw, true_pairs = judged.similarity.clip(0, 1), same.sum()
-    published, swept = (
-        error(close[shown], same[shown]) if shown.any() else 0.0
-        for error in (calibration_error, swept_error)
-    )
+def describe(name: str, judged: Judged, settings: Calibration, rng: np.random.Generator) -> str:
+    """Return a line of metrics."""
+    same = judged.same
+    close = judged.at_close
+    cosine = judged.similarity.clip(0, 1)
+    shown = close >= settings.min_probability
+    likely = close >= settings.likely_probability
+
+    def error_of_shown(error: Callable[[np.ndarray, np.ndarray], float], of: np.ndarray) -> float:
+        return error(of[shown], same[shown]) if shown.any() else 0.0
+
+    def precision(chosen: np.ndarray, of_none: float) -> float:
+        return float(same[chosen].mean()) if chosen.any() else of_none
+
+    def recall(chosen: np.ndarray) -> float:
+        return float(same[chosen].sum() / same.sum())
+
+    by_chance = error_if_perfect(close, rng)
+    shown_by_chance = error_if_perfect(close[shown], rng) if shown.any() else 0.0
     return (
-        f"{name}: {len(same)} pairs, base rate {same.mean():.3f}; ECE cosine {calibration_error(raw, same):.3f}, "
-        f"at arrival {calibration_error(judged.at_arrival, same):.3f}, at close {calibration_error(close, same):.3f} "
-        f"(chance alone {error_if_perfect(close, rng):.3f}), of the {shown.sum()} published, "
-        f"{same[shown].mean() if shown.any() else 0:.3f} of them right, {published:.3f} "
-        f"(chance alone {error_if_perfect(close[shown], rng) if shown.any() else 0:.3f}; swept {swept:.3f}; "
-        f"cosine {calibration_error(raw[shown], same[shown]) if shown.any() else 0:.3f}); "
-        f"candidates recall {same[shown].sum() / true_pairs:.2f} "
-        f"precision {same[shown].mean() if shown.any() else 1:.2f}; "
-        f"likely recall {same[likely].sum() / true_pairs:.2f} "
-        f"precision {same[likely].mean() if likely.any() else 1:.2f}"
+        f"{name}: {len(same)} pairs, base rate {same.mean():.3f}; "
+        f"ECE cosine {calibration_error(cosine, same):.3f}, "
+        f"at arrival {calibration_error(judged.at_arrival, same):.3f}, "
+        f"at close {calibration_error(close, same):.3f} (chance alone {by_chance:.3f}), "
+        f"of the {shown.sum()} published, {precision(shown, 0):.3f} of them right, "
+        f"{error_of_shown(calibration_error, close):.3f} (chance alone {shown_by_chance:.3f}; "
+        f"swept {error_of_shown(swept_error, close):.3f}; "
+        f"cosine {error_of_shown(calibration_error, cosine):.3f}); "
+        f"candidates recall {recall(shown):.2f} precision {precision(shown, 1):.2f}; "
+        f"likely recall {recall(likely):.2f} precision {precision(likely, 1):.2f}"
     )
 
 
 def panels_of(judged: Mapping[str, Judged]) -> list[Panel]:
-    """A reliability diagram of each set of pairs."""
+    """Return a reliability diagram of each set of pairs."""
     return [
         Panel(name, pairs.same, (pairs.at_close, pairs.similarity.clip(0, 1)))
         for name, pairs in judged.items()
@@ -309,16 +345,38 @@ def panels_of(judged: Mapping[str, Judged]) -> list[Panel]:
 
 
 def known_curves(path: Path) -> dict[str, Curve]:
-    """The curves there are; those of another method are of no use any more."""
-    if not path.is_file() or any(
-        c["method"] != METHOD for c in json.loads(path.read_bytes())["curves"].values()
-    ):
+    """Read the curves of a file, none where one is of another method."""
+    if not path.is_file():
+        return {}
+    curves = json.loads(path.read_bytes())["curves"].values()
+    if any(curve["method"] != METHOD for curve in curves):
         return {}
     return load_curves(path)
 
 
+def print_metrics(
+    data: Path, embedder: Embedder, weights: str, curve: Curve, rng: np.random.Generator
+) -> dict[str, Judged]:
+    """Print the metrics of one curve; return the judged pairs by the name of their set."""
+    print(
+        f"== {embedder.name} {embedder.weights_sha256[:8]} {curve!r} "
+        f"arrival {curve.arrival_coefficients} closing {curve.closing_coefficients} "
+        f"beta {curve.beta_coefficients}"
+    )
+    judged = {
+        name: Judged.of(galleries, curve, embedder.weights_sha256)
+        for name, galleries in known_galleries(data, embedder, weights).items()
+    }
+    once = Judged.together([judged["Market test100"], judged["PETS09-S2L1"]])
+    often = Judged.together([judged[DRAWN], judged["PETS09-S2L1"]])
+    both = {"Market test100 and PETS": once, f"{DRAWN}, and PETS": often}
+    for name, pairs in {**judged, **both}.items():
+        print(describe(name, pairs, Calibration(), rng), flush=True)
+    return judged
+
+
 def main() -> None:
-    """Fit, write, and print the figures of each weights file."""
+    """Fit, write, and print the metrics of each weights file."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("weights", nargs="+")
@@ -330,34 +388,20 @@ def main() -> None:
     args = parser.parse_args()
     curves = known_curves(args.out)
     pictures = None if args.figures_only else train_pictures(args.data)
-    rows: dict[str, dict[str, Judged]] = {}
+    rows: list[tuple[str, list[Panel]]] = []
     for name in args.weights:
         with tempfile.TemporaryDirectory() as cache:
             embedder = Embedder(find_weights(name, cache_folder=Path(cache)))
-        sha256, rng = embedder.weights_sha256, np.random.default_rng(1)
+        sha256 = embedder.weights_sha256
+        rng = np.random.default_rng(1)
         if pictures is not None:
             curves[sha256] = fit(embed_all(embedder, pictures), sha256, rng)
             args.out.write_bytes(curves_to_json(curves))
-        curve, settings = curves[sha256], Calibration()
-        print(
-            f"== {embedder.name} {sha256[:8]} {curve!r} arrival {curve.arrival} closed {curve.closed} bent {curve.bent}"
-        )
-        judged = {
-            what: Judged.of(galleries, curve, sha256)
-            for what, galleries in known_galleries(args.data, embedder, name).items()
-        }
-        once = Judged.together([judged["Market test100"], judged["PETS09-S2L1"]])
-        often = Judged.together([judged[DRAWN], judged["PETS09-S2L1"]])
-        both = {"Market test100 and PETS": once, f"{DRAWN}, and PETS": often}
-        for what, pairs in {**judged, **both}.items():
-            print(describe(what, pairs, settings, rng), flush=True)
-        rows[embedder.name] = judged
+        judged = print_metrics(args.data, embedder, name, curves[sha256], rng)
+        rows.append((embedder.name, panels_of(judged)))
     if args.diagram is not None:
         legend = ("calibrated, when the video is closed", "the cosine taken for a probability")
-        args.diagram.write_text(
-            diagram([(name, panels_of(judged)) for name, judged in rows.items()], legend),
-            encoding="utf-8",
-        )
+        args.diagram.write_text(diagram(rows, legend), encoding="utf-8")
 
 
 if __name__ == "__main__":

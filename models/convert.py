@@ -1,9 +1,9 @@
 """Make the files that the package carries from a checkpoint.
 
-`python models/convert.py CHECKPOINT NAME`.
+    python models/convert.py CHECKPOINT NAME
 
-Writes models/NAME.safetensors (the tensors, denormals cleared, no classifier) and models/NAME.onnx
-(its export).
+Writes models/NAME.safetensors (the tensors without the classifier, negligible values set to 0) and
+models/NAME.onnx (its export).
 """
 
 from __future__ import annotations
@@ -22,10 +22,8 @@ from streamproc.reid.osnet import from_state
 def main(checkpoint: Path, name: str) -> None:
     """Convert, and print the sha256 of both files."""
     folder = Path(__file__).parent
-    state = {
-        key: value.contiguous()
-        for key, value in from_state(read_checkpoint(checkpoint)).state_dict().items()
-    }
+    cleaned = from_state(read_checkpoint(checkpoint)).state_dict()
+    state = {key: value.contiguous() for key, value in cleaned.items()}
     tensors = folder / f"{name}.safetensors"
     save_file(state, tensors, metadata={"architecture": "osnet_x0_25"})
     network = folder / f"{name}.onnx"

@@ -1,4 +1,8 @@
-"""People of data sets whose identity is known: their pictures as tracks, and galleries drawn from those at random."""
+"""People of data sets whose identity is known: their tracks, and galleries drawn from these.
+
+A track here is a row of pictures of one person by one camera. Galleries are made of the product's
+own events, so that what is fitted on them is what runs later.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import io
 import tarfile
 from collections import defaultdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -17,19 +21,27 @@ from streamproc.ids import person_key_of
 from streamproc.reid.embedder import Embedder, person_vector
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 CROPS_A_TRACK = 8
 CROPS_AT_ONCE = 512
 SEGMENTS = 4
 SIZE = (128, 256)
 MOST_TRACKS = 5
-"""Of a person, in galleries where it may have more than two: in some nobody has more than two, in others than three."""
+"""The most tracks of a person, in galleries where a person may have more than two."""
+LEAST_VISIBLE = 0.3
+LEAST_HEIGHT_PX = 50
 
-Tracks = dict[tuple[str, str, str], np.ndarray]
-"""Unit crop vectors (k, dim) in time order, by identity, camera (or video) and sequence."""
+TrackKey = tuple[str, str, str]
+"""Identity, camera (or video) and sequence."""
+Pictures = dict[TrackKey, list[np.ndarray]]
+"""The pictures of tracks in time order, uint8 (256, 128, 3) each."""
+Tracks = dict[TrackKey, np.ndarray]
+"""The unit crop vectors (k, dim) of tracks in time order."""
+Track = tuple[str, str, str, np.ndarray]
+"""One track of `Tracks`: identity, camera, sequence and vectors."""
 Chosen = list[tuple[str, str, np.ndarray]]
-"""Identity, camera, and vectors of the tracks of a gallery."""
+"""The tracks of a gallery: identity, camera and vectors."""
 
 
 # Pictures to tracks.
@@ -40,53 +52,54 @@ def as_crop(image: Image.Image) -> np.ndarray:
     return np.asarray(image.convert("RGB").resize(SIZE, Image.Resampling.BILINEAR))
 
 
-def embed_all(
-    embedder: Embedder, pictures: Mapping[tuple[str, str, str], Sequence[np.ndarray]]
-) -> Tracks:
-    """Vectors of up to 8 crops of each track, evenly spread."""
-    chosen = {
-        key: [
-            crops[i]
-            for i in np.unique(np.linspace(0, len(crops) - 1, CROPS_A_TRACK).round().astype(int))
-        ]
-        for key, crops in pictures.items()
-    }
-    flat = [crop for crops in chosen.values() for crop in crops]
-    parts = [
-        embedder.embed(np.stack(flat[i : i + CROPS_AT_ONCE]))
-        for i in range(0, len(flat), CROPS_AT_ONCE)
+def evenly_spread(count: int) -> np.ndarray:
+    """Return the positions of up to 8 of `count` crops."""
+    return np.unique(np.linspace(0, count - 1, CROPS_A_TRACK).round().astype(int))
+
+
+def embed_all(embedder: Embedder, pictures: Mapping[TrackKey, Sequence[np.ndarray]]) -> Tracks:
+    """Embed up to 8 pictures of each track, evenly spread."""
+    chosen = {key: [crops[i] for i in evenly_spread(len(crops))] for key, crops in pictures.items()}
+    all_crops: list[np.ndarray] = []
+    for crops in chosen.values():
+        all_crops += crops
+    vectors = [
+        embedder.embed(np.stack(all_crops[start : start + CROPS_AT_ONCE]))
+        for start in range(0, len(all_crops), CROPS_AT_ONCE)
     ]
     bounds = np.cumsum([len(crops) for crops in chosen.values()])[:-1]
-    return dict(zip(chosen, np.split(np.concatenate(parts), bounds), strict=True))
+    return dict(zip(chosen, np.split(np.concatenate(vectors), bounds), strict=True))
 
 
-def market_key(name: str, *, by_sequence: bool) -> tuple[str, str, str]:
-    """`ID_cCAMERAsSEQ_FRAME_NN.jpg` to identity, camera and sequence ("" where a track is all of a camera)."""
+def market_key(name: str, *, by_sequence: bool) -> TrackKey:
+    """Return the key of a picture of Market-1501 by its file name, `ID_cCAMERAsSEQ_FRAME_NN.jpg`.
+
+    The sequence is "" where a track is all of a camera.
+    """
     identity, place = name.split("_")[:2]
     return identity, place[:2], place[2:] if by_sequence else ""
 
 
-def train_pictures(data: Path) -> dict[tuple[str, str, str], list[np.ndarray]]:
-    """Market-1501's training identities, a track for each sequence of a camera."""
-    found: dict[tuple[str, str, str], list[np.ndarray]] = defaultdict(list)
+def train_pictures(data: Path) -> Pictures:
+    """Return Market-1501's training identities, a track for each sequence of a camera."""
+    found: Pictures = defaultdict(list)
     with tarfile.open(data / "reid" / "market1501_train.tar") as tar:
         members = {Path(member.name).name: member for member in tar if member.name.endswith(".jpg")}
         for name in sorted(members):
             file = tar.extractfile(members[name])
             assert file is not None
-            found[market_key(name, by_sequence=True)].append(
-                as_crop(Image.open(io.BytesIO(file.read())))
-            )
+            picture = as_crop(Image.open(io.BytesIO(file.read())))
+            found[market_key(name, by_sequence=True)].append(picture)
     return dict(found)
 
 
-def test_pictures(data: Path, *, by_sequence: bool) -> dict[tuple[str, str, str], list[np.ndarray]]:
-    """Market-1501's 100 test identities, a track for each camera: the first 8 crops, as in `evaluate.py`.
+def test_pictures(data: Path, *, by_sequence: bool) -> Pictures:
+    """Return Market-1501's 100 test identities.
 
-    `by_sequence`: a track for each sequence of a camera, all its crops, as the training identities
-    have.
+    There is a track for each camera with its first 8 crops, as in `evaluate.py`, or with
+    `by_sequence` one for each sequence of a camera with all its crops, as for training identities.
     """
-    found: dict[tuple[str, str, str], list[np.ndarray]] = defaultdict(list)
+    found: Pictures = defaultdict(list)
     for path in sorted((data / "reid" / "market1501_test100").glob("*.jpg")):
         crops = found[market_key(path.name, by_sequence=by_sequence)]
         if by_sequence or len(crops) < CROPS_A_TRACK:
@@ -94,41 +107,42 @@ def test_pictures(data: Path, *, by_sequence: bool) -> dict[tuple[str, str, str]
     return dict(found)
 
 
-def mot_pictures(data: Path) -> dict[str, dict[tuple[str, str, str], list[np.ndarray]]]:
-    """MOT17-mini, by sequence: both halves of each person's crops that show at least 30 % of them."""
+def mot_pictures(data: Path) -> dict[str, Pictures]:
+    """Return MOT17-mini by sequence: both halves of each person's visible crops, as two tracks."""
     galleries = {}
     for folder in sorted((data / "MOT17-mini").iterdir()):
-        rows = np.loadtxt(folder / "gt" / "gt.txt", delimiter=",")
-        crops: dict[int, list[np.ndarray]] = defaultdict(list)
-        for path in sorted((folder / "img1").iterdir()):
-            image = Image.open(path).convert("RGB")
-            for row in rows[rows[:, 0] == int(path.stem)]:
-                x, y, width, height = row[2:6]
-                if row[6] == 1 and row[7] == 1 and row[8] >= 0.3 and height >= 50:  # noqa: PLR2004 - people, seen
-                    box = (
-                        max(x, 0),
-                        max(y, 0),
-                        min(x + width, image.width),
-                        min(y + height, image.height),
-                    )
-                    crops[int(row[1])].append(as_crop(image.crop(tuple(map(int, box)))))
-        tracks = {}
-        for person, own in crops.items():
-            if len(own) >= SEGMENTS:
-                half = len(own) // 2
-                tracks[str(person), folder.name, "a"], tracks[str(person), folder.name, "b"] = (
-                    own[:half],
-                    own[half:],
-                )
+        tracks: Pictures = {}
+        for person, crops in _mot_crops(folder).items():
+            if len(crops) >= SEGMENTS:
+                half = len(crops) // 2
+                tracks[str(person), folder.name, "a"] = crops[:half]
+                tracks[str(person), folder.name, "b"] = crops[half:]
         galleries[folder.name] = tracks
     return galleries
 
 
-# Galleries: the product's own events, so that what is fitted is what will run.
+def _mot_crops(folder: Path) -> dict[int, list[np.ndarray]]:
+    """Return the crops of each person of one MOT sequence, in time order."""
+    rows = np.loadtxt(folder / "gt" / "gt.txt", delimiter=",")
+    crops: dict[int, list[np.ndarray]] = defaultdict(list)
+    for path in sorted((folder / "img1").iterdir()):
+        image = Image.open(path).convert("RGB")
+        for row in rows[rows[:, 0] == int(path.stem)]:
+            _, person, x, y, width, height, counts, kind, visible = row[:9]
+            is_pedestrian = counts == 1 and kind == 1
+            if is_pedestrian and visible >= LEAST_VISIBLE and height >= LEAST_HEIGHT_PX:
+                right = min(x + width, image.width)
+                bottom = min(y + height, image.height)
+                box = (int(max(x, 0)), int(max(y, 0)), int(right), int(bottom))
+                crops[int(person)].append(as_crop(image.crop(box)))
+    return crops
+
+
+# Tracks to galleries.
 
 
 def segment_means(vectors: np.ndarray) -> tuple[np.ndarray, list[int]]:
-    """Unit means of up to 4 consecutive parts, as the pipeline sends them."""
+    """Return the unit means of up to 4 consecutive parts, as the pipeline sends them."""
     parts = np.array_split(vectors, min(SEGMENTS, len(vectors)))
     return np.stack([person_vector(part) for part in parts]), [len(part) for part in parts]
 
@@ -136,7 +150,10 @@ def segment_means(vectors: np.ndarray) -> tuple[np.ndarray, list[int]]:
 def person_of(
     vectors: np.ndarray, *, video_id: str, person_id: int, seen_with: Sequence[int], sha256: str
 ) -> PersonEmbedding:
-    """The event that a track with these crop vectors (k, dim) would give."""
+    """Return the event that a track with these crop vectors (k, dim) would give.
+
+    Frames and boxes of its crops are not known: the boxes have one height, all in frame 0.
+    """
     crop = CropInfo(frame_index=0, pts_seconds=0, box_xyxy=(0, 0, 1, 1), quality=1)
     return PersonEmbedding.make(
         gallery_id="g",
@@ -162,20 +179,22 @@ def person_of(
 def gallery_of(
     tracks: Sequence[tuple[str, str, np.ndarray]], vetoed: np.ndarray, sha256: str
 ) -> KnownGallery:
-    """A gallery of (identity, camera, vectors).
+    """Make a gallery of tracks given as (identity, camera, vectors).
 
-    `vetoed` (n, n): seen apart, counts for other people of one camera.
+    `vetoed` (n, n) bool: seen in the same frames; it counts for different people of one camera.
     """
-    persons, identity = {}, {}
+    tracklets = {}
+    identity = {}
     for i, (who, camera, vectors) in enumerate(tracks):
         beside = [
             j
             for j, (other, place, _) in enumerate(tracks)
             if vetoed[i, j] and other != who and place == camera
         ]
-        person = person_of(vectors, video_id=camera, person_id=i, seen_with=beside, sha256=sha256)
-        persons[person.person_key], identity[person.person_key] = person, who
-    return KnownGallery(persons, identity)
+        tracklet = person_of(vectors, video_id=camera, person_id=i, seen_with=beside, sha256=sha256)
+        tracklets[tracklet.person_key] = tracklet
+        identity[tracklet.person_key] = who
+    return KnownGallery(tracklets, identity)
 
 
 def draw(
@@ -187,84 +206,77 @@ def draw(
     kind: str,
     shortened: float = 0.0,
 ) -> KnownGallery:
-    """A gallery at random, of a kind of `KINDS`.
-
-    `shortened`: the share of its tracks that are cut short.
-    """
+    """Draw a gallery of a kind of `KINDS` at random; a share of its tracks is `shortened`."""
     own = [(*key, vectors) for key, vectors in tracks.items() if key[0] in identities]
-    chosen = KINDS[kind][1](own, rng)
-    chosen = [
-        (who, camera, _shortened(v, rng) if rng.random() < shortened else v)
-        for who, camera, v in chosen
-    ]
+    chosen = []
+    for who, camera, vectors in KINDS[kind].choose(own, rng):
+        if rng.random() < shortened:
+            chosen.append((who, camera, _shortened(vectors, rng)))
+        else:
+            chosen.append((who, camera, vectors))
     share = rng.uniform(0, 0.7) * rng.integers(0, 2)
     vetoed = np.triu(rng.random((len(chosen), len(chosen))) < share, 1)
     return gallery_of(chosen, vetoed | vetoed.T, sha256)
 
 
 def _shortened(vectors: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A run of the track's crops, as when a person is soon lost."""
+    """Return some consecutive crops of a track, as when a person is soon lost."""
     length = rng.integers(1, len(vectors) + 1)
     start = rng.integers(0, len(vectors) - length + 1)
     return vectors[start : start + length]
 
 
 def _pieces(most: int, rng: np.random.Generator) -> int:
-    """In how many pieces a person is that is in more than one: half of them in two, a quarter in three, and so on."""
+    """Draw how many tracks a person has that has several: 2 for a half, 3 for a quarter, ..."""
     return min(most, 1 + int(rng.geometric(0.5)), MOST_TRACKS)
 
 
-def _one_camera(tracks: list[tuple[str, str, str, np.ndarray]], rng: np.random.Generator) -> Chosen:
-    """People who pass one camera, some of them again and again."""
+def _one_camera(tracks: list[Track], rng: np.random.Generator) -> Chosen:
+    """Choose people who pass one camera, some of them several times."""
     camera = rng.choice(sorted({camera for _, camera, _, _ in tracks}))
     by_person: dict[str, list[np.ndarray]] = defaultdict(list)
     for who, place, _, vectors in tracks:
         if place == camera:
             by_person[who].append(vectors)
-    twice = [who for who, own in by_person.items() if len(own) > 1]
+    several = [who for who, own in by_person.items() if len(own) > 1]
     once = [who for who, own in by_person.items() if len(own) == 1]
     chosen: Chosen = []
-    for who in rng.permutation(twice)[: rng.integers(1, 12)]:
+    for who in rng.permutation(several)[: rng.integers(1, 12)]:
         kept = rng.permutation(len(by_person[who]))[: _pieces(len(by_person[who]), rng)]
         chosen += [(who, camera, by_person[who][i]) for i in kept]
     others = max(int(rng.integers(8, 60)) - len(chosen), 0)
     return chosen + [(who, camera, by_person[who][0]) for who in rng.permutation(once)[:others]]
 
 
-def _two_cameras(
-    tracks: list[tuple[str, str, str, np.ndarray]], rng: np.random.Generator
-) -> Chosen:
-    """People who each pass two of several cameras."""
+def _two_cameras(tracks: list[Track], rng: np.random.Generator) -> Chosen:
+    """Choose people who each pass two of several cameras."""
     by_person: dict[str, dict[str, list[np.ndarray]]] = defaultdict(lambda: defaultdict(list))
     for who, camera, _, vectors in tracks:
         by_person[who][camera].append(vectors)
-    seen_twice = [who for who, cameras in by_person.items() if len(cameras) > 1]
-    return [
-        (who, camera, np.concatenate(by_person[who][camera])[:CROPS_A_TRACK])
-        for who in rng.permutation(seen_twice)[: rng.integers(5, 100)]
-        for camera in rng.permutation(sorted(by_person[who]))[:2]
-    ]
+    by_several = [who for who, cameras in by_person.items() if len(cameras) > 1]
+    chosen: Chosen = []
+    for who in rng.permutation(by_several)[: rng.integers(5, 100)]:
+        for camera in rng.permutation(sorted(by_person[who]))[:2]:
+            vectors = np.concatenate(by_person[who][camera])[:CROPS_A_TRACK]
+            chosen.append((who, camera, vectors))
+    return chosen
 
 
-def _in_pieces(tracks: list[tuple[str, str, str, np.ndarray]], rng: np.random.Generator) -> Chosen:
-    """People who pass several cameras, a share of them more than once.
+def _in_pieces(tracks: list[Track], rng: np.random.Generator) -> Chosen:
+    """Choose people who pass several cameras, a share of them with 2 to 5 tracks, of any camera.
 
-    2 to 5 tracks, of any camera.
-
-    How many the most broken have differs from gallery to gallery, as trackers do: with 5 in all of
-    them a curve takes it for granted that people come back and back, and is too sure of pairs where
-    they come back once. For the same reason the number of tracks is drawn, not that of people: else
-    the large galleries would be those of the broken.
+    The most tracks of a person differ from gallery to gallery, as trackers do: if it were 5 in all
+    of them, the curve would expect people to come back often, and be too sure of pairs where they
+    come back once. The number of tracks is drawn and not that of people, since else the galleries
+    with the most tracks a person would also be the largest.
     """
     by_person: dict[str, list[tuple[str, np.ndarray]]] = defaultdict(list)
     for who, camera, _, vectors in tracks:
         by_person[who].append((camera, vectors))
+    share = rng.uniform(0.1, 1)
+    most = int(rng.integers(2, MOST_TRACKS + 1))
+    wanted = int(rng.integers(10, 200))
     chosen: Chosen = []
-    share, most, wanted = (
-        rng.uniform(0.1, 1),
-        int(rng.integers(2, MOST_TRACKS + 1)),
-        int(rng.integers(10, 200)),
-    )
     for who in rng.permutation(sorted(by_person)):
         if len(chosen) >= wanted:
             break
@@ -274,9 +286,16 @@ def _in_pieces(tracks: list[tuple[str, str, str, np.ndarray]], rng: np.random.Ge
     return chosen
 
 
+class Kind(NamedTuple):
+    """A kind of gallery: its share of the total weight of pairs, and how its tracks are chosen."""
+
+    share: float
+    choose: Callable[[list[Track], np.random.Generator], Chosen]
+
+
 KINDS = {
-    "one camera": (0.5, _one_camera),
-    "two cameras": (0.25, _two_cameras),
-    "in pieces": (0.25, _in_pieces),
+    "one camera": Kind(0.5, _one_camera),
+    "two cameras": Kind(0.25, _two_cameras),
+    "in pieces": Kind(0.25, _in_pieces),
 }
-"""How galleries are drawn, and by how much all of a kind weigh: the product's usual case is one video."""
+"""The usual case of the product is one video, so that kind has the largest share."""

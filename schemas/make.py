@@ -1,8 +1,8 @@
 """Write the JSON Schemas and the AsyncAPI document from the classes in `streamproc.events`.
 
-`python schemas/make.py`.
+    python schemas/make.py
 
-A test compares the files with what this makes.
+A test compares the files with the result of this script.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from streamproc.version import __version__
 
 @dataclass(frozen=True)
 class Topic:
-    """One topic: what it carries, under which key, and what an application of streamproc's does with it."""
+    """A topic: the type of its events, their key, and whether streamproc sends or receives them."""
 
     event: Any
     key: str
@@ -40,61 +40,75 @@ class Topic:
 
 TOPICS: dict[str, Topic] = {
     "video-ready": Topic(
-        VideoReady, "video_id, or none", "receive", "A video to look at; `video_uri` is enough."
+        event=VideoReady,
+        key="video_id, or none",
+        action="receive",
+        summary="A video to process; only `video_uri` is required.",
     ),
     "video-cancel": Topic(
-        VideoCancel, "video_id", "receive", "A video that nobody wants any more, begun or not."
+        event=VideoCancel,
+        key="video_id",
+        action="receive",
+        summary="A video that is no longer wanted, whether it was started or not.",
     ),
     "person-embeddings": Topic(
-        PersonEmbedding | VideoClosed | GalleryExpired,
-        "gallery_id",
-        "send",
-        "One event a person of a run, then `video-closed`; from the worker to the matcher. Biometric vectors.",
+        event=PersonEmbedding | VideoClosed | GalleryExpired,
+        key="gallery_id",
+        action="send",
+        summary=(
+            "One event for each person of a run, then `video-closed`; from the worker to the "
+            "matcher. Holds biometric vectors."
+        ),
     ),
     "duplicate-candidates": Topic(
-        DuplicateCandidate,
-        "gallery_id",
-        "send",
-        "A pair that may be one person, or that no longer is thought to be.",
+        event=DuplicateCandidate,
+        key="gallery_id",
+        action="send",
+        summary="A pair that may be one person, or that is no longer thought to be.",
     ),
     "animation-ready": Topic(
-        AnimationReady, "video_id", "send", "A person's animation is there, or will not come."
+        event=AnimationReady,
+        key="video_id",
+        action="send",
+        summary="A person's animation is ready, or could not be made.",
     ),
     "video-progress": Topic(
-        VideoProgress, "video_id", "send", "Where a video stands; `done` when all is out."
+        event=VideoProgress,
+        key="video_id",
+        action="send",
+        summary="The state of a video; `done` when all its results were sent.",
     ),
 }
 _DEAD_LETTERS = {
     "address": "dead-letters",
     "description": (
-        "Records that were given up: key, value (cut at 512 KiB) and headers of the original, and the reason in the "
-        "headers dlq_topic, dlq_partition, dlq_offset, dlq_timestamp_ms, dlq_error_code, dlq_error_text, dlq_attempts, "
-        "dlq_service, dlq_version, dlq_value_size_bytes, dlq_value_sha256, dlq_value_truncated (UTF-8 text)."
+        "Records that could not be processed: key, value (cut at 512 KiB) and headers of the "
+        "original, and the reason in the headers dlq_topic, dlq_partition, dlq_offset, "
+        "dlq_timestamp_ms, dlq_error_code, dlq_error_text, dlq_attempts, dlq_service, "
+        "dlq_version, dlq_value_size_bytes, dlq_value_sha256, dlq_value_truncated (UTF-8 text)."
     ),
     "messages": {"dead-letter": {"name": "dead-letter", "contentType": "application/octet-stream"}},
 }
+_HEADER_NAMES = (
+    "ce_specversion",
+    "ce_id",
+    "ce_source",
+    "ce_type",
+    "ce_time",
+    "ce_subject",
+    "ce_dataschema",
+    "content-type",
+    "traceparent",
+)
 _HEADERS = {
     "type": "object",
-    "description": "CloudEvents 1.0, Kafka binary mode; optional on what comes in.",
-    "properties": {
-        name: {"type": "string"}
-        for name in (
-            "ce_specversion",
-            "ce_id",
-            "ce_source",
-            "ce_type",
-            "ce_time",
-            "ce_subject",
-            "ce_dataschema",
-            "content-type",
-            "traceparent",
-        )
-    },
+    "description": "CloudEvents 1.0, Kafka binary mode; optional on records that come in.",
+    "properties": {name: {"type": "string"} for name in _HEADER_NAMES},
 }
 
 
 def schemas() -> dict[str, bytes]:
-    """File name and content of each topic's schema, version 1."""
+    """Return file name and content of each topic's schema, version 1."""
     made = {}
     for name, topic in TOPICS.items():
         schema = TypeAdapter(topic.event).json_schema()
@@ -109,29 +123,17 @@ def schemas() -> dict[str, bytes]:
 
 
 def asyncapi() -> bytes:
-    """The AsyncAPI 3 document: channels, messages and operations, with the schemas beside it by reference."""
+    """Return the AsyncAPI 3 document: channels, messages and operations.
+
+    It refers to the schemas in the files beside it.
+    """
     channels: dict[str, Any] = {}
     operations: dict[str, Any] = {}
     for name, topic in TOPICS.items():
-        message = {
-            "name": name,
-            "contentType": "application/json",
-            "headers": {"$ref": "#/components/schemas/headers"},
-            "payload": {
-                "schemaFormat": "application/schema+json;version=draft-2020-12",
-                "schema": {"$ref": f"./{name}.v1.json"},
-            },
-            "bindings": {
-                "kafka": {
-                    "key": {"type": "string", "description": topic.key},
-                    "bindingVersion": "0.5.0",
-                }
-            },
-        }
         channels[name] = {
             "address": name,
             "description": topic.summary,
-            "messages": {name: message},
+            "messages": {name: _message(name, topic)},
         }
         operations[f"{topic.action}-{name}"] = {
             "action": topic.action,
@@ -148,7 +150,9 @@ def asyncapi() -> bytes:
         "info": {
             "title": "streamproc",
             "version": __version__,
-            "description": "What streamproc receives and sends on Kafka. Every address may have a prefix.",
+            "description": (
+                "What streamproc receives and sends on Kafka. Every address may have a prefix."
+            ),
             "license": {"name": "MIT"},
         },
         "defaultContentType": "application/json",
@@ -160,8 +164,22 @@ def asyncapi() -> bytes:
     return yaml.safe_dump(document, sort_keys=False, width=110, allow_unicode=True).encode()
 
 
+def _message(name: str, topic: Topic) -> dict[str, Any]:
+    key = {"type": "string", "description": topic.key}
+    return {
+        "name": name,
+        "contentType": "application/json",
+        "headers": {"$ref": "#/components/schemas/headers"},
+        "payload": {
+            "schemaFormat": "application/schema+json;version=draft-2020-12",
+            "schema": {"$ref": f"./{name}.v1.json"},
+        },
+        "bindings": {"kafka": {"key": key, "bindingVersion": "0.5.0"}},
+    }
+
+
 def files() -> dict[str, bytes]:
-    """All files that this writes."""
+    """Return name and content of all files that this script writes."""
     return {**schemas(), "asyncapi.yaml": asyncapi()}
 
 

@@ -33,7 +33,7 @@ def replay(
     """Find duplicates in a video, or across several in one gallery, as `streamproc replay` does.
 
     `persons`: the track file of each video (absent: looked for beside it). Files are written only
-    where `out` names a folder. `settings` are those of the README's table,
+    where `out` names a folder. `settings` are those of deploy/README.md,
     `clustering__similarity_threshold=0.8` for a nested one. Raises
     `streamproc.errors.StreamprocError`; may be called where an event loop runs (a notebook).
     """

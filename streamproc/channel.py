@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class ChannelClosed(Exception):  # noqa: N818 - a state, as StopIteration is; not an error of the user's
+class ChannelClosed(Exception):  # noqa: N818 - a state as StopIteration is, not a user's error
     """Something was put into a channel that is closed."""
 
 
@@ -38,10 +38,15 @@ class Channel(Generic[T]):
         return len(self._items)
 
     def __repr__(self) -> str:
-        return f"Channel({len(self._items)}/{self._capacity}{', closed' if self._closed else ''})"
+        state = ", closed" if self._closed else ""
+        return f"Channel({len(self._items)}/{self._capacity}{state})"
 
     async def put(self, item: T) -> None:
-        """Wait for room, then hand over; raises ChannelClosed once the channel is closed."""
+        """Wait for room, then hand over.
+
+        Raises:
+            ChannelClosed: The channel is closed.
+        """
         async with self._changed:
             await self._changed.wait_for(lambda: self._closed or len(self._items) < self._capacity)
             if self._closed:
@@ -50,17 +55,20 @@ class Channel(Generic[T]):
             self._changed.notify_all()
 
     async def close(self) -> None:
-        """Say that nothing more comes (by the producer) or is wanted (by the reader); may be called twice."""
+        """Say that nothing more comes (by the producer) or is wanted (by the reader).
+
+        May be called twice.
+        """
         async with self._changed:
             self._closed = True
             self._changed.notify_all()
 
     async def batches(self, max_items: int, max_wait_seconds: float) -> AsyncIterator[list[T]]:
-        """Yield lists of 1 to `max_items`; one that is not full leaves `max_wait_seconds` after its first item came.
+        """Yield lists of 1 to `max_items` items.
 
-        Items stay in the channel (and count against its capacity) until their batch leaves, so a
-        batch can only be full where `max_items` is at most the capacity. Ends when the channel is
-        closed and empty.
+        One that is not full leaves `max_wait_seconds` after its first item came. Items stay in the
+        channel (and count against its capacity) until their batch leaves, so a batch can only be
+        full where `max_items` is at most the capacity. Ends when the channel is closed and empty.
         """
         full_at = min(max_items, self._capacity)
         while True:
@@ -68,15 +76,16 @@ class Channel(Generic[T]):
                 await self._changed.wait_for(lambda: self._closed or self._items)
                 if not self._items:
                     return
+                # Time in which the reader was busy counts as waited.
+                deadline = self._items[0][1] + max_wait_seconds
                 try:
-                    async with asyncio.timeout_at(
-                        self._items[0][1] + max_wait_seconds
-                    ):  # busy time counts as waited
+                    async with asyncio.timeout_at(deadline):
                         await self._changed.wait_for(
                             lambda: self._closed or len(self._items) >= full_at
                         )
                 except TimeoutError:
                     pass
-                batch = [self._items.popleft()[0] for _ in range(min(max_items, len(self._items)))]
+                count = min(max_items, len(self._items))
+                batch = [self._items.popleft()[0] for _ in range(count)]
                 self._changed.notify_all()
             yield batch

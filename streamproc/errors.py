@@ -1,4 +1,4 @@
-"""The tree of errors; each text says what was expected, what came, and what to do.
+"""The tree of errors. Each text says what was expected, what was found, and what to do.
 
     StreamprocError            anything that streamproc raises on purpose
     ├── InputError             the user's input cannot be used (exit code 1); retrying cannot help
@@ -8,10 +8,10 @@
     │   ├── WeightsError       weights that are missing, altered, or of another architecture
     │   └── EventError         an event that breaks the schema, or that its gallery refuses
     ├── UsageError             settings or flags that make no sense (exit code 2)
-    └── MachineError           disk, memory or another service failed (exit code 1); retrying may help
+    └── MachineError           disk, memory or another service failed (exit code 1); may work later
 
-Only `cli` turns them into exit codes. The `code` of an InputError is what dead letters and progress
-events carry.
+Only `cli` turns them into exit codes. Dead letters and progress events carry the `code` of an
+InputError.
 """
 
 from __future__ import annotations

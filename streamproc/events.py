@@ -61,7 +61,16 @@ Timestamp = Annotated[
 
 def now() -> str:
     """The time as events carry it: RFC 3339, UTC, milliseconds."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return _rfc3339(datetime.now(UTC))
+
+
+def timestamp_of(ms: float) -> str:
+    """Milliseconds since 1970 as events carry a time, see `now`."""
+    return _rfc3339(datetime.fromtimestamp(ms / 1000, UTC))
+
+
+def _rfc3339(time: datetime) -> str:
+    return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 class _Model(BaseModel):
@@ -70,6 +79,14 @@ class _Model(BaseModel):
 
 def _base64(values: np.ndarray[Any, Any]) -> str:
     return base64.b64encode(values.astype("<f4").tobytes()).decode()
+
+
+def _check_finite(values: np.ndarray[tuple[int], np.dtype[np.float32]]) -> None:
+    # A sum of squares that is finite says that all are; one that is not may have overflowed.
+    with np.errstate(over="ignore", invalid="ignore"):
+        squares = float(np.dot(values, values))
+    if not math.isfinite(squares) and not np.isfinite(values).all():
+        raise ValueError("expected finite numbers, got NaN or infinity")
 
 
 class Vector(_Model):
@@ -81,14 +98,21 @@ class Vector(_Model):
 
     @classmethod
     def of(cls, values: np.ndarray[Any, Any]) -> Self:
-        """Pack (dim,) numbers."""
-        return cls(data=_base64(values), dim=len(values))
+        """Pack (dim,) numbers; raises ValueError where one is NaN or infinite."""
+        packed = np.array(values, "<f4")
+        _check_finite(packed)
+        packed.flags.writeable = False
+        vector = cls.model_construct(data=_base64(packed), dim=len(packed))
+        vector.__dict__["_values"] = packed  # else `numpy` would unpack what was just packed
+        return vector
 
     def numpy(self) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
         """Unpack to (dim,) float32, read-only."""
         return self._values
 
-    @cached_property  # base64 costs more than comparing with a hundred rows; a private attribute of pydantic's as much
+    # Kept: decoding costs more than comparing with a hundred rows, and so does a private attribute
+    # of pydantic's.
+    @cached_property
     def _values(self) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
         return np.frombuffer(binascii.a2b_base64(self.data, strict_mode=True), "<f4").astype(
             np.float32, copy=False
@@ -108,16 +132,15 @@ class Vector(_Model):
             raise ValueError("expected base64 of whole float32 numbers") from error
         if len(values) != self.dim:
             raise ValueError(f"expected {self.dim} numbers, got {len(values)}")
-        # A sum of squares that is finite says that all are; one that is not may have overflowed.
-        with np.errstate(over="ignore", invalid="ignore"):
-            squares = float(np.dot(values, values))
-        if not math.isfinite(squares) and not np.isfinite(values).all():
-            raise ValueError("expected finite numbers, got NaN or infinity")
+        _check_finite(values)
         return self
 
 
 class Segments(_Model):
-    """Mean vectors of consecutive parts of one person's crops, (k, dim) float32, k at most 4, in time order."""
+    """Mean vectors of consecutive parts of one person's crops, in time order.
+
+    (k, dim) float32, k at most 4.
+    """
 
     data: str
     dtype: Literal["float32"] = "float32"
@@ -199,7 +222,7 @@ class Event(_Model):
 
     @classmethod
     def from_json(cls, data: bytes) -> Self:
-        """Parse and check; raises EventError that names the field, what was expected and what came."""
+        """Parse and check; raises EventError, which names the field, what was expected and came."""
         try:
             return cls.model_validate_json(data)
         except ValidationError as error:
@@ -324,9 +347,8 @@ class PersonEmbedding(Event):
     @model_validator(mode="after")
     def _key_fits(self) -> Self:
         if self.person_key != person_key_of(self.video_id, self.person_id):
-            raise ValueError(
-                f"person_key: expected {person_key_of(self.video_id, self.person_id)!r}, got {self.person_key!r}"
-            )
+            expected = person_key_of(self.video_id, self.person_id)
+            raise ValueError(f"person_key: expected {expected!r}, got {self.person_key!r}")
         return self
 
 

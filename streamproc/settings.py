@@ -1,8 +1,9 @@
-"""The only reader of defaults, settings file and environment: flags, then STREAMPROC_*, then the file, then defaults.
+"""Settings: flags win, then variables STREAMPROC_*, then the settings file, then the defaults.
 
-A nested key is reached by two underscores in the environment:
-STREAMPROC_CLUSTERING__SIMILARITY_THRESHOLD. An unknown key, in the file or the environment, is a
-UsageError that names the nearest right one.
+In the environment two underscores stand for the dot of a nested key:
+STREAMPROC_CLUSTERING__SIMILARITY_THRESHOLD. An unknown key, in the file or the environment, raises
+a UsageError that names the most similar known one. No other module reads the environment or the
+file.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import difflib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeGuard
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 PREFIX = "STREAMPROC_"
-_NOT_SETTINGS = ("STREAMPROC_TEST_", "STREAMPROC_BASE_IMAGES")  # the project's own tests read these
+_NOT_SETTINGS = ("STREAMPROC_TEST_", "STREAMPROC_BASE_IMAGES")
+"""Prefixes of variables that only the project's own tests read."""
 _MIB = 1024 * 1024
 
 
@@ -38,43 +40,93 @@ class _Section(BaseModel):
 
 
 class Clustering(_Section):
-    """How persons are compared; the section and its keys are those of the pipeline that streamproc replaces."""
+    """How persons are compared.
 
-    enabled: bool = True
-    """False: no network is loaded; animations and the page only."""
-    osnet_model: str | None = None
-    """Weights: a name of the manifest, or a path to .onnx, .pth, .pt or .safetensors; absent: the package's own."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    num_best_crops: Annotated[int, Field(ge=1, le=64)] = 8
-    similarity_threshold: Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)] = 0.70
-    min_probability: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.2
-    """A candidate of weights that have a calibration curve is at least so likely one person;
-
-    0: all are shown.
+    The section and its keys are those of the pipeline that streamproc replaces.
     """
-    likely_probability: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.9
-    """From here on a candidate is in the band `likely`, below in `uncertain`."""
-    calibration: Path | None = None
-    """A file that `streamproc calibrate` wrote: its curves go before the package's for the same weights."""
+
+    enabled: bool = Field(
+        default=True,
+        description="False: no network is loaded; replay writes animations and the page only.",
+    )
+    osnet_model: str | None = Field(
+        default=None,
+        description=(
+            "Weights: a name that `streamproc models list` prints, or a file `.onnx`, `.pth`, "
+            "`.pt` or `.safetensors` (`--weights`). None: the package's own."
+        ),
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto",
+        description=(
+            "`auto`, `cpu` or `cuda` (`--device`). `auto` is the GPU where there is one that "
+            "torch can use."
+        ),
+    )
+    num_best_crops: int = Field(
+        default=8, ge=1, le=64, description="How many crops of each person are embedded."
+    )
+    similarity_threshold: float = Field(
+        default=0.70,
+        ge=-1,
+        le=1,
+        allow_inf_nan=False,
+        description="A candidate's similarity is above this (`--threshold`).",
+    )
+    min_probability: float = Field(
+        default=0.2,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description=(
+            "Least probability of a candidate, for weights that have a calibration curve. "
+            "0 shows all."
+        ),
+    )
+    likely_probability: float = Field(
+        default=0.9,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description=(
+            "From this probability on a candidate is in the band `likely`, below in `uncertain`."
+        ),
+    )
+    calibration: Path | None = Field(
+        default=None,
+        description=(
+            "File that `streamproc calibrate` wrote (`--calibration`). Its curves go before the "
+            "package's for the same weights. None: the package's own."
+        ),
+    )
 
 
 class LimitSettings(_Section):
     """What a video may ask of the machine; beyond it the video is refused by name."""
 
-    max_pixels_per_frame: Annotated[int, Field(ge=1)] = 8192 * 4608
-    max_frames: Annotated[int, Field(ge=1)] = 5_000_000
-    max_duration_seconds: Annotated[float, Field(gt=0)] = 48 * 3600.0
-    max_file_bytes: Annotated[int, Field(ge=1)] = 256 * 1024 * _MIB
-    max_persons_per_gallery: Annotated[int, Field(ge=1)] = 100_000
+    max_pixels_per_frame: int = Field(
+        default=8192 * 4608, ge=1, description="Most pixels of a frame: 8192 by 4608."
+    )
+    max_frames: int = Field(default=5_000_000, ge=1, description="Most frames of a video.")
+    max_duration_seconds: float = Field(
+        default=48 * 3600.0, gt=0, description="Longest video, in seconds: two days."
+    )
+    max_file_bytes: int = Field(
+        default=256 * 1024 * _MIB, ge=1, description="Largest video file, in bytes: 256 GiB."
+    )
+    max_persons_per_gallery: int = Field(
+        default=100_000,
+        ge=1,
+        description="Most persons in a gallery; further ones are refused by name.",
+    )
 
 
 def _split(value: object) -> object:
     """Allow `a, b` where a list is wanted: an environment variable is awkward as JSON."""
-    return (
-        [part.strip() for part in value.split(",") if part.strip()]
-        if isinstance(value, str)
-        else value
-    )
+    if not isinstance(value, str):
+        return value
+    parts = [part.strip() for part in value.split(",")]
+    return [part for part in parts if part]
 
 
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
@@ -85,53 +137,101 @@ Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 class KafkaSettings(_Section):
     """How to reach Kafka, and what to declare there."""
 
-    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
-    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
-    sasl_username: str | None = None
-    sasl_password: SecretStr | None = None
-    ssl_cafile: Path | None = None
-    ssl_certfile: Path | None = None
-    ssl_keyfile: Path | None = None
-    topic_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]*$", max_length=100)] = ""
-    """Before the name of every topic and group."""
-    declare: bool = True
-    """False: no topic is ever created; services only check."""
-    replication_factor: Annotated[int, Field(ge=1)] = 1
-    min_insync_replicas: Annotated[int, Field(ge=1)] = 1
-    max_event_bytes: Annotated[int, Field(ge=65536)] = _MIB
-    session_timeout_seconds: Seconds = 30
-    max_poll_interval_seconds: Seconds = 300
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        default="PLAINTEXT", description="`PLAINTEXT`, `SSL`, `SASL_PLAINTEXT` or `SASL_SSL`."
+    )
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
+        default="PLAIN", description="`PLAIN`, `SCRAM-SHA-256` or `SCRAM-SHA-512`."
+    )
+    sasl_username: str | None = Field(default=None, description="User name for SASL.")
+    sasl_password: SecretStr | None = Field(
+        default=None, description="Password for SASL; set it in the environment, not in a file."
+    )
+    ssl_cafile: Path | None = Field(
+        default=None, description="Certificates of the authorities to trust. None: the system's."
+    )
+    ssl_certfile: Path | None = Field(default=None, description="Certificate of the client.")
+    ssl_keyfile: Path | None = Field(default=None, description="Key of the client's certificate.")
+    topic_prefix: str = Field(
+        default="",
+        pattern=r"^[A-Za-z0-9._-]*$",
+        max_length=100,
+        description="Put before the name of every topic and consumer group.",
+    )
+    declare: bool = Field(
+        default=True, description="False: no topic is ever created; services only check them."
+    )
+    replication_factor: int = Field(default=1, ge=1, description="Of topics that are created.")
+    min_insync_replicas: int = Field(default=1, ge=1, description="Of topics that are created.")
+    max_event_bytes: int = Field(default=_MIB, ge=65536, description="Largest event, in bytes.")
+    session_timeout_seconds: Seconds = Field(
+        default=30, description="After this time the partitions of a dead service move to others."
+    )
+    max_poll_interval_seconds: Seconds = Field(
+        default=300, description="A service that has not polled for so long counts as hung."
+    )
 
 
 class TopicSettings(_Section):
-    """One topic's size and memory."""
+    """One topic's size, and how long it keeps events."""
 
-    partitions: Annotated[int, Field(ge=1, le=10_000)] = 8
-    retention_hours: Hours = 7 * 24
-
-
-class _KeptADay(TopicSettings):
-    retention_hours: Hours = 24
+    partitions: int = Field(default=8, ge=1, le=10_000, description="Partitions of the topic.")
+    retention_hours: Hours = Field(
+        default=7 * 24, description="How long an event is kept, in hours."
+    )
 
 
-class _KeptAMonth(TopicSettings):
-    retention_hours: Hours = 30 * 24
+class _VideoReadyTopic(TopicSettings):
+    partitions: int = Field(
+        default=8,
+        ge=1,
+        le=10_000,
+        description="Partitions of the topic: so many workers can be busy at most.",
+    )
 
 
-class _CancelTopic(_KeptADay):
-    partitions: Annotated[int, Field(ge=1, le=10_000)] = 1  # every worker reads all of it
+class _PersonEmbeddingsTopic(TopicSettings):
+    partitions: int = Field(
+        default=8,
+        ge=1,
+        le=10_000,
+        description=(
+            "Partitions of the topic: so many matchers can be busy at most. Must not be changed "
+            "later."
+        ),
+    )
+    retention_hours: Hours = Field(
+        default=24, description="How long an event is kept, in hours. These are biometric vectors."
+    )
 
 
-class _DeadLettersTopic(_KeptAMonth):
-    partitions: Annotated[int, Field(ge=1, le=10_000)] = 1
+class _CandidatesTopic(TopicSettings):
+    retention_hours: Hours = Field(
+        default=30 * 24, description="How long an event is kept, in hours."
+    )
+
+
+class _CancelTopic(TopicSettings):
+    # One, because every worker and animator reads all of it.
+    partitions: int = Field(default=1, ge=1, le=10_000, description="Partitions of the topic.")
+    retention_hours: Hours = Field(
+        default=24, description="How long a cancellation holds, in hours."
+    )
+
+
+class _DeadLettersTopic(TopicSettings):
+    partitions: int = Field(default=1, ge=1, le=10_000, description="Partitions of the topic.")
+    retention_hours: Hours = Field(
+        default=30 * 24, description="How long a dead letter is kept, in hours."
+    )
 
 
 class TopicsSettings(_Section):
-    """The topics. `person_embeddings` holds biometric vectors, hence its short memory."""
+    """The topics. `person_embeddings` holds biometric vectors, so it keeps them a day only."""
 
-    video_ready: TopicSettings = TopicSettings()
-    person_embeddings: _KeptADay = _KeptADay()
-    duplicate_candidates: _KeptAMonth = _KeptAMonth()
+    video_ready: _VideoReadyTopic = _VideoReadyTopic()
+    person_embeddings: _PersonEmbeddingsTopic = _PersonEmbeddingsTopic()
+    duplicate_candidates: _CandidatesTopic = _CandidatesTopic()
     animation_ready: TopicSettings = TopicSettings()
     video_progress: TopicSettings = TopicSettings()
     video_cancel: _CancelTopic = _CancelTopic()
@@ -141,63 +241,118 @@ class TopicsSettings(_Section):
 class RemoteSettings(_Section):
     """Which URIs beyond the media root may be fetched: none, unless named here."""
 
-    allowed_hosts: Names = ()
-    """For http and https: `host`, `host:port` or `*.example.org`."""
-    allowed_buckets: Names = ()
-    """For s3: `bucket` or `bucket/prefix`."""
-    s3_endpoint_url: str | None = None
-    attempts: Annotated[int, Field(ge=1, le=100)] = 4
-    timeout_seconds: Seconds = 60
+    allowed_hosts: Names = Field(
+        default=(),
+        description=(
+            "Hosts from which `http://` and `https://` are fetched: `host`, `host:port` or "
+            "`*.example.org`, separated by commas."
+        ),
+    )
+    allowed_buckets: Names = Field(
+        default=(),
+        description=(
+            "Buckets from which `s3://` is fetched: `bucket` or `bucket/prefix`, separated by "
+            "commas. Needs the extra `s3`."
+        ),
+    )
+    s3_endpoint_url: str | None = Field(
+        default=None, description="Address of another S3 server. None: Amazon's."
+    )
+    attempts: int = Field(
+        default=4, ge=1, le=100, description="Attempts at a download before the video waits."
+    )
+    timeout_seconds: Seconds = Field(
+        default=60, description="Longest wait for one read, in seconds."
+    )
 
 
 class ServiceSettings(_Section):
     """What every service has: health and metrics, logs, a time to stop in."""
 
-    http_host: str = "127.0.0.1"
-    http_port: Annotated[int, Field(ge=0, le=65535)] | None = None
-    """None: 8081 worker, 8082 matcher, 8083 animator; 0: any free one."""
-    grace_seconds: Seconds = 60
-    log_format: Literal["text", "json"] = "text"
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    http_host: str = Field(
+        default="127.0.0.1", description="Address on which health, metrics and galleries answer."
+    )
+    http_port: int | None = Field(
+        default=None,
+        ge=0,
+        le=65535,
+        description=(
+            "Its port (`--http-port`). None: 8081 for a worker, 8082 for a matcher, 8083 for an "
+            "animator. 0: any free one."
+        ),
+    )
+    grace_seconds: Seconds = Field(
+        default=60, description="How long a service may finish its work after SIGTERM, in seconds."
+    )
+    log_format: Literal["text", "json"] = Field(default="text", description="`text` or `json`.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        default="INFO", description="`DEBUG`, `INFO`, `WARNING` or `ERROR`."
+    )
 
 
 class JobSettings(_Section):
     """How the worker and the animator take videos."""
 
-    videos_at_once: Annotated[int, Field(ge=1, le=64)] = 2
-    attempts: Annotated[int, Field(ge=1, le=100)] = 3
-    """Starts of one video that may end with the process; after the last it is a dead letter."""
-    time_limit_seconds: Seconds = 6 * 3600
-    retry_seconds: Seconds = 1
-    """The first wait after a fault of the machine; it doubles up to 64 times this."""
+    videos_at_once: int = Field(
+        default=2, ge=1, le=64, description="Videos that one worker or animator processes at once."
+    )
+    attempts: int = Field(
+        default=3,
+        ge=1,
+        le=100,
+        description=(
+            "How often a video is started if the process dies each time; after that it is a dead "
+            "letter."
+        ),
+    )
+    time_limit_seconds: Seconds = Field(
+        default=6 * 3600,
+        description="Longest time for one video, in seconds. An event may ask for less.",
+    )
+    retry_seconds: Seconds = Field(
+        default=1,
+        description=(
+            "First wait after a fault of the machine, in seconds. It doubles up to 64 times this."
+        ),
+    )
 
 
 class MatcherSettings(_Section):
     """Where the matcher keeps its table, and for how long."""
 
-    state_folder: Path = Path("~/.local/state/streamproc")
-    store: Literal["rocksdict", "memory"] = "rocksdict"
-    gallery_expiry_hours: Hours = 7 * 24
-    """After a gallery's last event."""
-    advertised_url: str | None = None
-    """How other matchers' clients reach this one, such as http://matcher-0:8082;
-
-    None: its own host and port.
-    """
+    state_folder: Path = Field(
+        default=Path("~/.local/state/streamproc"),
+        description="Folder for the local copy of the table.",
+    )
+    store: Literal["rocksdict", "memory"] = Field(
+        default="rocksdict", description="`rocksdict`, or `memory` for tests."
+    )
+    gallery_expiry_hours: Hours = Field(
+        default=7 * 24, description="A gallery is forgotten so many hours after its last event."
+    )
+    advertised_url: str | None = Field(
+        default=None,
+        description=(
+            "Where other matchers redirect to for this one's galleries, such as "
+            "`http://matcher-0:8082`. None: its own host and port."
+        ),
+    )
 
 
 class AnimatorSettings(_Section):
     """Where animations go."""
 
-    output_uri: str | None = None
-    """A folder or an fsspec URI such as s3://bucket/prefix;
-
-    None: `animations` under the media root.
-    """
+    output_uri: str | None = Field(
+        default=None,
+        description=(
+            "Folder or fsspec URI for animations, such as `s3://bucket/prefix` (`--output`). "
+            "None: `animations` under the media root."
+        ),
+    )
 
 
 class Settings(BaseSettings):
-    """All settings of streamproc; each is described in the README's table."""
+    """All settings of streamproc; `deploy/README.md` has a table made of these descriptions."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True
@@ -205,18 +360,51 @@ class Settings(BaseSettings):
 
     clustering: Clustering = Clustering()
     limits: LimitSettings = LimitSettings()
-    top_persons: Annotated[int, Field(ge=0)] = 0
-    min_track_frames: Annotated[int, Field(ge=1)] = 5
-    crops_per_person: Annotated[int, Field(ge=1, le=1000)] = 50
-    animate: bool = True
-    threads: Annotated[int, Field(ge=0, le=256)] = 0
-    crop_memory_mib: Annotated[int, Field(ge=1)] = 128
-    cache_folder: Path = Path("~/.cache/streamproc")
-    models: Path | None = None
-    """Offline folder in which weights of a name are looked for first."""
+    top_persons: int = Field(
+        default=0,
+        ge=0,
+        description="Only the N persons with the most frames (`--top`). 0: everybody.",
+    )
+    min_track_frames: int = Field(
+        default=5, ge=1, description="Persons with fewer boxes are skipped."
+    )
+    crops_per_person: int = Field(
+        default=50, ge=1, le=1000, description="Most crops that are cut of each person."
+    )
+    animate: bool = Field(default=True, description="Write WebP animations (`--no-animations`).")
+    threads: int = Field(
+        default=0,
+        ge=0,
+        le=256,
+        description="Threads of decoder and network each. 0: one for each core.",
+    )
+    crop_memory_mib: int = Field(
+        default=128,
+        ge=1,
+        description="Memory for crops, in MiB; what does not fit goes to a temporary file.",
+    )
+    cache_folder: Path = Field(
+        default=Path("~/.cache/streamproc"),
+        description=(
+            "Folder for exported weights, for what onnxruntime makes of them, and for `models/`, "
+            "where `streamproc models pull` puts its files."
+        ),
+    )
+    models: Path | None = Field(
+        default=None,
+        description=(
+            "Folder that is searched first for weights of a name, on a machine with no network "
+            "(`STREAMPROC_MODELS`)."
+        ),
+    )
 
-    bootstrap: Names = ("127.0.0.1:9092",)
-    media_root: Path = Path("media")
+    bootstrap: Names = Field(
+        default=("127.0.0.1:9092",),
+        description="Kafka's addresses, separated by commas (`--bootstrap`).",
+    )
+    media_root: Path = Field(
+        default=Path("media"), description="Folder that relative URIs refer to (`--media-root`)."
+    )
     kafka: KafkaSettings = KafkaSettings()
     topics: TopicsSettings = TopicsSettings()
     remote: RemoteSettings = RemoteSettings()
@@ -231,9 +419,9 @@ class Settings(BaseSettings):
 
 
 def load_settings(flags: Mapping[str, object], *, config_file: Path | None) -> Settings:
-    """Merge all sources, the first named wins; raises UsageError in one line for an unknown key or a bad value.
+    """Merge flags, environment, file and defaults; raises UsageError for a bad key or value.
 
-    `flags` are dotted keys ("clustering.device") with None for a flag that was not given.
+    `flags` are by dotted key ("clustering.device"), None for a flag that was not given.
     """
     _check_environment()
     from_file = {} if config_file is None else _read_file(config_file)
@@ -248,20 +436,18 @@ def load_settings(flags: Mapping[str, object], *, config_file: Path | None) -> S
             dotenv_settings: PydanticBaseSettingsSource,
             file_secret_settings: PydanticBaseSettingsSource,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
-            del (
-                dotenv_settings,
-                file_secret_settings,
-            )  # neither is documented, so neither may surprise
+            # Neither is documented, so neither may have an effect.
+            del dotenv_settings
+            del file_secret_settings
             return (
                 init_settings,
                 env_settings,
                 InitSettingsSource(settings_cls, init_kwargs=from_file),
             )
 
+    given = {key: value for key, value in flags.items() if value is not None}
     try:
-        return FromFile(
-            **_nested({key: value for key, value in flags.items() if value is not None})
-        )
+        return FromFile(**_nested(given))
     except ValidationError as error:
         raise UsageError(_describe(error)) from error
     except SettingsError as error:
@@ -269,21 +455,26 @@ def load_settings(flags: Mapping[str, object], *, config_file: Path | None) -> S
 
 
 def known_keys() -> list[str]:
-    """All keys, dotted, in the order of their definition."""
+    """Return all keys, dotted, in the order of their definition."""
     return _keys_of(Settings)
 
 
 def _keys_of(section: type[BaseModel]) -> list[str]:
     keys = []
     for name, info in section.model_fields.items():
-        kind = info.annotation
-        nested = _keys_of(kind) if isinstance(kind, type) and issubclass(kind, _Section) else []
-        keys += [f"{name}.{key}" for key in nested] or [name]
+        if _is_section(info.annotation):
+            keys += [f"{name}.{key}" for key in _keys_of(info.annotation)]
+        else:
+            keys.append(name)
     return keys
 
 
+def _is_section(annotation: object) -> TypeGuard[type[_Section]]:
+    return isinstance(annotation, type) and issubclass(annotation, _Section)
+
+
 def _read_file(path: Path) -> dict[str, Any]:
-    """Read a settings file as far as keys and sections; what they hold is checked with everything else."""
+    """Read a settings file, and check that sections hold keys; values are checked later."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -297,23 +488,22 @@ def _read_file(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise UsageError(f"--config {path}: expected keys and values, got {content!r:.60}")
     for name, info in Settings.model_fields.items():
-        is_section = isinstance(info.annotation, type) and issubclass(info.annotation, _Section)
-        if is_section and not isinstance(content.get(name, {}), dict):
+        if _is_section(info.annotation) and not isinstance(content.get(name, {}), dict):
             raise UsageError(
-                f"--config {path}: expected {name} to hold keys and values, got {content[name]!r:.60}"
+                f"--config {path}: expected {name} to hold keys and values, "
+                f"got {content[name]!r:.60}"
             )
     return content
 
 
 def _check_environment() -> None:
-    """Refuse a variable with our prefix that means nothing: it is a mistyped setting."""
+    """Raise UsageError for a variable with the prefix that is no setting: it is mistyped."""
+    known = {*known_keys(), "config"}
     for name in os.environ:
+        if not name.startswith(PREFIX) or name.startswith(_NOT_SETTINGS):
+            continue
         key = name.removeprefix(PREFIX).lower().replace("__", ".")
-        if (
-            name.startswith(PREFIX)
-            and not name.startswith(_NOT_SETTINGS)
-            and key not in (*known_keys(), "config")
-        ):
+        if key not in known:
             near = _nearest(key).replace(".", "__").upper()
             raise UsageError(f"unknown environment variable {name}: did you mean {PREFIX}{near}?")
 
@@ -330,19 +520,19 @@ def _nested(flat: Mapping[str, object]) -> dict[str, Any]:
 
 
 def _nearest(key: str) -> str:
-    """Return the known key that looks most like `key`, comparing whole keys and their last parts."""
-    last_parts = {known.rpartition(".")[2]: known for known in known_keys()}
-    near = difflib.get_close_matches(key.rpartition(".")[2], last_parts, n=1, cutoff=0.6)
-    return (
-        last_parts[near[0]]
-        if near
-        else difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.0)[0]
-    )
+    """Return the known key that is most similar: in its last part, or else as a whole."""
+    by_last_part = {known.rpartition(".")[2]: known for known in known_keys()}
+    near = difflib.get_close_matches(key.rpartition(".")[2], by_last_part, n=1, cutoff=0.6)
+    if near:
+        return by_last_part[near[0]]
+    return difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.0)[0]
 
 
 def _describe(error: ValidationError) -> str:
+    """Say on one line what the first fault is."""
     first = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in first["loc"])
-    if first["type"] != "extra_forbidden":
-        return f"setting {key}: {first['msg'][:1].lower()}{first['msg'][1:]}, got {first['input']!r:.60}"
-    return f"unknown setting {key!r}: did you mean {_nearest(key)!r}?"
+    if first["type"] == "extra_forbidden":
+        return f"unknown setting {key!r}: did you mean {_nearest(key)!r}?"
+    message = first["msg"]
+    return f"setting {key}: {message[:1].lower()}{message[1:]}, got {first['input']!r:.60}"

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     Float32Array = npt.NDArray[np.float32]
+    Float64Array = npt.NDArray[np.float64]
     Int64Array = npt.NDArray[np.int64]
     Uint8Array = npt.NDArray[np.uint8]
     BoolArray = npt.NDArray[np.bool_]
@@ -25,7 +26,7 @@ CROP_WIDTH_PX = 128
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Track:
-    """The boxes that a tracker linked under one id. Made by `people`, used by `crops`.
+    """The boxes that a tracker gave one id. Made by `tracks`, used by `crops`.
 
     frame_indices (k,) int64 ascending and unique, boxes_xyxy (k, 4) float32 finite and not empty,
     confidences (k,) float32 in [0, 1].
@@ -46,10 +47,10 @@ class Track:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrackSet:
-    """All tracks of one video and what was wrong with their file. Made by `people`.
+    """All tracks of one video, and what was wrong with their file. Made by `tracks`.
 
-    `problems` counts what was left out or mended, by a short code such as "boxes-empty"; `hints`
-    says in a line each what may be wrong and what to try.
+    `problems` counts what was left out or repaired, by a short code such as "boxes-empty"; each of
+    the `hints` is a line that says what may be wrong and what to try.
     """
 
     tracks: tuple[Track, ...]
@@ -59,9 +60,33 @@ class TrackSet:
     sha256: str = ""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class FrameBoxes:
+    """The tracked boxes of one frame. Made by a tracker that runs while decoding, used by `crops`.
+
+    person_ids (n,) int64, each once; boxes_xyxy (n, 4) float32 finite and not empty; confidences
+    (n,) float32 in [0, 1]. `ended` are the ids of tracks that no later frame will continue.
+    """
+
+    frame_index: int
+    person_ids: Int64Array
+    boxes_xyxy: Float32Array
+    confidences: Float32Array
+    ended: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TrackSpan:
+    """What is kept of a track once its crops are chosen: the boxes of a long video are many."""
+
+    first_frame_index: int
+    last_frame_index: int
+    box_count: int
+
+
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class FrameTable:
-    """What one demux pass knows of each frame; decides what is cheap to reach.
+    """What is known of each frame before decoding, and so what it costs to decode it.
 
     Made by `video`, used by `crops`.
 
@@ -72,7 +97,7 @@ class FrameTable:
     from the start.
     """
 
-    pts_seconds: npt.NDArray[np.float64]
+    pts_seconds: Float64Array
     start_order: Int64Array
     decode_order: Int64Array
     disposable: BoolArray
@@ -82,24 +107,25 @@ class FrameTable:
         return len(self.pts_seconds)
 
     def __repr__(self) -> str:
-        return f"FrameTable({len(self)} frames, {len(set(self.start_order.tolist()))} starts, exact={self.exact})"
+        starts = len(set(self.start_order.tolist()))
+        return f"FrameTable({len(self)} frames, {starts} starts, exact={self.exact})"
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Cut:
-    """One crop that is to be cut. Made by `crops.plan`, used by `crops.cutter`.
+    """One crop that is to be cut. Made by `crops`, when it chooses boxes; used by `crops.cutter`.
 
-    `slot` is its place among the person's planned crops, in time order.
+    `crop_index` is its place among the person's crops, in time order.
     """
 
     person_id: int
-    slot: int
+    crop_index: int
     box_xyxy: tuple[float, float, float, float]
     confidence: float
     placement_quality: float
-    """Quality as far as boxes alone tell it (size, edge, overlap, confidence), in [0, 1]."""
-    is_favourite: bool = False
-    """Whether the crop will be embedded if all of the person's are equally sharp."""
+    """Quality in [0, 1] as far as the boxes alone tell it; see `crops.quality`."""
+    is_preselected: bool = False
+    """Whether the crop will be embedded if all crops of the person are equally sharp."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False, weakref_slot=True)
@@ -108,13 +134,13 @@ class Crop:
 
     Made by `crops`, used by `reid` and `animation`; equal to itself alone.
 
-    `pixels` (h, w, 3) uint8 RGB: as cut, or shrunk to 256x128, which OSNet takes, where they are
-    larger than that and a favourite's, or above 256 KiB; `aspect_ratio` (width / height) gives the
-    shape back.
+    `pixels` (h, w, 3) uint8 RGB are as cut, or shrunk to 256x128, the size that OSNet takes: those
+    of a preselected crop where they are larger than that, all others where they are above 256 KiB.
+    `aspect_ratio` (width / height) is that of the crop as cut.
     """
 
     person_id: int
-    slot: int
+    crop_index: int
     frame_index: int
     pts_seconds: float
     box_xyxy: tuple[float, float, float, float]
@@ -130,9 +156,7 @@ class Crop:
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Bucket:
-    """All crops of one person, complete at its last planned frame.
-
-    Made by `crops`, used by embed and animate.
+    """All crops of one person. Made by `crops`, used by the embed and animate stages.
 
     `crops` are in time order; `embedded` are positions in `crops` of those to be embedded, best
     first.
@@ -143,7 +167,10 @@ class Bucket:
     embedded: tuple[int, ...]
 
     def __repr__(self) -> str:
-        return f"Bucket(person {self.person_id}, {len(self.crops)} crops, {len(self.embedded)} to embed)"
+        return (
+            f"Bucket(person {self.person_id}, {len(self.crops)} crops, "
+            f"{len(self.embedded)} to embed)"
+        )
 
 
 @dataclass(frozen=True, slots=True)

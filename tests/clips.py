@@ -1,7 +1,7 @@
-"""Small clips of every kind that decoding must get right, made with PyAV: moving texture, several key frames each.
+"""Small clips of every kind that decoding must get right, made with PyAV.
 
-`CLIPS` names them; `make(name, folder)` writes one and returns its path. The same name always gives
-the same pictures.
+Each shows texture that moves, and most have several key frames. `CLIPS` names them;
+`make(name, folder)` writes one and returns its path. The same name always gives the same pictures.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Clip:
     rotation: int = 0
     hflip: bool = False
     first_pts: int = 0
-    """Ticks of one frame by which the first frame comes early; negative: an edit list hides what is before 0."""
+    """How many frames late the first frame is; negative: an edit list hides what is before 0."""
     color_range: int | None = None
     colorspace: int | None = None
     container_options: dict[str, str] = field(default_factory=dict)
@@ -42,7 +42,7 @@ class Clip:
 
 
 def picture(number: int, width: int, height: int) -> np.ndarray:
-    """The RGB picture (height, width, 3) `number`: texture that moves, so that no two frames are alike."""
+    """The RGB picture (height, width, 3) `number`; its texture moves, so no two are alike."""
     rng = np.random.default_rng(7)
     texture = rng.integers(0, 256, (height // 4 + 64, width // 4 + 64, 3), dtype=np.uint8)
     blocks = texture.repeat(4, axis=0).repeat(4, axis=1)
@@ -57,7 +57,9 @@ def write(path: Path, clip: Clip) -> Path:
     options = {"threads": "1", **clip.options}
     with av.open(str(path), "w", format=clip.format, options=clip.container_options) as container:
         stream = container.add_stream(clip.encoder, rate=RATE, options=options)
-        stream.width, stream.height, stream.pix_fmt = clip.width, clip.height, clip.pixel_format
+        stream.width = clip.width
+        stream.height = clip.height
+        stream.pix_fmt = clip.pixel_format
         stream.codec_context.time_base = Fraction(1, RATE)
         if clip.color_range is not None:
             stream.codec_context.color_range = clip.color_range
@@ -217,7 +219,8 @@ def remux(
         for packet in reading.demux(stream):
             if packet.dts is None:
                 continue
-            packet.pts, packet.dts = packet.pts + ticks, packet.dts + ticks
+            packet.pts = packet.pts + ticks
+            packet.dts = packet.dts + ticks
             packet.stream = copy
             writing.mux(packet)
     return target
@@ -245,23 +248,25 @@ def write_with_two_sizes(path: Path, larger: tuple[int, int] = (128, 96)) -> Pat
     """An mjpeg avi whose frames 10..19 are larger than the stream says."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mjpeg", rate=RATE)
-        stream.width, stream.height, stream.pix_fmt = 96, 72, "yuvj420p"
+        stream.width = 96
+        stream.height = 72
+        stream.pix_fmt = "yuvj420p"
         for number in range(20):
             if number % 10 == 0:
                 encoder = av.CodecContext.create("mjpeg", "w")
                 encoder.width, encoder.height = (96, 72) if number < 10 else larger
-                encoder.pix_fmt, encoder.time_base, encoder.framerate = (
-                    "yuvj420p",
-                    Fraction(1, RATE),
-                    RATE,
-                )
+                encoder.pix_fmt = "yuvj420p"
+                encoder.time_base = Fraction(1, RATE)
+                encoder.framerate = RATE
             frame = av.VideoFrame.from_ndarray(
                 picture(number, encoder.width, encoder.height), format="rgb24"
             )
             frame = frame.reformat(format="yuvj420p")
-            frame.pts, frame.time_base = number, Fraction(1, RATE)
+            frame.pts = number
+            frame.time_base = Fraction(1, RATE)
             for packet in encoder.encode(frame):
-                packet.stream, packet.time_base = stream, Fraction(1, RATE)
+                packet.stream = stream
+                packet.time_base = Fraction(1, RATE)
                 container.mux(packet)
     return path
 
@@ -283,15 +288,14 @@ def with_sound(source: Path, target: Path, seconds: float) -> Path:
     """The video packets of `source` beside silence of this length."""
     with av.open(str(source)) as reading, av.open(str(target), "w") as writing:
         stream = reading.streams.video[0]
-        copy, sound = (
-            writing.add_stream_from_template(stream),
-            writing.add_stream("aac", rate=44100),
-        )
+        copy = writing.add_stream_from_template(stream)
+        sound = writing.add_stream("aac", rate=44100)
         for start in range(0, int(seconds * 44100), 1024):
             frame = av.AudioFrame.from_ndarray(
                 np.zeros((2, 1024), np.float32), format="fltp", layout="stereo"
             )
-            frame.sample_rate, frame.pts = 44100, start
+            frame.sample_rate = 44100
+            frame.pts = start
             writing.mux(sound.encode(frame))
         writing.mux(sound.encode(None))
         for packet in reading.demux(stream):

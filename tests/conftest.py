@@ -1,12 +1,13 @@
-"""What several tests need: the folder of shared data (skipped with its reason where it is missing), the sample clip."""
+"""What several tests need: the shared data, the sample clip, and the order in which all run."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-import kafka
+import brokers
 import pytest
+import shared_data
 from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,19 +36,35 @@ settings.register_profile("dev", deadline=None, suppress_health_check=[HealthChe
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Name the marker that is added below."""
+    config.addinivalue_line(
+        "markers", "shared: needs the research data in ../shared; added to all that ask for them"
+    )
+
+
 def pytest_report_header() -> str:
     """Say whose Kafka the integration tests will run against."""
-    return f"broker: {kafka.broker_source()[0]}"
+    return f"broker: {brokers.broker_source()[0]}"
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects by markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Those with a broker first, then other long ones: at the end only short ones are left to share."""
+    """Mark the tests that need the shared data, and put the longest first.
 
-    def rank(item: pytest.Item) -> int:
-        name = item.path.name
-        return -1 if name in WITH_BROKER else LONG.index(name) if name in LONG else len(LONG)
+    Those with a broker first, then other long ones: at the end only short ones are left to share.
+    """
+    for item in items:
+        if "shared" in item.fixturenames:
+            item.add_marker(pytest.mark.shared)
+    items.sort(key=_rank)
 
-    items.sort(key=rank)
+
+def _rank(item: pytest.Item) -> int:
+    name = item.path.name
+    if name in WITH_BROKER:
+        return -1
+    return LONG.index(name) if name in LONG else len(LONG)
 
 
 @pytest.hookimpl(optionalhook=True)  # pytest-xdist's
@@ -69,12 +86,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of research data beside the checkout."""
-    folder = ROOT.parent / "shared"
-    if not (folder / "data" / "README.md").is_file():
-        if os.environ.get("CI"):
-            pytest.fail("CI must have the folder ../shared with its data")
-        pytest.skip("needs the research data in ../shared, which this machine does not have")
-    return folder
+    folder = shared_data.shared_folder()
+    if folder is not None:
+        return folder
+    if shared_data.is_required():
+        pytest.fail(f"{shared_data.VARIABLE}=required, and there is no folder ../shared with data")
+    pytest.skip("needs the research data in ../shared, which are not here")
 
 
 @pytest.fixture(scope="session")
@@ -85,7 +102,7 @@ def sample() -> Path:
 
 @pytest.fixture(scope="session")
 def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache folder that all tests share, in all processes: torch takes some ten seconds to export a checkpoint."""
+    """A cache folder of all tests in all processes: torch takes ten seconds for one export."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "exports"
     folder.mkdir(exist_ok=True)
@@ -94,9 +111,6 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [
-        name
-        for name in os.environ
-        if name.startswith("STREAMPROC_") and not name.startswith("STREAMPROC_TEST_")
-    ]:
-        monkeypatch.delenv(name)
+    for name in list(os.environ):
+        if name.startswith("STREAMPROC_") and not name.startswith("STREAMPROC_TEST_"):
+            monkeypatch.delenv(name)

@@ -1,4 +1,7 @@
-"""What the tests of `stream.media` share: an HTTP server that misbehaves on demand, and accesses that leave nothing."""
+"""What the tests of media access share: a server that misbehaves on demand, and MediaAccesses.
+
+No access leaves a temporary file behind.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,7 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 def never():
+    """A `stop` that never asks to stop."""
     return False
 
 
@@ -67,6 +71,7 @@ class Server:
         self._thread.start()
 
     def close(self):
+        """Stop serving, and free whoever waits for `closing`."""
         self.closing.set()
         self.http.shutdown()
         self._thread.join()
@@ -74,6 +79,7 @@ class Server:
 
 
 def answer(handler, code=200, body=b"", **headers):
+    """Send a status, headers (with _ for -) and a body."""
     handler.send_response(code)
     for name, value in headers.items():
         handler.send_header(name.replace("_", "-"), str(value))
@@ -82,14 +88,22 @@ def answer(handler, code=200, body=b"", **headers):
 
 
 def whole(body=CONTENT):
+    """A route that sends the whole body and its length."""
     return lambda handler: answer(handler, body=body, Content_Length=len(body))
 
 
+def cut_off(handler):
+    """Send ten bytes where the length of the whole content is announced."""
+    answer(handler, body=CONTENT[:10], Content_Length=len(CONTENT))
+
+
 def status(code, **headers):
+    """A route that sends a status without a body."""
     return lambda handler: answer(handler, code, Content_Length=0, **headers)
 
 
 def redirect(location, code=302):
+    """A route that redirects to `location`."""
     return status(code, Location=location)
 
 
@@ -111,6 +125,7 @@ def reset(handler):
 
 
 def endless(handler):
+    """Send content until the client goes away."""
     answer(handler)
     while True:
         handler.wfile.write(CONTENT)
@@ -118,6 +133,7 @@ def endless(handler):
 
 @contextmanager
 def running_server():
+    """Give a server that is closed on leaving."""
     made = Server()
     try:
         yield made
@@ -145,6 +161,7 @@ def accesses(root, temporary, *hosts):
 
 
 def read(access, uri, *, kind="video", stop=never, **expected):
+    """The content of the file that a URI leads to."""
     with access.open(uri, kind=kind, stop=stop, **expected) as path:
         return path.read_bytes()
 

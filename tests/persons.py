@@ -1,14 +1,25 @@
-"""Builds small events for tests: persons with vectors of a few numbers."""
+"""Small events for tests: persons with vectors of a few numbers, and closings."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from streamproc.events import CropInfo, ModelInfo, PersonEmbedding, Segments, Vector, VideoClosed
+from streamproc.events import (
+    CandidatePerson,
+    CropInfo,
+    DuplicateCandidate,
+    ModelInfo,
+    PersonEmbedding,
+    Segments,
+    Vector,
+    VideoClosed,
+)
+from streamproc.gallery import candidate_id_of
 from streamproc.ids import person_key_of
 
 
 def unit_vector(values) -> np.ndarray:
+    """The values scaled to length 1, as float64."""
     values = np.asarray(values, np.float64)
     return values / np.linalg.norm(values)
 
@@ -29,6 +40,7 @@ def person(
     segments=None,
     crops=0,
 ) -> PersonEmbedding:
+    """A person event; `minute` sets when its run was submitted, `crops` how many have infos."""
     values = unit_vector(vector) if normalise else np.asarray(vector, np.float64)
     return PersonEmbedding.make(
         gallery_id=gallery_id,
@@ -58,6 +70,7 @@ def person(
 
 
 def closed(person_ids, *, video_id="v", run="r1", minute=0, outcome="done") -> VideoClosed:
+    """A closing event of a video whose run found these persons."""
     return VideoClosed.make(
         gallery_id="g",
         video_id=video_id,
@@ -70,7 +83,10 @@ def closed(person_ids, *, video_id="v", run="r1", minute=0, outcome="done") -> V
 
 
 def two_videos(rng, count, *, parts=False, weights=("a" * 64,)) -> list[PersonEmbedding]:
-    """Persons of the videos v and w with random vectors (some equal) and vetoes; with parts of tracks if asked."""
+    """Persons of the videos v and w with random vectors and vetoes, some vectors equal.
+
+    With `parts` most of them have segments of their tracks.
+    """
     events = []
     for video in ("v", "w"):
         for i in range(count):
@@ -86,3 +102,35 @@ def two_videos(rng, count, *, parts=False, weights=("a" * 64,)) -> list[PersonEm
                 person(i, vector, video_id=video, seen_with=others, segments=kept, weights=made_by)
             )
     return events
+
+
+def candidate(key_a, key_b, similarity, **fields) -> DuplicateCandidate:
+    """A proposed pair of two person keys, with more fields if given."""
+    persons = []
+    for key in sorted((key_a, key_b)):
+        video_id, _, person_id = key.rpartition("/")
+        persons.append(
+            CandidatePerson(
+                person_key=key,
+                video_id=video_id,
+                person_id=int(person_id),
+                run_id="r1",
+                first_frame_index=0,
+                last_frame_index=10,
+                first_seen_seconds=0,
+                last_seen_seconds=1,
+                crop_count=8,
+            )
+        )
+    return DuplicateCandidate.make(
+        occurred_at="2026-11-24T09:00:00Z",
+        candidate_id=candidate_id_of("g", key_a, key_b),
+        gallery_id="g",
+        state="proposed",
+        persons=persons,
+        similarity=similarity,
+        similarity_threshold=0.7,
+        model=ModelInfo(name="test", weights_sha256="a" * 64),
+        gallery_person_count=2,
+        **fields,
+    )

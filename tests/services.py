@@ -11,52 +11,33 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from processes import PATIENCE_SECONDS, Process, eventually
 
 from streamproc.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
-PATIENCE_SECONDS = 60.0
-
-
-def eventually(
-    check: Callable[[], object], what: str, *, seconds: float = PATIENCE_SECONDS
-) -> object:
-    """Poll until `check` gives something true; fail with `what` after a while."""
-    end = time.monotonic() + seconds
-    while not (result := check()):
-        assert time.monotonic() < end, f"waited {seconds} s in vain: {what}"
-        time.sleep(0.1)
-    return result
+SCRIPTS = Path(__file__).with_name("scripts")
 
 
-class Running:
-    """One service as a process: `python -m streamproc NAME`, or `code` in its place."""
+class Service(Process):
+    """One service: `python -m streamproc NAME`, or a script of tests/scripts in its place."""
 
     def __init__(
-        self, name: str, environment: dict[str, str], log_path: Path, *, code: str | None = None
+        self, name: str, environment: dict[str, str], log_path: Path, *, script: str | None = None
     ) -> None:
-        self.name, self.log_path = name, log_path
-        arguments = ["-m", "streamproc", name] if code is None else ["-c", code, name]
-        with log_path.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, *arguments], env=environment, stdout=log, stderr=log
-            )
-
-    @property
-    def log(self) -> str:
-        return self.log_path.read_text(errors="replace")
+        program = ["-m", "streamproc"] if script is None else [str(SCRIPTS / script)]
+        super().__init__(name, [sys.executable, *program, name], log_path, environment=environment)
 
     @property
     def url(self) -> str | None:
@@ -65,9 +46,6 @@ class Running:
 
     @property
     def is_ready(self) -> bool:
-        assert self.process.poll() is None, (
-            f"{self.name} ended with {self.process.returncode}:\n{self.log[-3000:]}"
-        )
         if self.url is None:
             return False
         try:
@@ -76,34 +54,28 @@ class Running:
         except OSError:
             return False
 
-    def ready(self, *, seconds: float = PATIENCE_SECONDS) -> Running:
-        eventually(
-            lambda: self.is_ready, f"{self.name} ready:\n{self.log[-2000:]}", seconds=seconds
-        )
+    def ready(self, *, seconds: float = PATIENCE_SECONDS) -> Service:
+        """Wait until it serves."""
+        eventually(lambda: self.is_ready, f"{self.name} ready", seconds=seconds, processes=[self])
         return self
 
     def metrics(self) -> dict[str, float]:
         """All samples by their name with labels."""
         with urllib.request.urlopen(f"{self.url}/metrics", timeout=5) as response:
             lines = response.read().decode().splitlines()
-        return {
-            line.rpartition(" ")[0]: float(line.rpartition(" ")[2])
-            for line in lines
-            if not line.startswith("#")
-        }
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-    def stop(self, *, seconds: float = 60) -> int:
-        with contextlib.suppress(ProcessLookupError):
-            self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(seconds)
+        samples = {}
+        for line in lines:
+            if not line.startswith("#"):
+                name, _, value = line.rpartition(" ")
+                samples[name] = float(value)
+        return samples
 
 
 class Stream:
-    """One installation of a test's own: its topics, its media root, its services; all are stopped at the end."""
+    """One installation of a test's own: its topics, its media root and its services.
+
+    `variables` are further environment variables of its services and commands.
+    """
 
     def __init__(self, bootstrap: str, folder: Path, prefix: str, **settings: object) -> None:
         self.folder = folder
@@ -126,30 +98,40 @@ class Stream:
         }
         self.flags = own
         self.settings: Settings = load_settings(own, config_file=None)
-        self.services: list[Running] = []
+        self.services: list[Service] = []
+        self.variables: dict[str, str] = {}
 
     def environment(self, **more: object) -> dict[str, str]:
         flags = self.flags | {key.replace("__", "."): value for key, value in more.items()}
         inherited = {
             name: value for name, value in os.environ.items() if not name.startswith("STREAMPROC_")
         }
-        return inherited | {
+        ours = {
             f"STREAMPROC_{key.replace('.', '__').upper()}": str(value)
             for key, value in flags.items()
         }
+        return inherited | ours | self.variables
 
     def start(
-        self, name: str, *, code: str | None = None, ready: bool = True, **settings: object
-    ) -> Running:
+        self, name: str, *, script: str | None = None, ready: bool = True, **settings: object
+    ) -> Service:
+        """Start a service, and wait until it serves unless `ready` is false."""
         log_path = self.folder / f"{name}-{len(self.services)}.log"
-        service = Running(name, self.environment(**settings), log_path, code=code)
+        service = Service(name, self.environment(**settings), log_path, script=script)
         self.services.append(service)
         return service.ready() if ready else service
 
+    def eventually(
+        self, check: Callable[[], object], what: str, *, seconds: float = PATIENCE_SECONDS
+    ) -> object:
+        """`eventually`; fails as soon as a service of this installation has ended by itself."""
+        return eventually(check, what, seconds=seconds, processes=self.services)
+
     def close(self) -> None:
+        """Kill the services that run, suspended ones too."""
         for service in self.services:
-            if service.process.poll() is None:
-                service.process.send_signal(signal.SIGCONT)
+            if not service.has_ended():
+                service.send(signal.SIGCONT)
                 service.kill()
 
     def cli(self, *arguments: str, **settings: object) -> subprocess.CompletedProcess[str]:
@@ -186,7 +168,7 @@ class Stream:
         asyncio.run(work())
 
     def send_in_transaction(self, topic: str, *records: tuple[bytes | None, bytes | None]) -> None:
-        """Put records on a topic as one transaction, whose end takes an offset of each partition."""
+        """Put records on a topic as one transaction, whose end takes an offset of a partition."""
 
         async def work() -> None:
             name = self.settings.kafka.topic_prefix + topic
@@ -241,21 +223,20 @@ class Stream:
     def states(self, video_id: str | None = None) -> list[str]:
         """What `video-progress` said, in order."""
         return [
-            e["state"] for e in self.events("video-progress") if video_id in {None, e["video_id"]}
+            event["state"]
+            for event in self.events("video-progress")
+            if video_id in {None, event["video_id"]}
         ]
 
     def dead(self) -> list[dict[str, str]]:
         """The reasons of all dead letters, without their prefix."""
         found = []
         for record in self.records("dead-letters"):
-            headers = [(name, value.decode()) for name, value in record.headers]
-            found.append(
-                {
-                    name.removeprefix("dlq_"): value
-                    for name, value in headers
-                    if name.startswith("dlq_")
-                }
-            )
+            reason = {}
+            for name, value in record.headers:
+                if name.startswith("dlq_"):
+                    reason[name.removeprefix("dlq_")] = value.decode()
+            found.append(reason)
         return found
 
     def committed(self, service: str, topic: str = "video-ready") -> dict[int, tuple[int, str]]:
@@ -271,9 +252,9 @@ class Stream:
                 await admin.close()
             name = self.settings.kafka.topic_prefix + topic
             return {
-                tp.partition: (o.offset, o.metadata)
-                for tp, o in offsets.items()
-                if tp.topic == name
+                place.partition: (committed.offset, committed.metadata)
+                for place, committed in offsets.items()
+                if place.topic == name
             }
 
         return asyncio.run(work())
@@ -289,10 +270,11 @@ class Stream:
                 answers = await admin.describe_configs(resources)
             finally:
                 await admin.close()
-            found = [resource for answer in answers for resource in answer.resources]
-            return {
-                name: {entry[0]: entry[1] for entry in entries} for _, _, _, name, entries in found
-            }
+            configs = {}
+            for answer in answers:
+                for _, _, _, name, entries in answer.resources:
+                    configs[name] = {entry[0]: entry[1] for entry in entries}
+            return configs
 
         return asyncio.run(work())
 
@@ -307,7 +289,10 @@ class Stream:
 
 @dataclass(eq=False)
 class MediaServer:
-    """Serves a folder over HTTP on the loopback; while `gate` is closed, only the first half of a file goes out."""
+    """Serves a folder over HTTP on the loopback.
+
+    While `gate` is closed only the first half of a file goes out.
+    """
 
     folder: Path
 
@@ -336,7 +321,7 @@ class MediaServer:
                 self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
                 if body:
-                    with contextlib.suppress(OSError):  # the other side may give up
+                    with contextlib.suppress(OSError):  # the other side may go away
                         self.wfile.write(content[: len(content) // 2])
                         self.wfile.flush()
                         outer.gate.wait(PATIENCE_SECONDS)

@@ -1,1 +1,1 @@
-"""Parts of `models/distill.py`: crops, their augmentation, networks, figures on what is held out."""
+"""Parts of `models/distill.py`: crops and their augmentation, networks, metrics."""

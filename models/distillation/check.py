@@ -1,4 +1,4 @@
-"""Figures on people and videos that are not trained on."""
+"""Metrics on people and videos that are held out of the training."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's own habit
+from torch.nn import functional
 
 from distillation.crops import HELD_OUT, centre, link
 from distillation.networks import embed
@@ -17,65 +17,85 @@ if TYPE_CHECKING:
     from streamproc.reid.osnet import OSNet
 
 
-class Check:
-    """How well people and videos that are not trained on are told apart, each track by the mean of up to 8 crops.
+CROPS_A_TRACK = 8
 
-    Market: tracks are a person in a camera, all pairs. Videos: tracklets halved, against those they
-    share a frame with.
+
+class Check:
+    """Measures how well people and videos that are held out are told apart.
+
+    Each track is represented by the mean of up to 8 crops. "people": tracks of Market-1501, each of
+    a person in a camera, all pairs. "videos": halves of tracklets, compared with each other and
+    with those that they share a frame with.
     """
 
     def __init__(self, crops: Crops) -> None:
-        self.rows = np.flatnonzero(crops.person.numpy() == HELD_OUT)
-        self.images, self.clean = crops.images[self.rows], crops.clean[self.rows]
-        names = [crops.names[row].removesuffix(".jpg").split("_") for row in self.rows]
-        scene = crops.scene[self.rows]
+        rows = np.flatnonzero(crops.person.numpy() == HELD_OUT)
+        self._images = crops.images[rows]
+        self._clean = crops.clean[rows]
+        scene = crops.scene[rows]
+        names = [crops.names[row].removesuffix(".jpg").split("_") for row in rows]
+        self._market_rows = scene == 0
+        self._video_rows = scene > 0
+        self._set_market(names)
+        frames = [
+            int(name[1]) if is_video else 0
+            for name, is_video in zip(names, self._video_rows, strict=True)
+        ]
+        self._set_videos(scene, np.array(frames))
+
+    def _set_market(self, names: list[list[str]]) -> None:
         cameras: dict[tuple[str, str], list[int]] = defaultdict(list)
-        for i in np.flatnonzero(scene == 0):
+        for i in np.flatnonzero(self._market_rows):
             cameras[names[i][0], names[i][1][:2]].append(int(i))
-        self.market = [rows[:8] for rows in cameras.values()]
+        self._market_tracks = [rows[:CROPS_A_TRACK] for rows in cameras.values()]
         people = np.array([who for who, _ in cameras])
         upper = np.triu(np.ones((len(people), len(people)), dtype=bool), 1)
         same = people[:, None] == people
-        self.market_pairs = (upper & same, upper & ~same)
-        self._videos(
-            scene,
-            np.array(
-                [int(name[1]) if place else 0 for name, place in zip(names, scene, strict=True)]
-            ),
-        )
-        self.market_rows, self.video_rows = scene == 0, scene > 0
+        self._market_pairs = (upper & same, upper & ~same)
 
-    def _videos(self, scene: np.ndarray, frame: np.ndarray) -> None:
-        centred = centre(self.clean, self.clean.mean(0)).numpy()
-        self.halves: list[list[int]] = []
+    def _set_videos(self, scene: np.ndarray, frame: np.ndarray) -> None:
+        centred = centre(self._clean, self._clean.mean(0)).numpy()
+        half_crops = CROPS_A_TRACK // 2
+        self._halves: list[list[int]] = []
         seen = []
-        for video in np.unique(scene[scene > 0]):
+        for video in np.unique(scene[self._video_rows]):
             rows = np.flatnonzero(scene == video)
             for tracklet in link(centred[rows], frame[rows]):
                 own = rows[tracklet]
                 middle = len(own) // 2
-                self.halves += [own[:middle][-4:].tolist(), own[middle:][-4:].tolist()]
+                self._halves.append(own[:middle][-half_crops:].tolist())
+                self._halves.append(own[middle:][-half_crops:].tolist())
                 seen += [{(video, moment) for moment in frame[own]}] * 2
-        number = np.arange(len(self.halves)) // 2
-        together = np.array([[bool(one & other) for other in seen] for one in seen])
+        number = np.arange(len(self._halves)) // 2
+        together = np.array([_shares_with(one, seen) for one in seen])
         same = number[:, None] == number
-        self.video_pairs = (np.triu(same, 1), np.triu(together & ~same, 1))
+        self._video_pairs = (np.triu(same, 1), np.triu(together & ~same, 1))
 
-    def figures(self, model: OSNet, device: torch.device) -> str:
-        """Share of true pairs above what 1 % of the others exceed, AUC, and the cosine to the first teacher."""
-        features = embed(model.eval(), self.images, device)
-        cosine = (features * self.clean).sum(1).numpy()
+    def metrics(self, model: OSNet, device: torch.device) -> str:
+        """Return a line: TPR at an FPR of 1 %, AUC, and the cosine to the first teacher."""
+        features = embed(model.eval(), self._images, device)
+        cosine = (features * self._clean).sum(1).numpy()
         parts = []
         for name, tracks, pairs, rows in (
-            ("people", self.market, self.market_pairs, self.market_rows),
-            ("videos", self.halves, self.video_pairs, self.video_rows),
+            ("people", self._market_tracks, self._market_pairs, self._market_rows),
+            ("videos", self._halves, self._video_pairs, self._video_rows),
         ):
-            means = F.normalize(torch.stack([features[track].mean(0) for track in tracks]))
-            for kind, vectors in (("", means), (" centred", centre(means, means.mean(0)))):
-                similarity = (vectors @ vectors.T).numpy()
-                right, wrong = similarity[pairs[0]], np.sort(similarity[pairs[1]])
-                share = (right > np.quantile(wrong, 0.99)).mean()
-                auc = np.searchsorted(wrong, right).mean() / len(wrong)
-                parts.append(f"{name}{kind} {share:.3f} {auc:.4f}")
+            means = functional.normalize(torch.stack([features[track].mean(0) for track in tracks]))
+            parts.append(f"{name} {_separation(means, pairs)}")
+            parts.append(f"{name} centred {_separation(centre(means, means.mean(0)), pairs)}")
             parts.append(f"cos {cosine[rows].mean():.3f}")
         return "held out (TPR at FPR 1 %, AUC): " + ", ".join(parts)
+
+
+def _shares_with(one: set, others: list[set]) -> list[bool]:
+    return [bool(one & other) for other in others]
+
+
+def _separation(vectors: torch.Tensor, pairs: tuple[np.ndarray, np.ndarray]) -> str:
+    """Return TPR at an FPR of 1 % and AUC, for masks (n, n) of true and of wrong pairs."""
+    similarity = (vectors @ vectors.T).numpy()
+    true = similarity[pairs[0]]
+    wrong = np.sort(similarity[pairs[1]])
+    share = (true > np.quantile(wrong, 0.99)).mean()
+    auc = np.searchsorted(wrong, true).mean() / len(wrong)
+    return f"{share:.3f} {auc:.4f}"

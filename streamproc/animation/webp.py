@@ -1,27 +1,11 @@
-"""Crops in, one animated WebP out.
+"""Makes one animated WebP of a person's crops.
 
-libwebp encodes each picture. FFmpeg reaches it, and scales the crops straight to the planes that
-libwebp takes, in a third of the time that Pillow paints in. The container (RIFF,
-https://developers.google.com/speed/webp/docs/riff_container) is put together here, since libwebp's
-animation encoder spends its time on what these pictures do not have. It compares each picture with
-the one before it, pixel by pixel, and codes what stayed as transparent, but a person who walks
-changes everywhere. Here each picture after the first covers just its own place and that of the one
-before, and none has an alpha plane. 19 persons of PETS09-S2L1 with 50 crops each, one thread,
-milliseconds a person; PSNR beside the crops as Pillow scales them (first three lines: the whole
-picture):
-
-    ========================================  ======  =======  ====  ======
-    encoder                                   encode  decode   KiB   PSNR
-    ========================================  ======  =======  ====  ======
-    Pillow animation, method 4                   181       21    92    38.9
-    Pillow animation, its default (method 0)      74       21   124    38.9
-    Pillow animation, no key frames               57       22   124    39.0
-    Pillow's pictures, quality 75, method 2       58       13    85    37.9
-    Pillow's pictures, quality 75, method 0       44       13   115    37.8
-    here, quality 75, method 0                    33       13   113    37.9
-    ========================================  ======  =======  ====  ======
-
-FFmpeg lets go of the GIL while it scales and encodes.
+FFmpeg scales the crops to the planes that libwebp encodes, and calls libwebp for each picture. The
+container (RIFF, https://developers.google.com/speed/webp/docs/riff_container) is written here, not
+by libwebp's animation encoder. That one looks for pixels that stay the same from one picture to the
+next, and a walking person has none. Here each picture after the first covers only its own place on
+the canvas and that of the picture before, and none has an alpha plane. How that compares in time
+and size: tests/benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -45,12 +29,13 @@ if TYPE_CHECKING:
 
 BACKGROUND_RGB = (24, 26, 31)
 """Neutral and dark, so that the person stands out on a light page and on a dark one."""
-_BACKGROUND_YUV = (38, 130, 127)  # the same by BT.601, 16..235
+_BACKGROUND_YUV = (38, 130, 127)  # the same in BT.601, 16 to 235
 
 _QUALITY = 75
-_METHOD = 0  # the others make smaller files but take up to 2.6 times as long; see the table above
+_METHOD = 0  # the others make smaller files but take up to 2.6 times as long
+_MIN_SIZE_PX = 16  # one macroblock
 _MAX_SIZE_PX = 4096
-_SCALED_BYTES = 8 * 2**20  # 85 pictures of 256x256
+_SCALED_BYTES = 8 * 2**20  # of a batch of crops: 85 pictures of 256x256
 _MAX_DURATION_MS = (1 << 24) - 1
 
 _VP8X_ANIMATED = 0b0000_0010
@@ -61,34 +46,39 @@ _Rectangle = tuple[int, int, int, int]  # x, y, width, height in pixels of the c
 
 
 def encode_webp(crops: Sequence[Crop], *, size_px: int = 256, frames_per_second: int = 10) -> bytes:
-    """Animate `crops`, one picture each in the order given, `size_px` square, looping for ever.
+    """Animate `crops`, one picture each in the order given, `size_px` square, in an endless loop.
 
-    Each crop is stretched from the size it is kept at to its `aspect_ratio` and letter-boxed on
-    `BACKGROUND_RGB`. Raises ValueError for no crops, a size outside 16..4096 px, a rate below 1, or
-    an aspect ratio that is not a positive number; what FFmpeg raises (FFmpegError, MemoryError) is
-    let out. Safe in any thread, and two threads run at once (see above).
+    Each crop is stretched from the size it is kept at to its `aspect_ratio`, and letter-boxed on
+    `BACKGROUND_RGB`. Safe in any thread. FFmpeg releases the GIL while it scales and encodes, so
+    two threads run at once.
+
+    Raises:
+        ValueError: No crops, a size outside 16..4096 px, a rate below 1, or an aspect ratio that is
+            not a positive number.
+        av.FFmpegError, MemoryError: As FFmpeg raised it.
     """
     _check(crops, size_px, frames_per_second)
     duration_ms = min(_MAX_DURATION_MS, max(1, round(1000 / frames_per_second)))
     canvas = (0, 0, size_px, size_px)
     places = [_letter_box(crop.aspect_ratio, size_px) for crop in crops]
     # The first picture paints the letter box; the others cover their own place and the one before.
-    areas = [canvas, *(_smallest_around(two, size_px) for two in pairwise(places))]
+    areas = [canvas, *(_smallest_around(pair, size_px) for pair in pairwise(places))]
     painters = {area: _Painter(area, duration_ms) for area in set(areas)}
     pictures: list[bytes] = []
-    lot = max(1, _SCALED_BYTES // (size_px * size_px * 3 // 2))
-    for i in range(0, len(crops), lot):
-        frames = _scaled(crops[i : i + lot], places[i : i + lot])
-        together = zip(frames, areas[i : i + lot], places[i : i + lot], strict=True)
-        pictures += [painters[area].picture(frame, place) for frame, area, place in together]
+    batch_size = max(1, _SCALED_BYTES // (size_px * size_px * 3 // 2))
+    for start in range(0, len(crops), batch_size):
+        batch = slice(start, start + batch_size)
+        frames = _scaled(crops[batch], places[batch])
+        for frame, area, place in zip(frames, areas[batch], places[batch], strict=True):
+            pictures.append(painters[area].picture(frame, place))
     return _container(size_px, pictures)
 
 
 def _check(crops: Sequence[Crop], size_px: int, frames_per_second: int) -> None:
     if not crops:
         raise ValueError("an animation needs one crop or more, got none")
-    if not 16 <= size_px <= _MAX_SIZE_PX:  # noqa: PLR2004 - one macroblock
-        raise ValueError(f"expected size_px in 16..{_MAX_SIZE_PX}, got {size_px}")
+    if not _MIN_SIZE_PX <= size_px <= _MAX_SIZE_PX:
+        raise ValueError(f"expected size_px in {_MIN_SIZE_PX}..{_MAX_SIZE_PX}, got {size_px}")
     if frames_per_second < 1:
         raise ValueError(f"expected one frame per second or more, got {frames_per_second}")
     for crop in crops:
@@ -97,29 +87,35 @@ def _check(crops: Sequence[Crop], size_px: int, frames_per_second: int) -> None:
 
 
 def _letter_box(aspect_ratio: float, size_px: int) -> _Rectangle:
-    """Where a picture of this shape (width / height) lies on the canvas: centred, as large as fits, rounded to even.
+    """Where a picture of this shape (width / height) lies on the canvas.
 
-    An edge at an odd place would share its colour (one sample for 2x2 pixels) with the background.
+    Centred, as large as fits, and rounded to even numbers: an edge at an odd place would share its
+    colour (one sample for 2x2 pixels) with the background.
     """
-    width, height = (
-        min(size_px, max(2, 2 * round(side / 2)))
-        for side in (size_px * aspect_ratio, size_px / aspect_ratio)
-    )
+    width = _even_side(size_px * aspect_ratio, size_px)
+    height = _even_side(size_px / aspect_ratio, size_px)
     return (size_px - width) // 4 * 2, (size_px - height) // 4 * 2, width, height
 
 
+def _even_side(side: float, size_px: int) -> int:
+    return min(size_px, max(2, 2 * round(side / 2)))
+
+
 def _smallest_around(places: Sequence[_Rectangle], size_px: int) -> _Rectangle:
-    """The smallest centred rectangle that holds all places; its corner is even, as the container demands."""
-    x, y = (min(place[axis] for place in places) for axis in (0, 1))
+    """The smallest centred rectangle that holds all places.
+
+    Its corner is even, as the container requires.
+    """
+    x = min(place[0] for place in places)
+    y = min(place[1] for place in places)
     return x, y, size_px - 2 * x, size_px - 2 * y
 
 
 def _scaled(crops: Sequence[Crop], places: Sequence[_Rectangle]) -> list[VideoFrame]:
-    """Each crop at the size of its place, in libwebp's planes.
+    """Each crop at the size of its place, in the planes that libwebp takes.
 
-    All of them before the first is encoded, as code that runs again finds itself in the cache, and
-    those of equal sizes after each other, as swscale then keeps its tables: all of replay takes .97
-    of the time on vtest.avi.
+    Scaling a batch of crops before the first is encoded keeps code in the cache, and crops of equal
+    size after each other let swscale keep its tables: both together make a replay 3 % faster.
     """
     scaler = VideoReformatter()
     sizes = [(*crop.pixels.shape, *place[2:]) for crop, place in zip(crops, places, strict=True)]
@@ -140,45 +136,44 @@ def _scaled(crops: Sequence[Crop], places: Sequence[_Rectangle]) -> list[VideoFr
 
 
 class _Painter:
-    """Paints and encodes pictures of one area.
+    """Paints and encodes pictures of one area of the canvas.
 
-    Keeps the codec: opening one for each picture costs a tenth more.
+    It keeps the codec, as opening one for each picture makes encoding a tenth slower.
     """
 
     def __init__(self, area: _Rectangle, duration_ms: int) -> None:
         self._left, self._top, width, height = area
-        self._head = b"".join(
-            _uint24(value)
-            for value in (self._left // 2, self._top // 2, width - 1, height - 1, duration_ms)
-        ) + bytes([_ANMF_OVERWRITE])
+        numbers = (self._left // 2, self._top // 2, width - 1, height - 1, duration_ms)
+        self._header = b"".join(map(_uint24, numbers)) + bytes([_ANMF_OVERWRITE])
         self._canvas = VideoFrame(width, height, "yuv420p")
         self._planes = [_pixels(plane) for plane in self._canvas.planes]
-        self._place: _Rectangle | None = None  # what lies on the background
+        self._place: _Rectangle | None = None  # of the last crop; around it is background
         self._codec = CodecContext.create("libwebp", "w")
-        self._codec.width, self._codec.height, self._codec.pix_fmt = width, height, "yuv420p"
+        self._codec.width = width
+        self._codec.height = height
+        self._codec.pix_fmt = "yuv420p"
         self._codec.time_base = Fraction(1, 1000)
         self._codec.options = {"quality": str(_QUALITY), "compression_level": str(_METHOD)}
 
     def picture(self, scaled: VideoFrame, place: _Rectangle) -> bytes:
-        """A crop that is scaled to its place of the canvas, background around it: one picture of the animation."""
+        """One picture of the animation: a crop, scaled to its place, on background."""
         if (scaled.width, scaled.height) == (self._canvas.width, self._canvas.height):
             (packet,) = self._codec.encode(scaled)
         else:
             self._paint(scaled, place)
             (packet,) = self._codec.encode(self._canvas)
-        return _chunk(b"ANMF", self._head, memoryview(packet)[12:])  # after "RIFF", size, "WEBP"
+        return _chunk(b"ANMF", self._header, memoryview(packet)[12:])  # after "RIFF", size, "WEBP"
 
     def _paint(self, scaled: VideoFrame, place: _Rectangle) -> None:
-        left, top = place[0] - self._left, place[1] - self._top
-        for plane, into, background, shift in zip(
-            scaled.planes, self._planes, _BACKGROUND_YUV, (0, 1, 1), strict=True
+        shifts = (0, 1, 1)  # both chroma planes have half of the size
+        for plane, painted, background, shift in zip(
+            scaled.planes, self._planes, _BACKGROUND_YUV, shifts, strict=True
         ):
             if place != self._place:
-                into[:] = background
-            into[
-                top >> shift : (top >> shift) + plane.height,
-                left >> shift : (left >> shift) + plane.width,
-            ] = _pixels(plane)
+                painted[:] = background
+            left = (place[0] - self._left) >> shift
+            top = (place[1] - self._top) >> shift
+            painted[top : top + plane.height, left : left + plane.width] = _pixels(plane)
         self._place = place
 
 

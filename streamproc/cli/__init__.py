@@ -1,7 +1,6 @@
-"""The command line: one function a command; parse, one call, exit code.
+"""The command line: one function a command, which parses, makes one call and gives an exit code.
 
-Data go to stdout, progress and faults to stderr.
-Exit codes: 0 done, 1 failure, 2 usage, 4 done in part, 130 interrupted.
+Data go to stdout, progress and faults to stderr. For the exit codes see `common`.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ for _command in stream.COMMANDS:
 
 
 def main() -> None:
-    """Entry point; a reader that closes our output early (`| head`) is no fault."""
+    """Run the command line; it is no traceback if a reader (`| head`) closes the output early."""
     try:
         cli()
     except BrokenPipeError:

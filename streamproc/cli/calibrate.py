@@ -5,16 +5,16 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from streamproc.cli.common import EXIT_CODES, faults_in_one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from streamproc.offline.labels import Calibrated
+    from streamproc.offline.labels import Calibrated, Metrics
 
 
 @click.command(epilog=EXIT_CODES)
@@ -64,9 +64,10 @@ def calibrate(
     if as_json:
         _print_json(found)
     else:
-        _print_figures(found)
+        _print_metrics(found)
     click.echo(
-        f"{out}: use it with `streamproc replay --calibration {out}`, or STREAMPROC_CLUSTERING__CALIBRATION={out}",
+        f"{out}: use it with `streamproc replay --calibration {out}`, "
+        f"or STREAMPROC_CLUSTERING__CALIBRATION={out}",
         err=True,
     )
 
@@ -75,17 +76,17 @@ def _calibrated(outputs: Sequence[Path], truths: Sequence[Path], pairs: Path | N
     from streamproc.errors import UsageError
     from streamproc.gallery import load_curves
     from streamproc.networks.manifest import package_file
-    from streamproc.offline import labels as labelled
+    from streamproc.offline import labels
 
     if bool(truths) == (pairs is not None):
         raise UsageError("expected either --truth, one for each folder, or --pairs")
-    galleries = labelled.read_galleries(outputs)
-    known = (
-        labelled.by_truth(outputs, truths, galleries)
-        if pairs is None
-        else labelled.by_pairs(pairs, galleries)
-    )
-    return labelled.calibrate(galleries, known, load_curves(package_file("calibration.json")))
+    galleries = labels.read_galleries(outputs)
+    if pairs is None:
+        user_labels = labels.labels_from_truth(outputs, truths, galleries)
+    else:
+        user_labels = labels.labels_from_pairs(pairs, galleries)
+    package_curves = load_curves(package_file("calibration.json"))
+    return labels.calibrate(galleries, user_labels, package_curves)
 
 
 def _write(found: Calibrated, out: Path, plot: Path | None) -> None:
@@ -94,12 +95,12 @@ def _write(found: Calibrated, out: Path, plot: Path | None) -> None:
 
     _replace(out, curves_to_json({found.weights_sha256: found.curve}))
     if plot is not None:
-        legend = ("after, on people not fitted on", "before, by the package's curve")[
-            : len(found.chances)
-        ]
+        legend = ["after, on people not fitted on"]
+        if found.before is not None:
+            legend.append("before, by the package's curve")
         title = f"your pairs, {found.true_pairs} true and {found.wrong_pairs} wrong"
-        picture = diagram([(title, [Panel("when closed", found.same, found.chances)])], legend)
-        _replace(plot, picture.encode())
+        panel = Panel("when closed", found.same, found.probabilities)
+        _replace(plot, diagram([(title, [panel])], legend).encode())
 
 
 def _replace(path: Path, content: bytes) -> None:
@@ -115,60 +116,64 @@ def _replace(path: Path, content: bytes) -> None:
 
 
 def _notes(found: Calibrated) -> list[str]:
+    """Return what a user should know of the pairs that were used and of what the fit is worth."""
     from streamproc.offline.labels import FEW_OF_A_KIND
 
     used = found.true_pairs + found.wrong_pairs
-    notes = [
-        f"{used} pairs above the similarity threshold, {found.true_pairs} true and {found.wrong_pairs} wrong"
-    ]
-    if found.labelled > used:
+    by_truth = f"{found.true_pairs} true and {found.wrong_pairs} wrong"
+    notes = [f"{used} pairs above the similarity threshold, {by_truth}"]
+    if found.label_count > used:
         notes.append(
-            f"{found.labelled - used} labelled pairs are not above it, or were seen apart: not used"
+            f"{found.label_count - used} labelled pairs are not above it, or were seen apart: "
+            "not used"
         )
     if found.gain is None:
         notes.append("the package has no curve for these weights: yours starts from nothing")
     if min(found.true_pairs, found.wrong_pairs) < FEW_OF_A_KIND:
         notes.append(
-            f"note: fewer than {FEW_OF_A_KIND} pairs of a kind: the figures are uncertain, and so is the curve"
+            f"fewer than {FEW_OF_A_KIND} pairs of a kind: "
+            "the metrics are uncertain, and so is the curve"
         )
     if found.gain is not None:
         least, middle, most = found.gain
-        verdict = (
-            "better"
-            if least > 0
-            else "worse: do not use it"
-            if most < 0
-            else "no difference that could be told"
-        )
-        spread = f"90 % of resampled people: {least:.3f} to {most:.3f}"
-        notes.append(f"log loss when closed falls by {middle:.3f} ({spread}): {verdict}")
+        interval = f"90 % of resampled people: {least:.3f} to {most:.3f}"
+        verdict = _verdict(least, most)
+        notes.append(f"log loss when closed falls by {middle:.3f} ({interval}): {verdict}")
     return notes
 
 
-def _print_figures(found: Calibrated) -> None:
+def _verdict(least: float, most: float) -> str:
+    if least > 0:
+        return "better"
+    if most < 0:
+        return "worse: do not use it"
+    return "no difference that could be told"
+
+
+def _print_metrics(found: Calibrated) -> None:
     click.echo("probability\tlog loss\tcalibration error\tby chance alone")
-    rows = [] if found.before is None else [("before", found.before)]
-    for name, figures in [*rows, ("after", found.after)]:
-        for when, figure in figures.items():
-            values = (figure.log_loss, figure.calibration_error, figure.perfect_error)
-            click.echo("\t".join([f"{name}, {when}", *(f"{value:.3f}" for value in values)]))
+    for name, metrics in (("before", found.before), ("after", found.after)):
+        for when, own in (metrics or {}).items():
+            values = (own.log_loss, own.calibration_error, own.perfect_error)
+            columns = "\t".join(f"{value:.3f}" for value in values)
+            click.echo(f"{name}, {when}\t{columns}")
 
 
 def _print_json(found: Calibrated) -> None:
     import orjson
 
+    def as_json(metrics: Mapping[str, Metrics]) -> dict[str, Any]:
+        return {when: asdict(own) for when, own in metrics.items()}
+
     content = {
         "weights_sha256": found.weights_sha256,
         "calibration_id": found.curve.calibration_id,
-        "labelled_pairs": found.labelled,
+        "labelled_pairs": found.label_count,
         "true_pairs": found.true_pairs,
         "wrong_pairs": found.wrong_pairs,
-        "before": None
-        if found.before is None
-        else {when: asdict(f) for when, f in found.before.items()},
-        "after": {when: asdict(f) for when, f in found.after.items()},
+        "before": None if found.before is None else as_json(found.before),
+        "after": as_json(found.after),
         "gain": found.gain,
     }
-    sys.stdout.buffer.write(
-        orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
-    )
+    options = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
+    sys.stdout.buffer.write(orjson.dumps(content, option=options))

@@ -41,49 +41,63 @@ def evaluate(output: Path, truth: Path, persons: Path | None, *, as_json: bool) 
     with faults_in_one_line():
         found, measure = _evaluated(output, truth, persons)
     if as_json:
-        import orjson
+        _print_json(found, measure)
+    else:
+        _print_table(found, measure)
 
-        sys.stdout.buffer.write(
-            orjson.dumps(
-                {"measure": measure} | asdict(found),
-                option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE,
-            )
-        )
-        return
+
+def _print_json(found: Evaluation, measure: str) -> None:
+    import orjson
+
+    content = {"measure": measure} | asdict(found)
+    options = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
+    sys.stdout.buffer.write(orjson.dumps(content, option=options))
+
+
+def _print_table(found: Evaluation, measure: str) -> None:
     click.echo(
         f"{found.true_pairs} true pairs; IDF1 of the tracks as they are {found.idf1:.3f}", err=True
     )
     if found.tracks_without_person:
         click.echo(
-            f"note: {found.tracks_without_person} tracks lie on no true person for half of their boxes",
+            f"{found.tracks_without_person} tracks lie on no true person "
+            "in at least half of their boxes",
             err=True,
         )
     click.echo(f"{measure}\tcandidates\tprecision\trecall\tIDF1 merged")
     for row in found.scored:
-        shares = "\t".join(
-            "-" if share is None else f"{share:.2f}" for share in (row.precision, row.recall)
-        )
-        click.echo(f"{row.least:.2f}\t{row.candidates}\t{shares}\t{row.idf1:.3f}")
+        precision = _share(row.precision)
+        recall = _share(row.recall)
+        click.echo(f"{row.least:.2f}\t{row.candidates}\t{precision}\t{recall}\t{row.idf1:.3f}")
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 def _evaluated(output: Path, truth: Path, persons: Path | None) -> tuple[Evaluation, str]:
+    """Return the evaluation, and whether "probability" or "similarity" was compared."""
     from streamproc.offline import evaluation
     from streamproc.tracks import load_tracks
 
     candidates, tracks_path = _read(output)
-    calibrated = bool(candidates) and all("probability" in event for event in candidates)
-    measure = "probability" if calibrated else "similarity"
-    tracks = load_tracks(persons or tracks_path).tracks
-    pairs = [
-        (*(person["person_id"] for person in event["persons"]), event[measure])
-        for event in candidates
-    ]
-    thresholds = _PROBABILITIES if calibrated else _SIMILARITIES
-    return evaluation.evaluate(tracks, load_tracks(truth).tracks, pairs, thresholds), measure
+    is_calibrated = bool(candidates) and all("probability" in event for event in candidates)
+    measure = "probability" if is_calibrated else "similarity"
+    pairs = []
+    for event in candidates:
+        a, b = (person["person_id"] for person in event["persons"])
+        pairs.append((a, b, event[measure]))
+    found = evaluation.evaluate(
+        load_tracks(persons or tracks_path).tracks,
+        load_tracks(truth).tracks,
+        pairs,
+        _PROBABILITIES if is_calibrated else _SIMILARITIES,
+    )
+    return found, measure
 
 
 def _read(output: Path) -> tuple[list[dict[str, Any]], Path]:
-    """Candidates, and the track file, of an output folder."""
+    """Return the candidates and the track file of an output folder. Raises UsageError."""
     import orjson
 
     from streamproc.errors import UsageError
@@ -100,6 +114,7 @@ def _read(output: Path) -> tuple[list[dict[str, Any]], Path]:
         ) from error
     if len(videos) != 1:
         raise UsageError(
-            f"{output}: expected the output of one video, got {len(videos)}: give one of its subfolders"
+            f"{output}: expected the output of one video, got {len(videos)}: "
+            "give one of its subfolders"
         )
     return candidates, tracks_path

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from streamproc.cli.common import EXIT_CODES, EXIT_FAILURE, EXIT_INTERRUPTED, faults_in_one_line
+from streamproc.cli.common import (
+    EXIT_CODES,
+    EXIT_FAILURE,
+    EXIT_INTERRUPTED,
+    config_option,
+    faults_in_one_line,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -20,13 +26,6 @@ if TYPE_CHECKING:
 
 PLAIN_EVERY_SECONDS = 5.0
 
-_config = click.option(
-    "--config",
-    type=click.Path(path_type=Path),
-    envvar="STREAMPROC_CONFIG",
-    help="Settings file (YAML).",
-)
-
 
 @click.group(epilog=EXIT_CODES)
 def models() -> None:
@@ -34,7 +33,7 @@ def models() -> None:
 
 
 @models.command("list")
-@_config
+@config_option
 @click.option(
     "--json",
     "as_json",
@@ -52,11 +51,13 @@ def models_list(config: Path | None, *, as_json: bool) -> None:
         entries = load_manifest().models
     for entry in entries:
         path, _ = locate(entry, folders)
-        where = "-" if path is None else "package" if entry.url is None else str(path)
         if as_json:
             found = {"path": None if path is None else str(path)}
             click.echo(orjson.dumps(entry.model_dump(mode="json") | found))
         else:
+            where = str(path or "-")
+            if path is not None and entry.url is None:
+                where = "package"
             click.echo(
                 f"{entry.name}\t{entry.sha256[:8]}\t{where}\t{entry.trained_on}\t{entry.licence}"
             )
@@ -64,7 +65,7 @@ def models_list(config: Path | None, *, as_json: bool) -> None:
 
 @models.command("pull")
 @click.argument("names", nargs=-1, required=True)
-@_config
+@config_option
 @click.option(
     "--to",
     type=click.Path(path_type=Path, file_okay=False),
@@ -74,9 +75,9 @@ def models_list(config: Path | None, *, as_json: bool) -> None:
 def models_pull(
     names: tuple[str, ...], config: Path | None, to: Path | None, *, quiet: bool
 ) -> None:
-    """Fetch the weights NAMES, unless they are here; goes on where it was cut off.
+    """Fetch the weights NAMES, unless they are here, and print their paths.
 
-    Prints their paths.
+    A download that was cut off goes on where it stopped.
     """
     from streamproc.errors import UsageError
     from streamproc.networks.download import Download
@@ -87,9 +88,8 @@ def models_pull(
         folder = to or settings.expanded_cache_folder() / MODELS_SUBFOLDER
         for entry in _entries(names):
             path, wrong = locate(entry, (to,) if to is not None else _folders(settings))
-            if (
-                to is not None and to / entry.file_name in wrong
-            ):  # somebody's own file; the cache's are ours to replace
+            # In the cache a wrong file is replaced; in a folder of the user's it may be theirs.
+            if to is not None and to / entry.file_name in wrong:
                 raise UsageError(
                     f"{to / entry.file_name} is another file than {entry.name}: move it away first"
                 )
@@ -101,11 +101,11 @@ def models_pull(
 
 @models.command("verify")
 @click.argument("names", nargs=-1)
-@_config
+@config_option
 def models_verify(names: tuple[str, ...], config: Path | None) -> None:
     """Hash the files of NAMES, or of all names: name, ok or wrong or missing, path.
 
-    Exit code 1 where a file is wrong, or one of NAMES is missing.
+    The exit code is 1 if a file is wrong, or if one of NAMES is missing.
     """
     from streamproc.networks.manifest import load_manifest, locate
 
@@ -124,13 +124,13 @@ def models_verify(names: tuple[str, ...], config: Path | None) -> None:
 
 @models.command("path")
 @click.argument("name")
-@_config
+@config_option
 def models_path(name: str, config: Path | None) -> None:
-    """Print where the weights NAME lie on this machine, checked; exit code 1 where they do not."""
-    from streamproc.networks.manifest import need
+    """Print where the weights NAME lie on this machine, checked; exit code 1 if they do not."""
+    from streamproc.networks.manifest import require
 
     with faults_in_one_line():
-        click.echo(need(_entries([name])[0], _folders(_settings(config))))
+        click.echo(require(_entries([name])[0], _folders(_settings(config))))
 
 
 def _settings(config: Path | None) -> Settings:
@@ -161,9 +161,9 @@ def _entries(names: Sequence[str]) -> list[ModelEntry]:
 
 
 def _missing(entry: ModelEntry) -> Path:
-    from streamproc.networks.manifest import need
+    from streamproc.networks.manifest import require
 
-    return need(entry, ())  # says in one line that the package is not whole
+    return require(entry, ())  # raises: the package lacks its own weights
 
 
 @contextlib.contextmanager
@@ -199,17 +199,17 @@ def _bar(name: str) -> Iterator[Callable[[int, int | None], None]]:
         TransferSpeedColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        row = progress.add_task(name, total=None)
-        yield lambda done, total: progress.update(row, completed=done, total=total)
+        task = progress.add_task(name, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def _plain(name: str) -> Callable[[int, int | None], None]:
-    said = time.monotonic()
+    last_seconds = time.monotonic()
 
     def show(done: int, total: int | None) -> None:
-        nonlocal said
-        if done == total or time.monotonic() - said >= PLAIN_EVERY_SECONDS:
-            said = time.monotonic()
+        nonlocal last_seconds
+        if done == total or time.monotonic() - last_seconds >= PLAIN_EVERY_SECONDS:
+            last_seconds = time.monotonic()
             click.echo(f"{name}: {done} of {total or '?'} bytes", err=True)
 
     return show

@@ -1,4 +1,4 @@
-"""Progress on stderr: a live line a video where there is a terminal, else a plain line every few seconds."""
+"""Progress on stderr: a live line for each video on a terminal, else plain lines now and then."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from streamproc.offline.results import Member
+    from streamproc.offline.results import ReplayVideo
 
 _LIVE_EVERY_SECONDS = 0.2
 _PLAIN_EVERY_SECONDS = 5.0
 
 
 @asynccontextmanager
-async def show_progress(members: Sequence[Member], *, quiet: bool) -> AsyncIterator[None]:
+async def show_progress(videos: Sequence[ReplayVideo], *, quiet: bool) -> AsyncIterator[None]:
     """Show how far each video is until the block ends; reads the stats that the pipeline writes."""
     if quiet:
         yield
         return
-    task = asyncio.create_task(_live(members) if sys.stderr.isatty() else _plain(members))
+    task = asyncio.create_task(_live(videos) if sys.stderr.isatty() else _plain(videos))
     try:
         yield
     finally:
@@ -31,7 +31,7 @@ async def show_progress(members: Sequence[Member], *, quiet: bool) -> AsyncItera
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def _live(members: Sequence[Member]) -> None:
+async def _live(videos: Sequence[ReplayVideo]) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -43,39 +43,35 @@ async def _live(members: Sequence[Member]) -> None:
     )
     with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as progress:
         rows = [
-            progress.add_task(member.source.path.name, total=None, people="opening")
-            for member in members
+            progress.add_task(video.name, total=None, people=_people(video)) for video in videos
         ]
         while True:
-            for row, member in zip(rows, members, strict=True):
-                stats = member.stats
+            for row, video in zip(rows, videos, strict=True):
                 progress.update(
                     row,
-                    completed=stats.frames_done,
-                    total=stats.frames_planned or None,
-                    people=_people(member),
+                    completed=video.stats.frames_done,
+                    total=video.stats.frames_planned or None,
+                    people=_people(video),
                 )
             await asyncio.sleep(_LIVE_EVERY_SECONDS)
 
 
-async def _plain(members: Sequence[Member]) -> None:
+async def _plain(videos: Sequence[ReplayVideo]) -> None:
     started = time.monotonic()
     while True:
         await asyncio.sleep(_PLAIN_EVERY_SECONDS)
-        for member in members:
-            stats = member.stats
+        for video in videos:
+            stats = video.stats
             if 0 < stats.frames_done < stats.frames_planned:
                 sys.stderr.write(
-                    f"{member.source.path.name}: {stats.frames_done} of {stats.frames_planned} frames, "
-                    f"{_people(member)}, {time.monotonic() - started:.0f} s\n"
+                    f"{video.name}: {stats.frames_done} of {stats.frames_planned} frames, "
+                    f"{_people(video)}, {time.monotonic() - started:.0f} s\n"
                 )
                 sys.stderr.flush()
 
 
-def _people(member: Member) -> str:
-    stats = member.stats
-    return (
-        f"{stats.persons_embedded} of {stats.persons_total} persons"
-        if stats.frames_planned
-        else "opening"
-    )
+def _people(video: ReplayVideo) -> str:
+    stats = video.stats
+    if not stats.frames_planned:
+        return "opening"
+    return f"{stats.persons_embedded} of {stats.persons_total} persons"

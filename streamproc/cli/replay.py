@@ -8,11 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from streamproc.cli.common import EXIT_CODES, EXIT_INTERRUPTED, EXIT_PARTIAL, faults_in_one_line
+from streamproc.cli.common import (
+    EXIT_CODES,
+    EXIT_INTERRUPTED,
+    EXIT_PARTIAL,
+    config_option,
+    faults_in_one_line,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from streamproc.events import DuplicateCandidate
     from streamproc.offline.replay import Replay
     from streamproc.offline.results import Result
 
@@ -65,20 +72,18 @@ if TYPE_CHECKING:
 @click.option(
     "--class", "object_class", type=int, help="Only this class of a MOT text's eighth column."
 )
-@click.option(
-    "--config",
-    type=click.Path(path_type=Path),
-    envvar="STREAMPROC_CONFIG",
-    help="Settings file (YAML).",
-)
+@config_option
 @click.option("--json", "as_json", is_flag=True, help="Print a machine-readable summary.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress.")
 def replay(videos: tuple[Path, ...], **options: Any) -> None:
-    """Find duplicate persons in VIDEOS with their tracks, offline; writes candidates, animations and a page."""
+    """Find duplicate persons in VIDEOS with their tracks, offline.
+
+    Writes candidates, animations and a page.
+    """
     with faults_in_one_line():
         results = _run_replay(videos, options)
     for notice in dict.fromkeys(notice for result in results for notice in result.notices):
-        click.echo(f"note: {notice}", err=True)
+        click.echo(notice, err=True)
     if options["as_json"]:
         _print_json(results)
     else:
@@ -114,7 +119,7 @@ def _run_replay(videos: Sequence[Path], options: dict[str, Any]) -> list[Result]
 
 
 def _with_signals(work: Replay, *, quiet: bool) -> list[Result]:
-    """Run until done; the first Ctrl-C (or SIGTERM) drains, the second gives up and leaves no files."""
+    """Run to the end. The first Ctrl-C or SIGTERM finishes what has begun, the second gives up."""
     import asyncio
     import signal
 
@@ -130,11 +135,13 @@ def _with_signals(work: Replay, *, quiet: bool) -> list[Result]:
                 task.cancel()
                 return
             work.stop.set()
-            click.echo("stopping: finishing what is begun; press Ctrl-C again to give up", err=True)
+            click.echo(
+                "stopping: finishing what has begun; press Ctrl-C again to give up", err=True
+            )
 
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, interrupt)
-        async with show_progress(work.members, quiet=quiet):
+        async with show_progress(work.videos, quiet=quiet):
             return await work.run()
 
     try:
@@ -145,9 +152,8 @@ def _with_signals(work: Replay, *, quiet: bool) -> list[Result]:
 
 
 def _exit_code(results: Sequence[Result]) -> int:
-    if not results or any(
-        result.interrupted for result in results
-    ):  # none: stopped before the first video
+    # Without results it was stopped before the first video.
+    if not results or any(result.interrupted for result in results):
         return EXIT_INTERRUPTED
     return EXIT_PARTIAL if any(result.partial for result in results) else 0
 
@@ -155,15 +161,22 @@ def _exit_code(results: Sequence[Result]) -> int:
 def _print_results(results: Sequence[Result]) -> None:
     for result in results:
         for candidate in result.candidates:
-            a, b = candidate.persons
-            one_video = a.video_id == b.video_id and "/" not in str(result.person_ids[0])
-            labels = [person.person_id if one_video else person.person_key for person in (a, b)]
-            click.echo(f"{labels[0]}\t{labels[1]}\t{candidate.similarity:.4f}")
-        people = len(result.person_ids)
+            first, second = _labels(candidate, result)
+            click.echo(f"{first}\t{second}\t{candidate.similarity:.4f}")
         click.echo(
-            f"{len(result.candidates)} possible duplicates among {people} persons; page: {_page(result)}",
+            f"{len(result.candidates)} possible duplicates among {len(result.person_ids)} persons; "
+            f"page: {_page(result)}",
             err=True,
         )
+
+
+def _labels(candidate: DuplicateCandidate, result: Result) -> list[str]:
+    """Return how the two persons are called: by id if the gallery is one video, else by key."""
+    a, b = candidate.persons
+    one_video = a.video_id == b.video_id and "/" not in str(result.person_ids[0])
+    if one_video:
+        return [str(a.person_id), str(b.person_id)]
+    return [a.person_key, b.person_key]
 
 
 def _page(result: Result) -> str:
@@ -173,21 +186,21 @@ def _page(result: Result) -> str:
 def _print_json(results: Sequence[Result]) -> None:
     import orjson
 
-    summaries = [
-        result.summary
-        | {
-            "out": str(result.out),
-            "page": _page(result),
-            "person_ids": list(result.person_ids),
-            "candidates": [
-                candidate.model_dump(mode="json", exclude_none=True)
-                for candidate in result.candidates
-            ],
-            "exit_code": _exit_code([result]),
-        }
-        for result in results
-    ]
+    summaries = [_summary(result) for result in results]
     content = summaries[0] if len(summaries) == 1 else {"galleries": summaries}
     sys.stdout.buffer.write(
         orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
     )
+
+
+def _summary(result: Result) -> dict[str, Any]:
+    candidates = [
+        candidate.model_dump(mode="json", exclude_none=True) for candidate in result.candidates
+    ]
+    return result.summary | {
+        "out": str(result.out),
+        "page": _page(result),
+        "person_ids": list(result.person_ids),
+        "candidates": candidates,
+        "exit_code": _exit_code([result]),
+    }

@@ -1,4 +1,4 @@
-"""The commands of the stream: services, and what one does with them from a terminal."""
+"""The commands of the stream: services, topics, and what is done with them from a terminal."""
 
 from __future__ import annotations
 
@@ -9,53 +9,55 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from streamproc.cli.common import EXIT_CODES, EXIT_INTERRUPTED, EXIT_PARTIAL, faults_in_one_line
+from streamproc.cli.common import (
+    EXIT_CODES,
+    EXIT_INTERRUPTED,
+    EXIT_PARTIAL,
+    config_option,
+    faults_in_one_line,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from streamproc.events import DuplicateCandidate, VideoProgress
+    from streamproc.kafka.client import DeadLetter
     from streamproc.settings import Settings
 
 Command = Any  # click's decorators lose the function's type
 
 
 def _common(function: Command) -> Command:
-    """Add what every command of the stream takes."""
-    for option in (
-        click.option(
-            "--config",
-            type=click.Path(path_type=Path),
-            envvar="STREAMPROC_CONFIG",
-            help="Settings file (YAML).",
-        ),
-        click.option("--media-root", help="Folder that relative URIs refer to. [default: media]"),
-        click.option(
-            "--bootstrap", help="Kafka's HOST:PORT, several with commas. [default: 127.0.0.1:9092]"
-        ),
-    ):
-        function = option(function)
-    return function
+    """Add the options of every command that reads the settings of the stream."""
+    media_root = click.option(
+        "--media-root", help="Folder that relative URIs refer to. [default: media]"
+    )
+    bootstrap = click.option(
+        "--bootstrap", help="Kafka's HOST:PORT, several with commas. [default: 127.0.0.1:9092]"
+    )
+    return bootstrap(media_root(config_option(function)))
 
 
 def _settings(options: dict[str, Any], **flags: object) -> Settings:
+    """Take the options of `_common` out of `options`, and load the settings with all flags.
+
+    `flags` are settings keys, dotted or with two underscores for a dot.
+    """
     from streamproc.settings import load_settings
 
-    own = {"bootstrap": options.pop("bootstrap"), "media_root": options.pop("media_root")}
-    return load_settings(
-        own | {key.replace("__", "."): value for key, value in flags.items()},
-        config_file=options.pop("config"),
-    )
+    all_flags = {key.replace("__", "."): value for key, value in flags.items()}
+    all_flags["bootstrap"] = options.pop("bootstrap")
+    all_flags["media_root"] = options.pop("media_root")
+    return load_settings(all_flags, config_file=options.pop("config"))
 
 
 def _run(work: Coroutine[Any, Any, Any]) -> Any:
-    """Run to the end; Ctrl-C ends it with its own exit code and no traceback."""
+    """Run to the end; Ctrl-C ends it with an exit code of its own and no traceback."""
     import asyncio
     import logging
 
-    logging.getLogger("aiokafka").setLevel(
-        logging.CRITICAL
-    )  # what it reports of a broker that is away, we say once
+    # aiokafka reports a broker that is away many times; the command does so once.
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     try:
         with faults_in_one_line():
             return asyncio.run(work)
@@ -73,13 +75,13 @@ def _service(
 
 @click.group(epilog=EXIT_CODES)
 def topics() -> None:
-    """Make the topics, or check those that are there."""
+    """Create the topics, or check those that exist."""
 
 
 @topics.command("create")
 @_common
 def topics_create(**options: Any) -> None:
-    """Make the topics that are missing, and check the others. Says on stdout which were made."""
+    """Create the topics that are missing, print their names, and check all."""
     from streamproc.kafka.topics import check_topics, create_topics
 
     with faults_in_one_line():
@@ -92,7 +94,7 @@ def topics_create(**options: Any) -> None:
 @topics.command("check")
 @_common
 def topics_check(**options: Any) -> None:
-    """Check that all topics are there with the right number of partitions; creates nothing."""
+    """Check that all topics exist with the right number of partitions; creates nothing."""
     from streamproc.kafka.topics import check_topics
 
     with faults_in_one_line():
@@ -135,8 +137,8 @@ def worker(**options: Any) -> None:
 )
 def matcher(**options: Any) -> None:
     """Run a matcher: embeddings in, duplicate candidates out."""
-    # Before numpy is loaded: one gallery's product is too small to share, and waiting for a second
-    # core costs more.
+    # Before numpy is loaded. The product of one gallery is too small to share: waiting for another
+    # core would take longer.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from streamproc.services.matcher.matcher import run_matcher
 
@@ -213,7 +215,7 @@ def submit(video: str, **options: Any) -> None:
 @click.command(epilog=EXIT_CODES)
 @click.argument("video_id")
 @_common
-@click.option("--reason", help="Said in the event.")
+@click.option("--reason", help="Why; part of the event.")
 def cancel(video_id: str, **options: Any) -> None:
     """Cancel the video with VIDEO_ID, begun or not."""
     from streamproc.kafka import client
@@ -241,44 +243,50 @@ def cancel(video_id: str, **options: Any) -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="One event a line.")
 def watch(**options: Any) -> None:
-    """Print duplicate candidates as they come: state, person, person, similarity, probability, band."""
+    """Print duplicate candidates as they come.
+
+    Each line holds state, person, person, similarity, probability and band.
+    """
     from streamproc.kafka import client
 
     with faults_in_one_line():
         settings = _settings(options)
 
     async def show() -> str:
-        since = None if options["from_beginning"] else options["since"]
-        seen, last = set(), ""
-        async for event in client.watch(
+        """Show all events; return the state of the last one."""
+        events = client.watch(
             settings,
             gallery_id=options["gallery"],
-            since_seconds=since,
+            since_seconds=None if options["from_beginning"] else options["since"],
             until_done=options["until_done"],
-        ):
-            if event.event_id not in seen:  # a repeat says nothing new
-                seen.add(event.event_id)
+        )
+        shown = set()
+        state = ""
+        async for event in events:
+            if event.event_id not in shown:  # the same event may come again
+                shown.add(event.event_id)
                 _show(event, as_json=options["as_json"])
-            last = getattr(event, "state", "")
-        return last
+            state = event.state
+        return state
 
-    state = _run(show())
-    sys.exit(0 if state == "done" else EXIT_PARTIAL)
+    sys.exit(0 if _run(show()) == "done" else EXIT_PARTIAL)
 
 
 def _show(event: DuplicateCandidate | VideoProgress, *, as_json: bool) -> None:
     from streamproc.events import VideoProgress
 
     if isinstance(event, VideoProgress):
-        share = "" if event.fraction is None else f" {event.fraction:.0%}"
+        progress = "" if event.fraction is None else f" {event.fraction:.0%}"
         reason = "" if event.error is None else f": {event.error.text}"
-        click.echo(f"{event.video_id} {event.state}{share}{reason}", err=True)
+        click.echo(f"{event.video_id} {event.state}{progress}{reason}", err=True)
     elif as_json:
         click.echo(event.to_json())
     else:
         a, b = event.persons
-        judged = "" if event.probability is None else f"\t{event.probability:.2f}\t{event.band}"
-        click.echo(f"{event.state}\t{a.person_key}\t{b.person_key}\t{event.similarity:.4f}{judged}")
+        fields = [event.state, a.person_key, b.person_key, f"{event.similarity:.4f}"]
+        if event.probability is not None:
+            fields += [f"{event.probability:.2f}", str(event.band)]
+        click.echo("\t".join(fields))
 
 
 @click.command(epilog=EXIT_CODES)
@@ -290,7 +298,7 @@ def _show(event: DuplicateCandidate | VideoProgress, *, as_json: bool) -> None:
 )
 @click.option("--url", default="http://127.0.0.1:8082", show_default=True, help="Any matcher.")
 def matrix(gallery: str, output: Path, url: str) -> None:
-    """Write a gallery's similarity matrix, float32 (N, N), persons in the order of their keys, as it is now."""
+    """Write a gallery's current similarity matrix: float32 (N, N), persons by rising key."""
     from streamproc.errors import UsageError
     from streamproc.kafka import client
 
@@ -304,7 +312,7 @@ def matrix(gallery: str, output: Path, url: str) -> None:
 
 @click.group("dead-letters", epilog=EXIT_CODES)
 def dead_letters() -> None:
-    """Look at what was given up, or send it back."""
+    """List the records that could not be processed, or send them back."""
 
 
 @dead_letters.command("list")
@@ -312,33 +320,29 @@ def dead_letters() -> None:
 @click.option("--json", "as_json", is_flag=True, help="One object a line.")
 def dead_letters_list(**options: Any) -> None:
     """Print dead letters: place, code, origin, reason."""
-    import orjson
-
     from streamproc.kafka import client
 
     with faults_in_one_line():
         settings = _settings(options)
     for letter in _run(client.dead_letters(settings)):
-        origin = f"{letter.reason('topic')}[{letter.reason('partition')}]@{letter.reason('offset')}"
         if options["as_json"]:
-            reasons = {
-                name.removeprefix("dlq_"): value.decode()
-                for name, value in letter.headers
-                if name.startswith("dlq_")
-            }
-            click.echo(
-                orjson.dumps(
-                    {
-                        "where": letter.where,
-                        "key": (letter.key or b"").decode(errors="replace"),
-                        **reasons,
-                    }
-                )
-            )
+            click.echo(_letter_json(letter))
         else:
-            click.echo(
-                f"{letter.where}\t{letter.reason('error_code')}\t{origin}\t{letter.reason('error_text')}"
-            )
+            topic, partition, offset = map(letter.reason, ("topic", "partition", "offset"))
+            code, text = map(letter.reason, ("error_code", "error_text"))
+            click.echo(f"{letter.where}\t{code}\t{topic}[{partition}]@{offset}\t{text}")
+
+
+def _letter_json(letter: DeadLetter) -> bytes:
+    import orjson
+
+    reasons = {
+        name.removeprefix("dlq_"): value.decode()
+        for name, value in letter.headers
+        if name.startswith("dlq_")
+    }
+    key = (letter.key or b"").decode(errors="replace")
+    return orjson.dumps({"where": letter.where, "key": key, **reasons})
 
 
 @dead_letters.command("replay")
@@ -355,24 +359,23 @@ def dead_letters_replay(where: tuple[str, ...], **options: Any) -> None:
         settings = _settings(options)
         if not where and not options["everything"] and options["code"] is None:
             raise UsageError(
-                "expected places such as 0@12 (see `streamproc dead-letters list`), --code CODE or --all"
+                "expected places such as 0@12 (see `streamproc dead-letters list`), "
+                "--code CODE or --all"
             )
     letters = _run(client.dead_letters(settings))
-    chosen = [
-        letter
-        for letter in letters
-        if (not where or letter.where in where)
-        and options["code"] in {None, letter.reason("error_code")}
-    ]
     with faults_in_one_line():
         missing = set(where) - {letter.where for letter in letters}
         if missing:
             raise UsageError(f"no dead letter at {', '.join(sorted(missing))}")
-    left = _run(client.replay_dead_letters(settings, chosen))
-    click.echo(f"{len(chosen) - len(left)} sent back", err=True)
-    for letter in left:
-        click.echo(f"{letter.where}: its value was cut: it cannot be sent back", err=True)
-    sys.exit(EXIT_PARTIAL if left else 0)
+    if where:
+        letters = [letter for letter in letters if letter.where in where]
+    if options["code"] is not None:
+        letters = [letter for letter in letters if letter.reason("error_code") == options["code"]]
+    not_sent = _run(client.replay_dead_letters(settings, letters))
+    click.echo(f"{len(letters) - len(not_sent)} sent back", err=True)
+    for letter in not_sent:
+        click.echo(f"{letter.where}: cannot be sent back, its value was cut off", err=True)
+    sys.exit(EXIT_PARTIAL if not_sent else 0)
 
 
 @click.command(epilog=EXIT_CODES)
@@ -385,7 +388,10 @@ def dead_letters_replay(where: tuple[str, ...], **options: Any) -> None:
     help="Kafka's data and the matcher's state.",
 )
 def dev(folder: Path, **options: Any) -> None:
-    """Run worker, matcher and animator here, with a Kafka of its own unless --bootstrap names one."""
+    """Run worker, matcher and animator in one terminal.
+
+    Starts a Kafka of its own unless --bootstrap names one.
+    """
     from streamproc.services.dev import run_dev
 
     config = options["config"]

@@ -1,4 +1,4 @@
-"""Which crops are worth having: planned from the tracks, cut, judged, and kept in one bucket a person."""
+"""Crops of persons: planned from the tracks, cut, judged, and collected in one bucket a person."""
 
 from streamproc.crops.buckets import Buckets
 from streamproc.crops.cutter import cut_frames, resized

@@ -8,16 +8,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from streamproc.crops.selection import choose_embedded, spread
+from streamproc.crops.selection import choose_embedded, expect_embedded
 from streamproc.types import Bucket, Crop
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from streamproc.crops.plan import Plan
-
-_LATEST_CROPS = 3
-"""Crops to come are taken to be as sharp as so many before them: better than all of them on vtest.avi."""
 
 
 class Buckets:
@@ -46,38 +43,32 @@ class Buckets:
         return complete
 
     def finish(self) -> list[Bucket]:
-        """Return all open buckets as they are: the video ended, or is given up, before they were full."""
+        """Return all buckets that are not complete, as they are.
+
+        The video has ended or is not processed further.
+        """
         return [self._close(person) for _, person in sorted(self._due)]
 
     def likely(self, frames_ahead: int) -> Iterator[Crop]:
-        """The crops so far that will probably be embedded, of buckets due within so many planned frames, soonest first.
+        """The crops so far that will probably be embedded, those of the next full bucket first.
 
-        A crop to come is expected to have the quality that its box gives it, times the sharpness of
-        the latest.
+        Only of buckets that are complete within the next `frames_ahead` planned frames.
         """
         frames = self._plan.frame_indices
         to_come = frames[np.searchsorted(frames, self._last_frame, side="right") :]
         horizon = to_come[:frames_ahead].max(initial=-1)
         for _, person in sorted(due for due in self._due if due[0] <= horizon):
-            crops = self._crops[person]
-            if not crops:
-                continue
-            placed, latest = self._placed[person], crops[-_LATEST_CROPS:]
-            ratio = sum(crop.quality for crop in latest) / max(
-                sum(placed[crop.slot] for crop in latest), 1e-9
-            )
-            expected = [ratio * quality for quality in placed[crops[-1].slot + 1 :]]
-            chosen = spread([crop.quality for crop in crops] + expected, self._crops_embedded)
-            yield from (crops[i] for i in chosen if i < len(crops))
+            placements = self._placements[person]
+            yield from expect_embedded(self._crops[person], placements, self._crops_embedded)
 
     @cached_property
-    def _placed(self) -> dict[int, list[float]]:
-        """The placement quality of each person's planned crops, by slot."""
-        placed: dict[int, list[float]] = {person: [] for person in self._plan.tracks}
+    def _placements(self) -> dict[int, list[float]]:
+        """The placement qualities of each person's planned crops, by `crop_index`."""
+        placements: dict[int, list[float]] = {person: [] for person in self._plan.tracks}
         for cuts in self._plan.cuts.values():
             for cut in cuts:
-                placed[cut.person_id].append(cut.placement_quality)
-        return placed
+                placements[cut.person_id].append(cut.placement_quality)
+        return placements
 
     def _close(self, person: int) -> Bucket:
         crops = tuple(self._crops.pop(person))

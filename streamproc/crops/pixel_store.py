@@ -1,4 +1,4 @@
-"""One byte budget for the pixels of all buckets: memory first, then a temporary file that has no name."""
+"""One byte budget for the pixels of all buckets: memory, then a temporary file without a name."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import tempfile
 import threading
 import weakref
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,36 +17,42 @@ from streamproc.errors import MachineError
 if TYPE_CHECKING:
     from streamproc.types import Uint8Array
 
-CROP_BYTES = (
-    256 * 1024
-)  # the largest crop: a whole number of memory pages, and 2.7 times what the network takes
-_CHUNK_SLOTS = 192
+CROP_BYTES = 256 * 1024
+"""The largest crop: a whole number of memory pages, and 2.7 times what the network takes."""
+_CROPS_A_CHUNK = 192
 
 
 class PixelStore:
-    """Keeps crops of up to 256 KiB within `budget_bytes` of memory; what is beyond lies in a temporary file.
+    """Keeps crops of up to 256 KiB within `budget_bytes` of memory, the rest in a temporary file.
 
-    `keep` may be called by one thread; what it returns is an ordinary read-only array, which any
-    thread may read, and its place is free again as soon as nobody holds it.
+    `keep` may be called by one thread. What it returns is a read-only array that any thread may
+    read. That array object itself holds its place in memory or in the file: as soon as nobody
+    refers to it, the place is free for another crop. A view of it (a slice, a reshape, a transpose)
+    does not hold the place: once the array is gone, the view may show another crop's pixels. So
+    whoever uses a view keeps the array as well.
     """
 
     def __init__(self, budget_bytes: int) -> None:
         self._budget_bytes = budget_bytes
         self._used_bytes = 0
-        self._lock = (
-            threading.RLock()
-        )  # re-entrant: the garbage collector may release a crop while it is held
-        self._free: list[tuple[mmap.mmap, int]] = []
+        # Re-entrant: the garbage collector may release a crop while the lock is held.
+        self._lock = threading.RLock()
+        self._free: list[tuple[mmap.mmap, int]] = []  # places in the file: chunk and offset
         self._file: int | None = None
         self._chunks = 0
         self.spilled = 0
         """How many crops went to the file so far."""
 
     def keep(self, pixels: Uint8Array) -> Uint8Array:
-        """Return an equal array that is accounted for; raises MachineError where the temporary file cannot grow."""
+        """Return an equal array that holds its place, as the class says.
+
+        Raises:
+            MachineError: The temporary file cannot grow.
+        """
         with self._lock:
             fits = self._used_bytes + pixels.nbytes <= self._budget_bytes
-            self._used_bytes += pixels.nbytes if fits else 0
+            if fits:
+                self._used_bytes += pixels.nbytes
         if not fits:
             return self._spill(pixels)
         kept = np.ascontiguousarray(pixels).view()
@@ -59,7 +66,7 @@ class PixelStore:
 
     def _spill(self, pixels: Uint8Array) -> Uint8Array:
         try:
-            chunk, offset = self._slot()
+            chunk, offset = self._take_place()
             chunk[offset : offset + pixels.nbytes] = pixels.tobytes()
         except OSError as error:
             raise MachineError(
@@ -70,10 +77,10 @@ class PixelStore:
         self.spilled += 1
         kept = np.frombuffer(chunk, np.uint8, pixels.nbytes, offset).reshape(pixels.shape)
         kept.flags.writeable = False
-        weakref.finalize(kept, self._release_slot, chunk, offset)
+        weakref.finalize(kept, self._release_place, chunk, offset)
         return kept
 
-    def _slot(self) -> tuple[mmap.mmap, int]:
+    def _take_place(self) -> tuple[mmap.mmap, int]:
         with self._lock:
             if not self._free:
                 self._grow()
@@ -82,18 +89,17 @@ class PixelStore:
     def _grow(self) -> None:
         if self._file is None:
             handle, path = tempfile.mkstemp(prefix="streamproc-crops-")
-            os.unlink(path)  # noqa: PTH108 - unlinked at once: the space is free again however the process ends
+            Path(path).unlink()  # at once: the space is free again however the process ends
             self._file = handle
             weakref.finalize(self, os.close, handle)
-        size = _CHUNK_SLOTS * CROP_BYTES
-        os.posix_fallocate(
-            self._file, self._chunks * size, size
-        )  # a full disk is an error here, not a signal later
+        size = _CROPS_A_CHUNK * CROP_BYTES
+        # With its space allocated, a full disk is an error here, not a signal later.
+        os.posix_fallocate(self._file, self._chunks * size, size)
         chunk = mmap.mmap(self._file, size, offset=self._chunks * size)
         self._chunks += 1
-        self._free += [(chunk, i * CROP_BYTES) for i in range(_CHUNK_SLOTS)]
+        self._free += [(chunk, i * CROP_BYTES) for i in range(_CROPS_A_CHUNK)]
 
-    def _release_slot(self, chunk: mmap.mmap, offset: int) -> None:
+    def _release_place(self, chunk: mmap.mmap, offset: int) -> None:
         chunk.madvise(mmap.MADV_DONTNEED, offset, CROP_BYTES)
         with self._lock:
             self._free.append((chunk, offset))

@@ -1,21 +1,27 @@
 """The matcher's pure core: rows, similarities, vetoes, candidates. numpy only, no I/O."""
 
 from streamproc.gallery.calibration.curve import Curve, load_curves
-from streamproc.gallery.calibration.scorer import Calibration, GalleryScorer, Judgement
-from streamproc.gallery.gallery import Gallery, Neighbour, Row, Snapshot, VideoRecord, Writes
-from streamproc.gallery.matcher import FLOAT32_SLACK, UNCALIBRATED, Outcome, apply, expire
-from streamproc.gallery.pairs import candidate_id_of, has_veto, pair_similarity
+from streamproc.gallery.calibration.scorer import Calibration, GalleryScorer
+from streamproc.gallery.gallery import Gallery, Row, Snapshot, VideoRecord, Writes
+from streamproc.gallery.matcher import FLOAT32_SLACK, UNCALIBRATED, MatchResult, apply, expire
+from streamproc.gallery.pairs import (
+    Candidate,
+    Judgement,
+    candidate_id_of,
+    has_veto,
+    pair_similarity,
+)
 
 __all__ = [
     "FLOAT32_SLACK",
     "UNCALIBRATED",
     "Calibration",
+    "Candidate",
     "Curve",
     "Gallery",
     "GalleryScorer",
     "Judgement",
-    "Neighbour",
-    "Outcome",
+    "MatchResult",
     "Row",
     "Snapshot",
     "VideoRecord",

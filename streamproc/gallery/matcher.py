@@ -1,16 +1,17 @@
-"""The matcher's core.
+"""The matcher's core: `apply(gallery, event)` returns what to write and what to announce.
 
-`apply(gallery, event) -> what to write and what to announce`. Pure: it changes nothing itself.
+It is pure: it changes nothing and does no I/O. Its caller publishes the events first and carries
+out the writes then. After a crash in between the same event comes again, and gives the same events.
+Replay and the stream share this code, so vetoes, candidates and withdrawals are decided here only.
 
-Whoever calls it publishes the events first and writes the rows then: after a crash in between, the
-same event gives the same events again. Vetoes, candidates and withdrawal live here once, for replay
-and for the stream.
+The result does not depend on the order in which tracklets come, up to the limit on candidates of
+one tracklet: similarities near the threshold are computed again in double precision, from the two
+vectors alone, and rounded.
 
-The outcome does not depend on the order in which persons come (up to the cap on neighbours):
-similarities near the threshold are computed again in double precision from the two vectors alone,
-and rounded. Weights that have a curve give each pair a probability: a first one from the similarity
-when a person comes, and a better one when a video closes, from all persons that the gallery then
-has (`calibration`); pairs that are not likely enough are kept, but held back.
+Where the weights have a calibration curve each pair gets a probability: a first one from its
+similarity when the second tracklet comes, and a better one when a video closes, from all tracklets
+that the gallery then has (`calibration`). Pairs that are not likely enough are suppressed: they are
+kept, since they may become likely, but they are not announced, or are withdrawn.
 """
 
 from __future__ import annotations
@@ -21,39 +22,36 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from streamproc.errors import EventError
-from streamproc.events import (
-    CandidatePerson,
-    DuplicateCandidate,
-    PersonEmbedding,
-    VideoClosed,
-    VideoProgress,
-)
+from streamproc.events import PersonEmbedding
+from streamproc.gallery.announcements import Announcer
 from streamproc.gallery.calibration.scorer import Calibration
-from streamproc.gallery.gallery import Neighbour, Row, VideoRecord, Writes, order_of
-from streamproc.gallery.pairs import candidate_id_of, has_veto, pair_similarity, time_gap_seconds
+from streamproc.gallery.gallery import Row, VideoRecord, Writes, order_of
+from streamproc.gallery.pairs import Candidate, has_veto, pair_similarity
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
-    from streamproc.gallery.calibration.scorer import Judgement
+    from streamproc.events import DuplicateCandidate, VideoClosed, VideoProgress
     from streamproc.gallery.gallery import Gallery
+    from streamproc.gallery.pairs import Judgement
 
 UNCALIBRATED = Calibration()
-"""No weights have a curve: a similarity above the threshold makes a candidate."""
-MAX_NEIGHBOURS = 20
-_UNIT_TOLERANCE = 1e-3
+"""No weights have a curve: every pair above the similarity threshold is a candidate."""
+MAX_CANDIDATES = 20
+"""So many candidates are kept for a tracklet when it comes, the most similar ones."""
 FLOAT32_SLACK = 1e-4
-_SIMILARITY_DIGITS = 6
+"""Float32 cosines this far below a threshold are computed again in double precision."""
+_UNIT_TOLERANCE = 1e-3
 
-State = Literal["proposed", "updated", "withdrawn"]
-Reason = Literal["below-threshold", "below-probability", "veto", "person-removed"]
+PairKey = tuple[str, str]
+"""Two person keys, the smaller first."""
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """`events` to publish, then `writes` to carry out.
+class MatchResult:
+    """What follows from one event: `events` to publish first, then `writes` to carry out.
 
-    `not_compared` rows were of other weights.
+    `not_compared` counts the rows of other weights, which the tracklet was not compared with.
     """
 
     writes: Writes = field(default_factory=Writes)
@@ -68,299 +66,254 @@ def apply(
     similarity_threshold: float,
     occurred_at: str,
     calibration: Calibration = UNCALIBRATED,
-) -> Outcome:
-    """Say what one event does to a gallery. Raises EventError for one that the gallery refuses.
+) -> MatchResult:
+    """Return what one event does to a gallery. Raises EventError for one that does not fit it.
 
-    `similarity_threshold` holds for persons whose event names none; of two persons the stricter one
-    decides. Once all its videos are closed, a gallery's candidates and their probabilities follow
-    from its rows alone.
+    `similarity_threshold` is for tracklets whose event names none; of two tracklets the higher
+    threshold decides. Once all videos of a gallery are closed, its candidates and their
+    probabilities follow from its rows alone.
     """
     known = gallery.videos.get(event.video_id)
     if known is not None and known.order > order_of(event):
-        return Outcome()  # a newer run has spoken: an older one never overwrites it
-    step = _Step(gallery, similarity_threshold, occurred_at, calibration)
-    return step.person(event) if isinstance(event, PersonEmbedding) else step.closed(event)
+        return MatchResult()  # of an older run: it never overwrites a newer one
+    announcer = Announcer(gallery, similarity_threshold, occurred_at)
+    step = _Step(gallery, announcer, calibration)
+    if isinstance(event, PersonEmbedding):
+        return step.take_tracklet(event)
+    return step.close_video(event)
 
 
 def expire(gallery: Gallery) -> Writes:
-    """Forget a gallery: all its rows and records go.
+    """Return the writes that remove all rows and records of a gallery.
 
-    Its candidates are not withdrawn, they are no longer kept.
+    Its candidates are not withdrawn: they are no longer kept.
     """
     return Writes(dict.fromkeys(gallery.rows), dict.fromkeys(gallery.videos))
 
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """One application: the gallery as it is, and what holds for this event."""
+    """One application of an event to a gallery, which stays as it is."""
 
     gallery: Gallery
-    threshold: float
-    occurred_at: str
+    announcer: Announcer
     calibration: Calibration
 
-    def person(self, event: PersonEmbedding) -> Outcome:
+    # A tracklet comes.
+
+    def take_tracklet(self, event: PersonEmbedding) -> MatchResult:
         self._check(event)
         key = event.person_key
-        videos = self._video_record(event)
+        videos = self._new_video_record(event)
         old = self.gallery.rows.get(key)
-        if (
-            old is not None and old.person.run_id == event.run_id
-        ):  # a repeat: nothing changes, what was said is said again
-            again = [
-                self._said(old.person, self.gallery.rows[other].person, entry)
-                for other, entry in sorted(old.neighbours.items())
-                if entry.state != "held" and self.gallery.holds(other, entry)
-            ]
-            return Outcome(Writes(videos=videos), tuple(again))
-        similar = self.gallery.similar_to(key)
-        standing = {k: n for k, n in similar.items() if n.state != "held"}
-        found, not_compared = self._neighbours(event, standing)
-        # A pair with a person of this video whose new run has not spoken yet stands until it has,
-        # or the video closes.
-        carried = {
-            k: n for k, n in similar.items() if k not in found and self._awaits_new_run(event, k)
+        if old is not None and old.tracklet.run_id == event.run_id:
+            return MatchResult(Writes(videos=videos), tuple(self._announced_again(old)))
+        known = self.gallery.candidates_of(key, with_suppressed=True)
+        announced = {other for other, entry in known.items() if not entry.is_suppressed}
+        found, not_compared = self._find_candidates(event, announced)
+        # A pair with a tracklet of this video that the new run has not come to yet stays until the
+        # run comes to it, or the video closes.
+        kept = {
+            other: candidate
+            for other, candidate in known.items()
+            if other not in found and self._awaits_new_run(event, other)
         }
-        gone = {k: n for k, n in standing.items() if k not in found and k not in carried}
+        gone = sorted(announced - found.keys() - kept.keys())
         events = [
-            *(
-                self._said(event, self._person(k), n)
-                for k, n in found.items()
-                if n.state != "held" or k in standing
-            ),
-            *(self._withdrawn(event, self._person(k)) for k in sorted(gone)),
+            self.announcer.candidate(event, self._tracklet(other), candidate)
+            for other, candidate in found.items()
+            if other in announced or not candidate.is_suppressed
         ]
-        row = Row(event, {**carried, **found})
-        return Outcome(Writes({key: row}, videos), tuple(events), not_compared)
-
-    def closed(self, event: VideoClosed) -> Outcome:
-        known = self.gallery.videos.get(event.video_id)
-        if known is not None and known.closed and known.order == order_of(event):
-            return Outcome(events=(self._done(event, known.candidate_count),))
-        kept, removed = set[str](), set[str]()
-        for key in self.gallery.of_video(event.video_id):
-            person = self._person(key)
-            # A run that was cut short says nothing of those it did not come to: what was known of
-            # them stays.
-            stays = event.outcome != "done" or (
-                person.run_id == event.run_id and person.person_id in event.person_ids
-            )
-            (kept if stays else removed).add(key)
-        withdrawn = []
-        for key in sorted(removed):
-            for other, entry in sorted(self.gallery.pairs_of(key).items()):
-                if other not in removed or key < other:
-                    pair = (self._person(key), self._person(other))
-                    withdrawn.append(
-                        self._candidate(*pair, entry.similarity, "withdrawn", "person-removed")
-                    )
-        changed, said = self._judged_again(removed)
-        standing = {
-            candidate_id_of(self.gallery.gallery_id, key, other)
-            for key in kept
-            for other, entry in self.gallery.similar_to(key).items()
-            if other not in removed and changed.get(_pair(key, other), entry).state != "held"
-        }
-        record = VideoRecord(order_of(event), closed=True, candidate_count=len(standing))
-        writes = Writes(
-            dict.fromkeys(sorted(removed)) | self._rows_with(changed, removed),
-            {event.video_id: record},
-        )
-        return Outcome(writes, (*withdrawn, *said, self._done(event, len(standing))))
-
-    def _judged_again(
-        self, removed: set[str]
-    ) -> tuple[dict[tuple[str, str], Neighbour], list[DuplicateCandidate]]:
-        """Judge all similar pairs by what the gallery is without those removed: entries that change, what to say."""
-        rows = self.gallery.rows
-        entries = {
-            _pair(key, other): entry
-            for key, row in rows.items()
-            if key not in removed
-            for other, entry in row.neighbours.items()
-            if other not in removed and self.gallery.holds(other, entry)
-        }
-        persons = {key: row.person for key, row in rows.items() if key not in removed}
-        changed, said = dict[tuple[str, str], Neighbour](), list[DuplicateCandidate]()
-        for pair, judgement in sorted(self.calibration.at_close(persons, sorted(entries)).items()):
-            old, (a, b) = entries[pair], (persons[pair[0]], persons[pair[1]])
-            held = self.calibration.holds_back(judgement)
-            state: Literal["proposed", "updated", "held"]
-            state = "held" if held else "proposed" if old.state == "held" else "updated"
-            if judgement == old.judgement and held == (old.state == "held"):
-                continue
-            changed[pair] = replace(old, state=state, judgement=judgement)
-            if not held or old.state != "held":
-                said.append(self._said(a, b, changed[pair]))
-        return changed, said
-
-    def _rows_with(
-        self, changed: Mapping[tuple[str, str], Neighbour], removed: set[str]
-    ) -> dict[str, Row | None]:
-        """Rows that own changed entries, as they become."""
-        new: dict[str, Row | None] = {}
-        for key in sorted({key for pair in changed for key in pair} - removed):
-            row = self.gallery.rows[key]
-            own = {
-                other: changed[_pair(key, other)]
-                for other, entry in row.neighbours.items()
-                if _pair(key, other) in changed and self.gallery.holds(other, entry)
-            }
-            if own:
-                new[key] = Row(row.person, {**row.neighbours, **own})
-        return new
+        events += [self.announcer.no_longer_similar(event, self._tracklet(other)) for other in gone]
+        row = Row(event, {**kept, **found})
+        return MatchResult(Writes({key: row}, videos), tuple(events), not_compared)
 
     def _check(self, event: PersonEmbedding) -> None:
-        gallery, key = self.gallery, event.person_key
+        key = event.person_key
+        gallery = self.gallery
         if event.gallery_id != gallery.gallery_id:
             raise EventError(
-                f"{key}: expected an event of gallery {gallery.gallery_id!r}, got {event.gallery_id!r}"
+                f"{key}: expected an event of gallery {gallery.gallery_id!r}, "
+                f"got {event.gallery_id!r}"
             )
         vector = event.vector.numpy()
-        if abs(float(np.linalg.norm(vector)) - 1) > _UNIT_TOLERANCE:
-            raise EventError(
-                f"{key}: expected a unit vector, got one of length {np.linalg.norm(vector):.4f}"
-            )
+        length = float(np.linalg.norm(vector))
+        if abs(length - 1) > _UNIT_TOLERANCE:
+            raise EventError(f"{key}: expected a unit vector, got one of length {length:.4f}")
         dim = gallery.dim_of(event.model.weights_sha256)
         if dim is not None and dim != len(vector):
             raise EventError(
-                f"{key}: expected {dim} numbers as other vectors of these weights have, got {len(vector)}"
+                f"{key}: expected {dim} numbers as other vectors of these weights have, "
+                f"got {len(vector)}"
             )
         if key not in gallery.rows and len(gallery.rows) >= gallery.max_persons:
             raise EventError(
-                f"{key}: the gallery {gallery.gallery_id!r} is full with {gallery.max_persons} persons: "
-                "use another gallery, or raise max_persons_per_gallery"
+                f"{key}: the gallery {gallery.gallery_id!r} is full with {gallery.max_persons} "
+                "persons: use another gallery, or raise max_persons_per_gallery"
             )
 
-    def _video_record(self, event: PersonEmbedding) -> Mapping[str, VideoRecord]:
+    def _new_video_record(self, event: PersonEmbedding) -> Mapping[str, VideoRecord]:
         known = self.gallery.videos.get(event.video_id)
-        fresh = known is None or known.order < order_of(event)
-        return {event.video_id: VideoRecord(order_of(event))} if fresh else {}
+        if known is not None and known.order == order_of(event):
+            return {}
+        return {event.video_id: VideoRecord(order_of(event))}
 
-    def _person(self, key: str) -> PersonEmbedding:
-        return self.gallery.rows[key].person
+    def _announced_again(self, row: Row) -> Iterator[DuplicateCandidate]:
+        """Yield what was announced of a row, for an event that came before."""
+        for other, candidate in sorted(row.candidates.items()):
+            if not candidate.is_suppressed and self.gallery.is_current(other, candidate):
+                yield self.announcer.candidate(row.tracklet, self._tracklet(other), candidate)
 
-    def _awaits_new_run(self, event: PersonEmbedding, other: str) -> bool:
-        person = self._person(other)
-        return person.video_id == event.video_id and person.run_id != event.run_id
-
-    def _pair_threshold(self, a: PersonEmbedding, b: PersonEmbedding) -> float:
-        return max(self._threshold_of(a), self._threshold_of(b))
-
-    def _threshold_of(self, person: PersonEmbedding) -> float:
-        return (
-            self.threshold if person.similarity_threshold is None else person.similarity_threshold
-        )
-
-    def _neighbours(
-        self, event: PersonEmbedding, standing: Mapping[str, Neighbour]
-    ) -> tuple[dict[str, Neighbour], int]:
+    def _find_candidates(
+        self, event: PersonEmbedding, announced: Collection[str]
+    ) -> tuple[dict[str, Candidate], int]:
+        """Return the most similar tracklets by key, and how many rows were not compared."""
         near, not_compared = self.gallery.more_similar(
             event.vector.numpy(),
             event.model.weights_sha256,
-            self._threshold_of(event) - FLOAT32_SLACK,
+            self.announcer.threshold_of(event) - FLOAT32_SLACK,
         )
-        found: list[tuple[float, str]] = []
+        ranked: list[tuple[float, str]] = []
         for key in near:
-            other = self._person(key)
-            if (
-                key == event.person_key
-                or has_veto(event, other)
-                or self._awaits_new_run(event, key)
-            ):
+            other = self._tracklet(key)
+            if key == event.person_key or has_veto(event, other):
+                continue
+            if self._awaits_new_run(event, key):
                 continue
             similarity = pair_similarity(event, other)
-            if similarity > self._pair_threshold(event, other):
-                found.append((-similarity, key))
-        best = sorted(found)[:MAX_NEIGHBOURS]
-        return {
-            key: self._first_judged(
-                event, -negative, self._person(key).run_id, announced=key in standing
-            )
-            for negative, key in best
-        }, not_compared
+            if similarity > self.announcer.pair_threshold(event, other):
+                ranked.append((-similarity, key))
+        found = {}
+        for negative, key in sorted(ranked)[:MAX_CANDIDATES]:
+            found[key] = self._new_candidate(event, key, -negative, announced=key in announced)
+        return found, not_compared
 
-    def _first_judged(
-        self, event: PersonEmbedding, similarity: float, run_id: str, *, announced: bool
-    ) -> Neighbour:
+    def _new_candidate(
+        self, event: PersonEmbedding, other: str, similarity: float, *, announced: bool
+    ) -> Candidate:
         judgement = self.calibration.at_arrival(event.model.weights_sha256, similarity)
-        if self.calibration.holds_back(judgement):
-            return Neighbour(similarity, run_id, "held", judgement)
-        return Neighbour(similarity, run_id, "updated" if announced else "proposed", judgement)
+        run_id = self._tracklet(other).run_id
+        if self.calibration.suppresses(judgement):
+            return Candidate(similarity, run_id, "suppressed", judgement)
+        return Candidate(similarity, run_id, "updated" if announced else "proposed", judgement)
 
-    def _said(self, a: PersonEmbedding, b: PersonEmbedding, entry: Neighbour) -> DuplicateCandidate:
-        """A pair as its entry has it; one that is held now was announced before."""
-        if entry.state == "held":
-            return self._candidate(
-                a, b, entry.similarity, "withdrawn", "below-probability", entry.judgement
-            )
-        return self._candidate(a, b, entry.similarity, entry.state, judgement=entry.judgement)
+    def _awaits_new_run(self, event: PersonEmbedding, other: str) -> bool:
+        """Return whether `other` is of the event's video, as an earlier run of it left it."""
+        tracklet = self._tracklet(other)
+        return tracklet.video_id == event.video_id and tracklet.run_id != event.run_id
 
-    def _candidate(
+    # A video closes.
+
+    def close_video(self, event: VideoClosed) -> MatchResult:
+        known = self.gallery.videos.get(event.video_id)
+        if known is not None and known.closed and known.order == order_of(event):
+            return MatchResult(events=(self.announcer.done(event, known.candidate_count),))
+        own = set(self.gallery.keys_of_video(event.video_id))
+        removed = {key for key in own if not self._stays(self._tracklet(key), event)}
+        changed, events = self._judge_again(removed)
+        count = self._count_candidates(own - removed, removed, changed)
+        record = VideoRecord(order_of(event), closed=True, candidate_count=count)
+        rows = dict.fromkeys(sorted(removed)) | self._rows_with(changed, removed)
+        return MatchResult(
+            Writes(rows, {event.video_id: record}),
+            (*self._removals(removed), *events, self.announcer.done(event, count)),
+        )
+
+    @staticmethod
+    def _stays(tracklet: PersonEmbedding, event: VideoClosed) -> bool:
+        # A run that was cut short says nothing of the tracklets it did not come to: those stay.
+        if event.outcome != "done":
+            return True
+        return tracklet.run_id == event.run_id and tracklet.person_id in event.person_ids
+
+    def _removals(self, removed: Collection[str]) -> Iterator[DuplicateCandidate]:
+        """Yield the withdrawals of all candidates of tracklets that are removed, each pair once."""
+        for key in sorted(removed):
+            for other, candidate in sorted(self.gallery.candidates_of(key).items()):
+                if other not in removed or key < other:
+                    pair = (self._tracklet(key), self._tracklet(other))
+                    yield self.announcer.removal(*pair, candidate)
+
+    def _judge_again(
+        self, removed: Collection[str]
+    ) -> tuple[dict[PairKey, Candidate], list[DuplicateCandidate]]:
+        """Judge all similar pairs by the gallery as it is without `removed`.
+
+        Returns the candidates that change, and what to announce of them.
+        """
+        tracklets = {
+            key: row.tracklet for key, row in self.gallery.rows.items() if key not in removed
+        }
+        candidates = self._pairs_without(removed)
+        judgements = self.calibration.at_close(tracklets, sorted(candidates))
+        changed: dict[PairKey, Candidate] = {}
+        events: list[DuplicateCandidate] = []
+        for pair, judgement in sorted(judgements.items()):
+            old = candidates[pair]
+            new = self._judged(old, judgement)
+            if new.judgement == old.judgement and new.is_suppressed == old.is_suppressed:
+                continue
+            changed[pair] = new
+            if not (new.is_suppressed and old.is_suppressed):
+                events.append(self.announcer.candidate(tracklets[pair[0]], tracklets[pair[1]], new))
+        return changed, events
+
+    def _judged(self, old: Candidate, judgement: Judgement) -> Candidate:
+        state: Literal["proposed", "updated", "suppressed"] = "updated"
+        if self.calibration.suppresses(judgement):
+            state = "suppressed"
+        elif old.is_suppressed:
+            state = "proposed"
+        return replace(old, state=state, judgement=judgement)
+
+    def _pairs_without(self, removed: Collection[str]) -> dict[PairKey, Candidate]:
+        """Return all pairs that count, suppressed ones as well, but those of `removed`."""
+        found: dict[PairKey, Candidate] = {}
+        for key, row in self.gallery.rows.items():
+            if key in removed:
+                continue
+            for other, candidate in row.candidates.items():
+                if other not in removed and self.gallery.is_current(other, candidate):
+                    found[_pair_key(key, other)] = candidate
+        return found
+
+    def _count_candidates(
         self,
-        a: PersonEmbedding,
-        b: PersonEmbedding,
-        similarity: float,
-        state: State,
-        reason: Reason | None = None,
-        judgement: Judgement | None = None,
-    ) -> DuplicateCandidate:
-        first, second = sorted((a, b), key=lambda person: person.person_key)
-        return DuplicateCandidate.make(
-            occurred_at=self.occurred_at,
-            candidate_id=candidate_id_of(
-                self.gallery.gallery_id, first.person_key, second.person_key
-            ),
-            gallery_id=self.gallery.gallery_id,
-            state=state,
-            reason=reason,
-            persons=(_described(first), _described(second)),
-            similarity=similarity,
-            similarity_threshold=self._pair_threshold(a, b),
-            probability=None if judgement is None else judgement.probability,
-            band=None if judgement is None else judgement.band,
-            calibration_id=None if judgement is None else judgement.calibration_id,
-            time_gap_seconds=time_gap_seconds(a, b),
-            model=a.model,
-            gallery_person_count=len(self.gallery.rows.keys() | {a.person_key}),
-        )
+        kept: Collection[str],
+        removed: Collection[str],
+        changed: Mapping[PairKey, Candidate],
+    ) -> int:
+        """Return how many pairs of the tracklets `kept` will be announced, each pair once."""
+        pairs: set[PairKey] = set()
+        for key in kept:
+            for other, old in self.gallery.candidates_of(key, with_suppressed=True).items():
+                pair = _pair_key(key, other)
+                if other not in removed and not changed.get(pair, old).is_suppressed:
+                    pairs.add(pair)
+        return len(pairs)
 
-    def _withdrawn(self, event: PersonEmbedding, other: PersonEmbedding) -> DuplicateCandidate:
-        comparable = event.model.weights_sha256 == other.model.weights_sha256
-        similarity = pair_similarity(event, other) if comparable else 0.0
-        return self._candidate(
-            event,
-            other,
-            similarity,
-            "withdrawn",
-            "veto" if has_veto(event, other) else "below-threshold",
-        )
+    def _rows_with(
+        self, changed: Mapping[PairKey, Candidate], removed: Collection[str]
+    ) -> dict[str, Row | None]:
+        """Return the rows that keep changed candidates, as they become."""
+        keys: set[str] = set()
+        for pair in changed:
+            keys.update(pair)
+        rows: dict[str, Row | None] = {}
+        for key in sorted(keys.difference(removed)):
+            row = self.gallery.rows[key]
+            new = {
+                other: changed[_pair_key(key, other)]
+                for other, candidate in row.candidates.items()
+                if _pair_key(key, other) in changed and self.gallery.is_current(other, candidate)
+            }
+            if new:
+                rows[key] = Row(row.tracklet, {**row.candidates, **new})
+        return rows
 
-    def _done(self, event: VideoClosed, candidate_count: int) -> VideoProgress:
-        return VideoProgress.make(
-            occurred_at=self.occurred_at,
-            gallery_id=event.gallery_id,
-            video_id=event.video_id,
-            run_id=event.run_id,
-            state=event.outcome,
-            candidate_count=candidate_count,
-        )
+    def _tracklet(self, key: str) -> PersonEmbedding:
+        return self.gallery.rows[key].tracklet
 
 
-def _pair(a: str, b: str) -> tuple[str, str]:
+def _pair_key(a: str, b: str) -> PairKey:
     return (a, b) if a < b else (b, a)
-
-
-def _described(person: PersonEmbedding) -> CandidatePerson:
-    return CandidatePerson(
-        person_key=person.person_key,
-        video_id=person.video_id,
-        person_id=person.person_id,
-        run_id=person.run_id,
-        first_frame_index=person.first_frame_index,
-        last_frame_index=person.last_frame_index,
-        first_seen_seconds=person.first_seen_seconds,
-        last_seen_seconds=person.last_seen_seconds,
-        crop_count=person.crop_count,
-        best_crop=person.crops[0] if person.crops else None,
-    )

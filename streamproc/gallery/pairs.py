@@ -1,9 +1,14 @@
-"""What is known of two tracklets alone: similarity, veto, time gap, the pair's id."""
+"""Pairs of tracklets: what a gallery keeps of a pair, and what follows from two tracklets alone.
+
+A tracklet is one track of one video, as its `PersonEmbedding` event describes it. The wire calls it
+a person; whether two tracklets are the same person is what a gallery estimates.
+"""
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -14,34 +19,77 @@ if TYPE_CHECKING:
 
 _SIMILARITY_DIGITS = 6
 
+Band = Literal["likely", "uncertain"]
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """How likely a pair is one person. Made by `Calibration`.
+
+    `probability` is in [0, 1], `band` says on which side of `likely_probability` it lies, and
+    `calibration_id` names the curve and the method.
+    """
+
+    probability: float
+    band: Band
+    calibration_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A pair of similar tracklets, as the gallery keeps it in the row of one of the two.
+
+    `similarity` is the cosine of their vectors. `run_id` is the run of the other tracklet: once
+    that belongs to another run, this candidate no longer counts. `state` is "proposed" or "updated"
+    as last announced, or "suppressed": not announced, or withdrawn, since its probability is too
+    low so far. `judgement` is None where the weights have no curve.
+
+    This is the only form in memory. `wire_fields` makes the one on the wire of it, an
+    `events.DuplicateCandidate`; `services.matcher.table` stores it.
+    """
+
+    similarity: float
+    run_id: str
+    state: Literal["proposed", "updated", "suppressed"]
+    judgement: Judgement | None = None
+
+    @property
+    def is_suppressed(self) -> bool:
+        """Whether the pair is kept without being announced."""
+        return self.state == "suppressed"
+
+    def wire_fields(self) -> dict[str, Any]:
+        """Return the fields of a `DuplicateCandidate` that this holds, by their names there."""
+        judged = {} if self.judgement is None else asdict(self.judgement)
+        return {"similarity": self.similarity, **judged}
+
 
 def pair_similarity(a: PersonEmbedding, b: PersonEmbedding) -> float:
-    """Cosine of two persons, the same whichever comes first."""
-    cosine = float(np.dot(a.vector.numpy().astype(np.float64), b.vector.numpy().astype(np.float64)))
-    return round(min(1.0, max(-1.0, cosine)), _SIMILARITY_DIGITS)
+    """Return the cosine of two tracklets, the same in either order."""
+    cosine = np.dot(a.vector.numpy().astype(np.float64), b.vector.numpy().astype(np.float64))
+    return round(min(1.0, max(-1.0, float(cosine))), _SIMILARITY_DIGITS)
 
 
 def has_veto(a: PersonEmbedding, b: PersonEmbedding) -> bool:
-    """Whether the two were seen apart in the same frames: then they are two people, however alike."""
+    """Return whether both were seen in the same frames in different places: two people for sure."""
     return a.video_id == b.video_id and (b.person_id in a.seen_with or a.person_id in b.seen_with)
 
 
 def time_gap_seconds(a: PersonEmbedding, b: PersonEmbedding) -> float | None:
-    """Time between the two being seen, 0 where they overlap, None where they have no common clock."""
-    offset = 0.0  # of a's clock against b's
+    """Return the time between two tracklets: 0 where they overlap, None without a common clock."""
+    a_ahead = 0.0  # seconds by which a's clock is ahead of b's
     if a.video_id != b.video_id:
         if a.recorded_at is None or b.recorded_at is None:
             return None
-        offset = (
-            datetime.fromisoformat(a.recorded_at) - datetime.fromisoformat(b.recorded_at)
-        ).total_seconds()
+        difference = datetime.fromisoformat(a.recorded_at) - datetime.fromisoformat(b.recorded_at)
+        a_ahead = difference.total_seconds()
     gap = max(
-        offset + a.first_seen_seconds - b.last_seen_seconds,
-        b.first_seen_seconds - a.last_seen_seconds - offset,
+        a_ahead + a.first_seen_seconds - b.last_seen_seconds,
+        b.first_seen_seconds - a.last_seen_seconds - a_ahead,
     )
     return round(max(0.0, gap), 3)
 
 
 def candidate_id_of(gallery_id: str, key_a: str, key_b: str) -> str:
-    """The id of a pair in a gallery, the same in either order."""
+    """Return the id of a pair in a gallery, the same in either order."""
     return hash_of(gallery_id, *sorted((key_a, key_b)))

@@ -1,1 +1,1 @@
-"""Everything that speaks to Kafka: connections, records, topics, long jobs, and the client at a terminal."""
+"""Kafka: connections, records, topics, long jobs, and what a terminal does with the stream."""

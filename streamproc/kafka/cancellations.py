@@ -1,4 +1,7 @@
-"""Which videos nobody wants any more: every worker reads all of `video-cancel`, outside any group."""
+"""Which videos were cancelled: every worker and animator reads the whole topic `video-cancel`.
+
+It does so outside any consumer group, as each of them needs all cancellations.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from aiokafka.errors import KafkaConnectionError, KafkaError
 
 from streamproc.errors import EventError, MachineError
 from streamproc.events import VideoCancel
-from streamproc.kafka.connection import client_options, unreachable
+from streamproc.kafka.connection import client_options, reached, unreachable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,16 +29,16 @@ _POLL_MS = 500
 
 
 class Cancellations:
-    """What was cancelled, and when.
+    """Which videos were cancelled, and when. Made by worker and animator; used by one event loop.
 
-    `run` keeps it up; `caught_up` is set once all that was said before is known.
-
-    A cancellation holds for what was submitted before it, whether begun or not; a video submitted
-    again afterwards is wanted again.
+    `run` keeps it up to date; `caught_up` is set once it has read all that the topic held at the
+    start. A cancellation applies to videos submitted before it, begun or not. A video that is
+    submitted again afterwards is processed.
     """
 
     def __init__(self, settings: Settings, service: str) -> None:
-        self._settings, self._service = settings, service
+        self._settings = settings
+        self._service = service
         self._topic = settings.kafka.topic_prefix + VideoCancel.topic
         self._at_ms: dict[str, int] = {}
         self._running: dict[str, set[asyncio.Event]] = {}
@@ -47,7 +50,7 @@ class Cancellations:
 
     @contextmanager
     def watching(self, video_id: str, stop: asyncio.Event) -> Iterator[None]:
-        """Set `stop` as soon as the video is cancelled, while inside."""
+        """While inside, set `stop` as soon as the video is cancelled."""
         stops = self._running.setdefault(video_id, set())
         stops.add(stop)
         try:
@@ -57,23 +60,21 @@ class Cancellations:
             if not stops:
                 self._running.pop(video_id, None)
 
-    def take(self, record: Record) -> None:
-        """Learn one cancellation; what is none is left alone."""
+    def _take(self, record: Record) -> None:
+        """Note one cancellation; ignore a record that is none."""
         try:
             event = VideoCancel.from_json(record.value or b"")
         except EventError as error:
-            log.warning("not a cancellation: %s", error)
+            log.warning("ignored a record of %s that is no cancellation: %s", self._topic, error)
             return
-        self._at_ms[event.video_id] = max(self._at_ms.get(event.video_id, -1), record.timestamp)
+        latest_ms = self._at_ms.get(event.video_id, -1)
+        self._at_ms[event.video_id] = max(latest_ms, record.timestamp)
         for stop in self._running.get(event.video_id, ()):
             log.info("cancelled: %s (%s)", event.video_id, event.reason or "no reason given")
             stop.set()
 
     async def run(self) -> None:
-        """Read for ever, from the oldest that the topic still holds.
-
-        Raises MachineError where Kafka is away.
-        """
+        """Read for ever, from the oldest record on; raises MachineError if Kafka fails."""
         consumer = AIOKafkaConsumer(
             **client_options(self._settings, self._service),
             group_id=None,
@@ -89,14 +90,9 @@ class Cancellations:
             while True:
                 for records in (await consumer.getmany(timeout_ms=_POLL_MS)).values():
                     for record in records:
-                        self.take(record)
-                if not self.caught_up.is_set():
-                    positions = [await consumer.position(partition) for partition in partitions]
-                    if all(
-                        position >= ends[part]
-                        for position, part in zip(positions, partitions, strict=True)
-                    ):
-                        self.caught_up.set()
+                        self._take(record)
+                if not self.caught_up.is_set() and await reached(consumer, ends):
+                    self.caught_up.set()
         except KafkaConnectionError as error:
             raise unreachable(self._settings, error) from error
         except KafkaError as error:

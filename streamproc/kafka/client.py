@@ -1,11 +1,11 @@
-"""What people and programs at a terminal do with the stream: submit, cancel, watch, and look at dead letters."""
+"""What the command line does with the stream: submit, cancel, watch, and handle dead letters."""
 
 from __future__ import annotations
 
-import asyncio
 import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,7 @@ from streamproc.events import (
     describe,
     now,
 )
-from streamproc.kafka.connection import client_options, unreachable
+from streamproc.kafka.connection import client_options, reached, unreachable
 from streamproc.kafka.publisher import Publisher
 from streamproc.storage.media import media_access
 from streamproc.tracks import find_track_file
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from streamproc.storage.media import MediaAccess
 
 _POLL_MS = 200
+_SHOWN_BYTES = 200
 
 
 def video_ready(
@@ -48,51 +49,51 @@ def video_ready(
     options: VideoOptions,
     **fields: str | None,
 ) -> VideoReady:
-    """Make the event that announces a video: a URI as it is, a local path under the media root as a relative URI.
+    """Return the event that announces a video and its tracks, each a URI or a local path.
 
-    Raises UsageError for a path outside the media root (unless `copy`), VideoError for one that is
-    not there.
+    A path below the media root becomes a relative URI. If `persons` is None, tracks are looked for
+    beside a local video. Raises UsageError for a path outside the media root, unless `copy` is
+    true, and VideoError for a file that does not exist.
     """
     media = media_access(settings)
-    uri = video if "://" in video else _uri_of(media, Path(video), copy=copy)
-    if persons is None and "://" not in video:
-        beside = find_track_file(Path(video))
-        persons = None if beside is None else str(beside)
+    if persons is None and not _is_uri(video):
+        found = find_track_file(Path(video))
+        persons = None if found is None else str(found)
+    video_uri = _uri_of(media, video, copy=copy)
     tracks = None
     if persons is not None:
-        tracks = TracksRef(
-            uri=persons if "://" in persons else _uri_of(media, Path(persons), copy=copy)
-        )
+        tracks = TracksRef(uri=_uri_of(media, persons, copy=copy))
     given = {name: value for name, value in fields.items() if value is not None}
     try:
         return VideoReady.make(
-            video_uri=uri, tracks=tracks, options=options, submitted_at=now(), **given
+            video_uri=video_uri, tracks=tracks, options=options, submitted_at=now(), **given
         )
     except ValidationError as error:
         raise UsageError(f"{video}: {describe(error)}") from error
 
 
-def _uri_of(media: MediaAccess, path: Path, *, copy: bool) -> str:
+def _is_uri(text: str) -> bool:
+    return "://" in text
+
+
+def _uri_of(media: MediaAccess, file: str, *, copy: bool) -> str:
+    if _is_uri(file):
+        return file
+    path = Path(file)
     if not path.is_file():
-        raise VideoError(
-            f"{path}: expected a file, found {'a directory' if path.is_dir() else 'nothing'} there"
-        )
-    if not copy:
-        return media.relative_uri(path)
-    try:
-        return media.relative_uri(path)  # one that lies there already needs no copy
-    except UsageError:
-        return media.copy_into(path)
+        found = "a directory" if path.is_dir() else "nothing"
+        raise VideoError(f"{path}: expected a file, found {found} there")
+    return media.copy_into(path) if copy else media.relative_uri(path)
 
 
 async def submit(settings: Settings, event: VideoReady) -> None:
-    """Announce a video. Raises MachineError where Kafka is away."""
+    """Announce a video; raises MachineError if Kafka is away."""
     async with Publisher(settings, "client") as publisher:
         await publisher.publish(event)
 
 
 async def cancel(settings: Settings, video_id: str, reason: str | None) -> None:
-    """Say that nobody wants a video any more, begun or not."""
+    """Cancel a video, begun or not; raises MachineError if Kafka is away."""
     async with Publisher(settings, "client") as publisher:
         await publisher.publish(VideoCancel.make(video_id=video_id, reason=reason))
 
@@ -104,61 +105,63 @@ async def watch(
     since_seconds: float | None,
     until_done: str | None,
 ) -> AsyncIterator[DuplicateCandidate | VideoProgress]:
-    """Yield candidates as they come, from `since_seconds` ago on (None: all there are), for ever.
+    """Yield candidates as they come, for ever, from `since_seconds` ago on (None: all there are).
 
-    With `until_done`, a `video_id`: its progress as well, until it is done, failed or cancelled;
-    candidates that were published before that all come first.
+    With `until_done`, a `video_id`, also yield its progress, and end once it is done, failed or
+    cancelled. Candidates published before that come first.
     """
     topics: list[type[DuplicateCandidate | VideoProgress]] = [DuplicateCandidate]
     if until_done is not None:
         topics.append(VideoProgress)
     prefix = settings.kafka.topic_prefix
-    kinds = {prefix + kind.topic: kind for kind in topics}
-    async with _reader(settings, list(kinds), since_seconds) as (consumer, _):
-        last_word: VideoProgress | None = None
-        before_it: dict[
-            TopicPartition, int
-        ] = {}  # where the candidates ended when the last word came
-        while last_word is None or not await _reached(consumer, before_it):
+    event_types = {prefix + event_type.topic: event_type for event_type in topics}
+    async with _reader(settings, list(event_types), since_seconds) as (consumer, _):
+        final: VideoProgress | None = None
+        # Where the candidates ended when `final` was read.
+        ends: dict[TopicPartition, int] = {}
+        while final is None or not await reached(consumer, ends):
             for partition, records in (await consumer.getmany(timeout_ms=_POLL_MS)).items():
                 for record in records:
-                    event = _parsed(kinds[partition.topic], record)
-                    if isinstance(event, DuplicateCandidate) and gallery_id in {
-                        None,
-                        event.gallery_id,
-                    }:
-                        yield event
-                    elif isinstance(event, VideoProgress) and event.video_id == until_done:
-                        last_word = _last_word(last_word, event)
-                        if last_word is None:
+                    event = _parsed(event_types[partition.topic], record)
+                    if isinstance(event, DuplicateCandidate):
+                        if gallery_id in {None, event.gallery_id}:
                             yield event
-            if last_word is not None and not before_it:
-                mine = [p for p in consumer.assignment() if kinds[p.topic] is DuplicateCandidate]
-                before_it = await consumer.end_offsets(mine)
-        yield last_word
+                    elif event is not None and event.video_id == until_done:
+                        final = _final_progress(final, event)
+                        if final is None:
+                            yield event
+            if final is not None and not ends:
+                candidates = prefix + DuplicateCandidate.topic
+                own = [place for place in consumer.assignment() if place.topic == candidates]
+                ends = await consumer.end_offsets(own)
+        yield final
 
 
-def _last_word(before: VideoProgress | None, event: VideoProgress) -> VideoProgress | None:
-    """The word that ends a video, or None while it is in work; the matcher's `done` may overtake the worker's words."""
+def _final_progress(before: VideoProgress | None, event: VideoProgress) -> VideoProgress | None:
+    """Return the event that ends a video, None while it is being processed.
+
+    `before` is the last result. The matcher's `done` may come before the worker's last events, so
+    only `accepted`, when the video is submitted again, makes it None again.
+    """
     if event.state in {"done", "failed", "cancelled"}:
         return event
-    return None if event.state == "accepted" else before  # submitted again
+    return None if event.state == "accepted" else before
 
 
 def _parsed(
-    kind: type[DuplicateCandidate | VideoProgress], record: Record
+    event_type: type[DuplicateCandidate | VideoProgress], record: Record
 ) -> DuplicateCandidate | VideoProgress | None:
     try:
-        return kind.from_json(record.value or b"")
+        return event_type.from_json(record.value or b"")
     except EventError:
-        return None  # somebody else's; not ours to judge
+        return None  # a record of another producer, of no concern here
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DeadLetter:
-    """A record that was given up.
+    """A record that could not be processed.
 
-    `where` is its place in the topic `dead-letters`: `partition@offset`.
+    `where` is its own place in the topic `dead-letters`, as `partition@offset`.
     """
 
     where: str
@@ -167,23 +170,19 @@ class DeadLetter:
     headers: Headers
 
     def reason(self, name: str) -> str:
-        """One of the `dlq_…` headers, "" where it is missing."""
-        return next(
-            (
-                value.decode(errors="replace")
-                for header, value in self.headers
-                if header == f"dlq_{name}"
-            ),
-            "",
-        )
+        """Return the header `dlq_<name>`, "" if it is missing."""
+        for header, value in self.headers:
+            if header == f"dlq_{name}":
+                return value.decode(errors="replace")
+        return ""
 
 
 async def dead_letters(settings: Settings) -> list[DeadLetter]:
-    """All dead letters that the topic holds, oldest first."""
+    """Return all dead letters that the topic holds, oldest first."""
     topic = settings.kafka.topic_prefix + "dead-letters"
     found = []
     async with _reader(settings, [topic], None) as (consumer, ends):
-        while not await _reached(consumer, ends):
+        while not await reached(consumer, ends):
             for partition, records in (await consumer.getmany(timeout_ms=_POLL_MS)).items():
                 for record in records:
                     where = f"{partition.partition}@{record.offset}"
@@ -195,37 +194,40 @@ async def dead_letters(settings: Settings) -> list[DeadLetter]:
 async def replay_dead_letters(
     settings: Settings, letters: Sequence[DeadLetter]
 ) -> list[DeadLetter]:
-    """Send records back to where they came from; returns those that cannot be, since their value was cut.
+    """Send records back to the topics that they came from.
 
-    A replayed video counts as submitted when it is replayed, unless its event says otherwise.
+    Returns those that cannot be sent, because their value was cut off. A video counts as submitted
+    when it is replayed, unless its event says otherwise.
     """
-    left = []
+    not_sent = []
     async with Publisher(settings, "client") as publisher:
         for letter in letters:
             topic = letter.reason("topic").removeprefix(settings.kafka.topic_prefix)
             if letter.reason("value_truncated") != "false" or not topic:
-                left.append(letter)
+                not_sent.append(letter)
                 continue
             headers = tuple(
                 (name, value) for name, value in letter.headers if not name.startswith("dlq_")
             )
             await publisher.send(topic, letter.key, letter.value, headers)
-    return left
+    return not_sent
 
 
 @asynccontextmanager
 async def _reader(
     settings: Settings, topics: list[str], since_seconds: float | None
 ) -> AsyncIterator[tuple[AIOKafkaConsumer, dict[TopicPartition, int]]]:
-    """A consumer of all partitions, outside any group, and where they ended when it began."""
+    """A consumer of all partitions outside any group, and the offsets at which they end now."""
     consumer = AIOKafkaConsumer(
         **client_options(settings, "client"), group_id=None, auto_offset_reset="earliest"
     )
     try:
         await consumer.start()
         partitions = []
+        # The public call knows only topics that are subscribed to.
+        cluster = await consumer._client.fetch_all_metadata()  # noqa: SLF001 - see above
         for topic in topics:
-            numbers = (await consumer._client.fetch_all_metadata()).partitions_for_topic(topic)  # noqa: SLF001 - the public call knows only subscribed topics
+            numbers = cluster.partitions_for_topic(topic)
             if not numbers:
                 raise UsageError(f"topic {topic}: missing; `streamproc topics create` makes it")
             partitions += [TopicPartition(topic, number) for number in sorted(numbers)]
@@ -237,7 +239,7 @@ async def _reader(
             since_ms = int((time.time() - since_seconds) * 1000)
             starts = await consumer.offsets_for_times(dict.fromkeys(partitions, since_ms))
             for partition in partitions:
-                start = starts.get(partition)
+                start = starts.get(partition)  # None: no record is so new
                 consumer.seek(partition, ends[partition] if start is None else start.offset)
         yield consumer, ends
     except KafkaConnectionError as error:
@@ -248,13 +250,11 @@ async def _reader(
         await consumer.stop()
 
 
-async def _reached(consumer: AIOKafkaConsumer, ends: dict[TopicPartition, int]) -> bool:
-    positions = await asyncio.gather(*(consumer.position(partition) for partition in ends))
-    return all(position >= end for position, end in zip(positions, ends.values(), strict=True))
-
-
 async def fetch_matrix(gallery_id: str, url: str) -> bytes:
-    """A gallery's similarity matrix as `.npy`, from any matcher, which redirects to the gallery's owner."""
+    """Fetch a gallery's similarity matrix as `.npy`; any matcher redirects to the gallery's owner.
+
+    Raises UsageError for an unknown gallery, MachineError if no matcher gives the matrix.
+    """
     import aiohttp
     from yarl import URL
 
@@ -265,14 +265,13 @@ async def fetch_matrix(gallery_id: str, url: str) -> bytes:
             session.get(address) as response,
         ):
             body = await response.read()
-            if response.status == 404:  # noqa: PLR2004 - HTTP's own
+            if response.status == HTTPStatus.NOT_FOUND:
                 raise UsageError(
                     f"no gallery {gallery_id!r}: `{url}/galleries` lists those of this matcher"
                 )
-            if response.status != 200:  # noqa: PLR2004 - HTTP's own
-                raise MachineError(
-                    f"{address}: the matcher answered {response.status}: {body[:200].decode(errors='replace')}"
-                )
+            if response.status != HTTPStatus.OK:
+                answer = body[:_SHOWN_BYTES].decode(errors="replace")
+                raise MachineError(f"{address}: the matcher answered {response.status}: {answer}")
             return body
     except (aiohttp.ClientError, OSError) as error:
         raise MachineError(

@@ -1,4 +1,4 @@
-"""How this product reaches Kafka: one way to connect, and to wait until that works."""
+"""How all clients connect to Kafka, and how a service waits until that works."""
 
 from __future__ import annotations
 
@@ -14,16 +14,21 @@ from streamproc.errors import MachineError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from aiokafka import AIOKafkaConsumer, TopicPartition
+
     from streamproc.settings import Settings
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
+_FIRST_WAIT_SECONDS = 1.0
+_MAX_WAIT_SECONDS = 30.0
+
 
 def client_options(settings: Settings, service: str) -> dict[str, Any]:
-    """Keyword arguments that every aiokafka client takes: addresses, name, TLS and SASL.
+    """Return what every aiokafka client takes: addresses, name, TLS and SASL.
 
-    Raises UsageError.
+    Raises UsageError for certificates that cannot be loaded.
     """
     kafka = settings.kafka
     options: dict[str, Any] = {
@@ -40,7 +45,8 @@ def client_options(settings: Settings, service: str) -> dict[str, Any]:
             )
         except OSError as error:  # ssl's own errors derive from it
             raise UsageError(
-                f"kafka.ssl_cafile, .ssl_certfile, .ssl_keyfile: expected PEM files that fit each other ({error})"
+                "kafka.ssl_cafile, .ssl_certfile, .ssl_keyfile: "
+                f"expected PEM files that fit each other ({error})"
             ) from error
     if kafka.security_protocol.startswith("SASL"):
         password = kafka.sasl_password
@@ -53,26 +59,26 @@ def client_options(settings: Settings, service: str) -> dict[str, Any]:
 
 
 def group_of(settings: Settings, service: str) -> str:
-    """The consumer group of a service, with the prefix of this installation."""
+    """Return the consumer group of a service, with the prefix of this installation."""
     return f"{settings.kafka.topic_prefix}streamproc-{service}"
 
 
 def unreachable(settings: Settings, error: Exception) -> MachineError:
-    """What to say where no broker answers."""
+    """Return the error to raise if no broker answers."""
     return MachineError(
-        f"Kafka at {','.join(settings.bootstrap)}: expected a broker, none answered ({type(error).__name__}); start "
-        "it, or name another with --bootstrap HOST:PORT"
+        f"Kafka at {','.join(settings.bootstrap)}: expected a broker, none answered "
+        f"({type(error).__name__}); start it, or name another with --bootstrap HOST:PORT"
     )
 
 
-async def patiently(
+async def retry_until_stopped(
     stop: asyncio.Event, what: str, attempt: Callable[[], Awaitable[T]]
 ) -> T | None:
-    """Await `attempt()` until it works, waiting 1 to 30 s after each MachineError.
+    """Await `attempt()` again after each MachineError, waiting 1 to 30 s; None once `stop` is set.
 
-    None once `stop` is set.
+    `what` names the attempt in the log.
     """
-    wait_seconds = 1.0
+    wait_seconds = _FIRST_WAIT_SECONDS
     while not stop.is_set():
         try:
             return await attempt()
@@ -80,5 +86,11 @@ async def patiently(
             log.warning("%s: %s; trying again in %.0f s", what, error, wait_seconds)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), wait_seconds)
-        wait_seconds = min(30.0, wait_seconds * 2)
+        wait_seconds = min(_MAX_WAIT_SECONDS, wait_seconds * 2)
     return None
+
+
+async def reached(consumer: AIOKafkaConsumer, ends: dict[TopicPartition, int]) -> bool:
+    """Whether a consumer has read all these partitions up to these offsets."""
+    positions = await asyncio.gather(*(consumer.position(partition) for partition in ends))
+    return all(position >= end for position, end in zip(positions, ends.values(), strict=True))

@@ -1,12 +1,11 @@
-"""A single Apache Kafka broker on this machine's loopback, for `streamproc dev` and for the tests; not for service.
+"""A single Apache Kafka broker on this machine's loopback, for `streamproc dev` and the tests only.
 
-It is run by the Java on the PATH from the jars of an installation (`KAFKA_HOME`), or from jars that
-Maven gets once.
+The Java on the PATH runs it, from the jars of an installation (`KAFKA_HOME`) or from jars that
+Maven downloads once.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import signal
@@ -24,16 +23,32 @@ from streamproc.errors import MachineError, UsageError
 KAFKA_VERSION = "4.3.1"
 _START_SECONDS = 60
 _STOP_SECONDS = 30
-_HEAP = ("-Xms256m", "-Xmx512m")
+_JVM_OPTIONS = (
+    "-Xms256m",
+    "-Xmx512m",
+    "-XX:+UseSerialGC",
+    # The log tells little more than that the server has started, which `start` waits for.
+    "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
+    "-Dorg.slf4j.simpleLogger.log.kafka.server.KafkaRaftServer=info",
+)
 
 # tools: formats the data folder; slf4j-simple: the log goes to stderr with no configuration file.
 _POM = f"""<project xmlns="http://maven.apache.org/POM/4.0.0">
-<modelVersion>4.0.0</modelVersion><groupId>streamproc</groupId><artifactId>broker</artifactId><version>1</version>
+<modelVersion>4.0.0</modelVersion>
+<groupId>streamproc</groupId><artifactId>broker</artifactId><version>1</version>
 <packaging>pom</packaging>
 <dependencies>
-<dependency><groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId><version>{KAFKA_VERSION}</version></dependency>
-<dependency><groupId>org.apache.kafka</groupId><artifactId>kafka-tools</artifactId><version>{KAFKA_VERSION}</version></dependency>
-<dependency><groupId>org.slf4j</groupId><artifactId>slf4j-simple</artifactId><version>1.7.36</version></dependency>
+<dependency>
+<groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId>
+<version>{KAFKA_VERSION}</version>
+</dependency>
+<dependency>
+<groupId>org.apache.kafka</groupId><artifactId>kafka-tools</artifactId>
+<version>{KAFKA_VERSION}</version>
+</dependency>
+<dependency>
+<groupId>org.slf4j</groupId><artifactId>slf4j-simple</artifactId><version>1.7.36</version>
+</dependency>
 </dependencies></project>
 """
 
@@ -62,19 +77,21 @@ num.io.threads=2
 """
 
 
-def find_jars(cache_folder: Path) -> Path:
-    """The folder with Kafka's jars: that of KAFKA_HOME, else one that Maven fills once in `cache_folder`.
+def find_jars(cache_folder: Path, *, home: Path | None = None) -> Path:
+    """The folder with Kafka's jars.
 
-    Raises UsageError where neither can be had.
+    `home`, or else the variable KAFKA_HOME, names an Apache Kafka installation with its jars in
+    libs/, or a folder of such jars. Without either, Maven fills a folder in `cache_folder` once.
+    Raises UsageError where there is no Kafka there and no Maven, MachineError where Maven fails.
     """
-    home = os.environ.get("KAFKA_HOME")  # not a setting of ours: Kafka's own name for it
-    if home:
-        libs = Path(home) / "libs"
-        if not any(libs.glob("kafka_2*.jar")):
-            raise UsageError(
-                f"KAFKA_HOME={home}: expected an Apache Kafka installation with libs/kafka_2.13-*.jar there"
-            )
-        return libs
+    named = home or os.environ.get("KAFKA_HOME")  # not a setting of ours: Kafka's own name for it
+    if named:
+        for folder in (Path(named) / "libs", Path(named)):
+            if any(folder.glob("kafka_2*.jar")):
+                return folder
+        raise UsageError(
+            f"KAFKA_HOME={named}: expected kafka_2.13-*.jar in it or in its folder libs"
+        )
     libs = cache_folder / f"kafka-{KAFKA_VERSION}"
     if not libs.is_dir():
         _fetch_jars(libs)
@@ -85,32 +102,35 @@ def _fetch_jars(libs: Path) -> None:
     maven = shutil.which("mvn")
     if maven is None:
         raise UsageError(
-            "no Kafka here: name a running one with --bootstrap HOST:PORT, set KAFKA_HOME to an Apache Kafka "
-            "installation, or install Maven (mvn), which gets one"
+            "no Kafka here: name a running one with --bootstrap HOST:PORT, set KAFKA_HOME to an "
+            "Apache Kafka installation, or install Maven (mvn), which downloads one"
         )
     part = libs.with_name(f"{libs.name}.part-{os.getpid()}")
     part.mkdir(parents=True)
     try:
         (part / "pom.xml").write_text(_POM)
-        goal = [
-            "dependency:copy-dependencies",
-            "-DincludeScope=runtime",
-            f"-DoutputDirectory={part / 'jars'}",
-        ]
-        command = [maven, "-q", "-B", "-f", str(part / "pom.xml"), *goal]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own arguments
-        if done.returncode:
-            raise MachineError(
-                f"Maven could not get Kafka {KAFKA_VERSION}: {' '.join(done.stdout.split())[-300:]}"
-            )
-        with contextlib.suppress(FileExistsError):
+        command = [maven, "-q", "-B", "-f", str(part / "pom.xml")]
+        command += ["dependency:copy-dependencies", "-DincludeScope=runtime"]
+        command += [f"-DoutputDirectory={part / 'jars'}"]
+        # No shell, and no argument from outside.
+        ran = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+        if ran.returncode:
+            output = " ".join(ran.stdout.split())[-300:]
+            raise MachineError(f"Maven could not download Kafka {KAFKA_VERSION}: {output}")
+        try:
             (part / "jars").rename(libs)
+        except OSError:
+            if not libs.is_dir():  # else another process was faster
+                raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
 class LocalBroker:
-    """One broker with its data in `folder`; started again on the same folder it goes on where it was."""
+    """One broker with its data in `folder`; started again on that folder, it still has them.
+
+    `port` of 0 takes any free one.
+    """
 
     def __init__(self, jars: Path, folder: Path, *, port: int = 0) -> None:
         self._jars = jars
@@ -120,57 +140,54 @@ class LocalBroker:
 
     @property
     def bootstrap(self) -> str:
-        """Where clients connect."""
+        """The address that clients connect to."""
         return f"127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        """Start and wait until it answers; raises MachineError with the end of its log where it does not."""
+        """Start the broker and wait until it answers.
+
+        Raises UsageError without Java, MachineError with the end of the log if it does not start.
+        """
         if shutil.which("java") is None:
             raise UsageError(
-                "Kafka needs Java 17 or newer on the PATH; or name a running one with --bootstrap HOST:PORT"
+                "Kafka needs Java 17 or newer on the PATH; "
+                "or name a running one with --bootstrap HOST:PORT"
             )
         self._folder.mkdir(parents=True, exist_ok=True)
         properties = self._folder / "server.properties"
         if not properties.is_file():
             self._format(properties)
         with (self._folder / "kafka.log").open("ab") as log_file:
-            where = log_file.tell()
+            log_start = log_file.tell()
             self._process = self._java(["kafka.Kafka", str(properties)], log_file)
-        self._wait_until_started(where)
+        self._wait_until_started(log_start)
 
     def _format(self, properties: Path) -> None:
         text = _PROPERTIES.format(port=self.port, controller_port=free_port(), folder=self._folder)
         properties.write_text(text)
         cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         with (self._folder / "format.log").open("wb") as log_file:
-            arguments = [
-                "kafka.tools.StorageTool",
-                "format",
-                f"--cluster-id={cluster}",
-                "--config",
-                str(properties),
-            ]
+            arguments = ["kafka.tools.StorageTool", "format", f"--cluster-id={cluster}"]
+            arguments += ["--config", str(properties)]
             if self._java(arguments, log_file).wait():
                 properties.unlink()
                 raise MachineError(f"Kafka could not prepare {self._folder}: see format.log there")
 
     def _java(self, arguments: list[str], log_file: IO[bytes]) -> subprocess.Popen[bytes]:
-        quiet = (
-            "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
-            "-Dorg.slf4j.simpleLogger.log.kafka.server.KafkaRaftServer=info",
+        command = ["java", *_JVM_OPTIONS, "-cp", f"{self._jars}/*", *arguments]
+        # A session of its own: a Ctrl-C in the terminal is for the services, which need the broker
+        # until they have finished. No shell, and no argument from outside.
+        return subprocess.Popen(  # noqa: S603
+            command, stdout=log_file, stderr=log_file, start_new_session=True
         )
-        command = ["java", *_HEAP, "-XX:+UseSerialGC", *quiet, "-cp", f"{self._jars}/*", *arguments]
-        # Its own session: a Ctrl-C in the terminal is for the services, which still need the broker
-        # to finish.
-        return subprocess.Popen(command, stdout=log_file, stderr=log_file, start_new_session=True)  # noqa: S603 - ours
 
-    def _wait_until_started(self, where: int) -> None:
+    def _wait_until_started(self, log_start: int) -> None:
         assert self._process is not None
         log_path = self._folder / "kafka.log"
         end = time.monotonic() + _START_SECONDS
         while time.monotonic() < end:
             with log_path.open("rb") as log_file:
-                log_file.seek(where)
+                log_file.seek(log_start)
                 if b"Kafka Server started" in log_file.read():
                     return
             if self._process.poll() is not None:
@@ -181,17 +198,17 @@ class LocalBroker:
         raise MachineError(f"Kafka did not start: {' '.join(tail)[-400:]}")
 
     def stop(self) -> None:
-        """End it in order; kill it where that takes too long."""
+        """Ask it to stop, and kill it if that takes too long."""
         if self._process is not None:
             self._process.send_signal(signal.SIGTERM)
             try:
                 self._process.wait(_STOP_SECONDS)
             except subprocess.TimeoutExpired:
-                print("streamproc: Kafka did not stop in time and was killed", file=sys.stderr)  # noqa: T201
+                sys.stderr.write("streamproc: Kafka did not stop in time and was killed\n")
             self.kill()
 
     def kill(self) -> None:
-        """SIGKILL, as a crash would."""
+        """End it at once with SIGKILL, as in a crash."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -199,7 +216,7 @@ class LocalBroker:
 
 
 def free_port(preferred: int = 0) -> int:
-    """A free port on the loopback: `preferred` where it is one."""
+    """Return a free port on the loopback, `preferred` if that is free."""
     with socket.socket() as probe:
         try:
             probe.bind(("127.0.0.1", preferred))

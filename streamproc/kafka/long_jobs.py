@@ -1,17 +1,16 @@
-"""Long jobs on Kafka: records whose work takes minutes, several at once, none lost and none done for ever again.
+"""Long jobs on Kafka: records whose work takes minutes, several at once, none lost.
 
-A consumer that works inside its poll loop is thrown out of its group after `max_poll_interval_ms`,
-and the job starts again, for ever. Here the loop keeps polling while jobs run beside it:
+A consumer that works inside its poll loop is removed from its group after `max_poll_interval_ms`,
+and its job starts again, for ever. Here the loop keeps polling while jobs run beside it:
 
 - An offset is committed only when its job and all earlier ones of the partition are done.
-- aiokafka revokes every partition at every join or leave. Jobs go on meanwhile; only those whose
+- aiokafka revokes every partition at every join or leave. Jobs go on meanwhile. Only those whose
   partition went to another member are cancelled, and redeliveries of those that stayed are dropped.
-- Each start is counted in the commit's metadata before the work begins, and taken back where it
-  ends in any other way than with the process. So a record that kills the process is known
-  afterwards: it is tried again alone, so that it takes no other with it, and given up after
-  `jobs.attempts` starts.
-- A fault of the machine (`MachineError`) stops intake and is tried again until it works; bad input
-  (`InputError`) is given up at once.
+- Each start of a job is counted in the commit's metadata before the work begins, and taken back
+  unless the process dies. So a record that kills the process is known afterwards: it is tried again
+  alone, so that it harms no other, and refused after `jobs.attempts` starts.
+- After a fault of the machine (`MachineError`) no new job is started, and the job is tried again
+  until it works. Bad input (`InputError`) is refused at once.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from streamproc.errors import InputError, MachineError
 from streamproc.kafka.connection import client_options, group_of, unreachable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
 
     from streamproc.kafka.records import Record
     from streamproc.settings import Settings
@@ -43,63 +42,70 @@ log = logging.getLogger(__name__)
 POLL_MS = 100
 MAX_BACKOFF_FACTOR = 64
 _LAST_COMMIT_SECONDS = 5.0
+_JOIN_SHARE = 0.8
+"""Of the grace time: for running jobs to end. The rest is for committing and leaving the group."""
 
 
 class JobHandler(Protocol):
-    """The work.
-
-    All three may be called for several records at once, never twice at a time for one.
-    """
+    """The work. All three may run for several records at once, but only once at a time for each."""
 
     async def handle(self, record: Record, attempt: int) -> None:
-        """Do the job; returns when everything that follows from it is acknowledged.
+        """Do the job; return when everything that follows from it is acknowledged.
 
-        May be cancelled at any time.
-
-        Raises InputError where it can never be done, MachineError where it may be later.
+        May be cancelled at any time. Raises InputError if it can never be done, MachineError if it
+        may work later.
         """
 
     async def refuse(self, record: Record, *, code: str, text: str, attempts: int) -> None:
-        """Give the record up, with the reason."""
+        """Report that the job will never be done, and why."""
 
     async def retrying(self, record: Record, attempt: int, error: Exception) -> None:
-        """Note that the job will be tried again."""
+        """Report that the job will be tried again after `error`."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    code: str
+    text: str
 
 
 @dataclass(slots=True, eq=False)
 class _Job:
     record: Record
     suspect: bool
-    """A process died while it ran, so it runs alone now."""
+    """A process died while it ran, so now it runs alone."""
     task: asyncio.Task[None] | None = None
 
 
 @dataclass(slots=True, eq=False)
 class _Partition:
-    """What has been taken of one partition, and how often each offset that is not done was started."""
+    """What has been taken of one partition, and how often each offset that is not done started."""
 
     next_offset: int | None
     starts: dict[int, int]
-    jobs: dict[int, _Job] = field(default_factory=dict)  # taken and not done, in order
+    jobs: dict[int, _Job] = field(default_factory=dict)
+    """By offset, in order: taken and not done."""
     committed: tuple[int, str] | None = None
+    """The offset and metadata of the last commit."""
 
     def low_water(self) -> int | None:
-        """All offsets before this one are done."""
+        """Return the offset before which all is done, None if nothing is known."""
         return next(iter(self.jobs), self.next_offset)
 
     def metadata(self, *, without_running: bool) -> str:
-        """How often each offset was started and not ended."""
+        """Return, as JSON, how often each offset started without coming to an end."""
         counts = {}
         for offset, starts in sorted(self.starts.items()):
             job = self.jobs.get(offset)
-            running = job is not None and job.task is not None
-            if left := starts - (running and without_running):
-                counts[str(offset)] = left
+            is_running = job is not None and job.task is not None
+            count = starts - 1 if is_running and without_running else starts
+            if count:
+                counts[str(offset)] = count
         return orjson.dumps({"starts": counts}).decode() if counts else ""
 
 
 def starts_of(metadata: str | None) -> dict[int, int]:
-    """Read a commit's metadata; whatever is not ours counts as nothing."""
+    """Read the metadata of a commit; that of another program gives no counts."""
     try:
         counts = orjson.loads(metadata or "{}")["starts"]
         return {int(offset): int(starts) for offset, starts in counts.items()}
@@ -110,10 +116,8 @@ def starts_of(metadata: str | None) -> dict[int, int]:
 class LongJobs(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is untyped
     """Takes the records of one topic as long jobs, as a member of the group of `name`.
 
-    `on_ready` is called with whether records are taken, each time that this changes. No record is
-    taken once `stop` is set.
-
-    Public for metrics and tests: `running`, `waiting`, `lag`.
+    `ready` is set while records can be taken. No record is taken once `stop` is set. One event loop
+    uses it. Public for metrics: `running`, `waiting`, `lag`.
     """
 
     def __init__(
@@ -124,23 +128,24 @@ class LongJobs(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is u
         topic: str,
         handler: JobHandler,
         stop: asyncio.Event,
-        on_ready: Callable[[bool], None],
+        ready: asyncio.Event,
     ) -> None:
         self._settings = settings
         self._name = name
         self._handler = handler
         self._stop = stop
-        self._on_ready = on_ready
+        self._ready = ready
         self._topic = settings.kafka.topic_prefix + topic
         self._group = group_of(settings, name)
         self._partitions: dict[TopicPartition, _Partition] = {}
-        self._frozen = True  # between a revocation and the next assignment nothing is committed
-        self._recount = False
-        self._failed: Exception | None = None
-        self._in_trouble: set[int] = set()
-        self._leaving: set[asyncio.Task[None]] = (
-            set()
-        )  # cancelled, their partition is another member's
+        # True between a revocation and the next assignment: nothing is committed then.
+        self._rebalancing = True
+        # After a rebalance the starts of running jobs, which were taken back, are committed again.
+        self._commit_due = False
+        self._failure: BaseException | None = None
+        self._retried: set[int] = set()  # ids of the records that wait for another attempt
+        # Cancelled, since their partition belongs to another member now.
+        self._cancelled: set[asyncio.Task[None]] = set()
         self._committing = asyncio.Lock()
         self._consumer: AIOKafkaConsumer | None = None
 
@@ -156,23 +161,28 @@ class LongJobs(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is u
 
     @property
     def lag(self) -> int:
-        """Records of the own partitions that are not done."""
+        """How many records of the own partitions are not done."""
         total = 0
         for partition, state in self._partitions.items():
             end = None if self._consumer is None else self._consumer.highwater(partition)
             low_water = state.low_water()
-            total += 0 if end is None or low_water is None else max(0, end - low_water)
+            if end is not None and low_water is not None:
+                total += max(0, end - low_water)
         return total
 
     def _jobs(self) -> Iterable[_Job]:
-        return (job for state in self._partitions.values() for job in state.jobs.values())
+        for state in self._partitions.values():
+            yield from state.jobs.values()
 
     async def run(self) -> None:
-        """Work until `stop`, then finish what runs within the grace time, or give it up; nothing is lost.
+        """Work until `stop`, then let running jobs end within the grace time, or cancel them.
 
-        May be called again after a MachineError: Kafka was away, or refused.
+        Nothing is lost: what did not end is done again. May be called again after a MachineError,
+        which is raised if Kafka is away or refuses.
         """
-        self._partitions, self._frozen, self._failed = {}, True, None
+        self._partitions = {}
+        self._rebalancing = True
+        self._failure = None
         self._consumer = self._make_consumer()
         self._consumer.subscribe([self._topic], listener=self)
         try:
@@ -182,13 +192,13 @@ class LongJobs(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is u
             raise unreachable(self._settings, error) from error
         try:
             while not self._stop.is_set():
-                await self._turn(taking=True)
-            await self._drain()
+                await self._poll(accepting=True)
+            await self._join()
         except KafkaError as error:
             raise MachineError(f"{self._topic}: Kafka gave no records ({error!r})") from error
         finally:
-            self._on_ready(False)
-            await self._give_up()
+            self._ready.clear()
+            await self._terminate()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_LAST_COMMIT_SECONDS):
                     await self._commit(self._partitions, last=True)
@@ -205,163 +215,173 @@ class LongJobs(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is u
             session_timeout_ms=session_ms,
             heartbeat_interval_ms=session_ms // 4,
             max_poll_interval_ms=int(kafka.max_poll_interval_seconds * 1000),
-            partition_assignment_strategy=(
-                StickyPartitionAssignor,
-            ),  # a running job's partition should stay
+            # Sticky: the partitions of running jobs stay here if they can.
+            partition_assignment_strategy=(StickyPartitionAssignor,),
             max_partition_fetch_bytes=2 * kafka.max_event_bytes,
         )
 
-    async def _turn(self, *, taking: bool) -> None:
-        """Poll once, which also tells the group that this member lives, and start what may start."""
+    async def _poll(self, *, accepting: bool) -> None:
+        """Poll once, which also tells the group that this member is alive, and start jobs."""
         assert self._consumer is not None
-        if self._failed is not None:
-            raise self._failed
-        room = self._settings.jobs.videos_at_once - sum(1 for _ in self._jobs())
-        if not taking or self._in_trouble or any(job.suspect for job in self._jobs()):
-            room = 0
+        if self._failure is not None:
+            raise self._failure
+        room = self._room() if accepting else 0
         assigned = self._consumer.assignment()
         if room > 0:
             self._consumer.resume(*assigned)
         else:
             self._consumer.pause(*assigned)
-        taken = await self._consumer.getmany(timeout_ms=POLL_MS, max_records=max(1, room))
-        for partition, records in taken.items():
+        polled = await self._consumer.getmany(timeout_ms=POLL_MS, max_records=max(1, room))
+        for partition, records in polled.items():
             for record in records:
-                self._take(partition, record)
-        if self._recount and not self._frozen:
-            self._recount = False
+                self._submit(partition, record)
+        if self._commit_due and not self._rebalancing:
+            self._commit_due = False
             await self._commit(self._partitions)
-        if taking and not self._frozen:  # a start that cannot be counted must wait
-            self._start_some()
+        # While nothing can be committed, a start could not be counted, so no job starts.
+        if accepting and not self._rebalancing:
+            self._start_jobs()
 
-    def _take(self, partition: TopicPartition, record: Record) -> None:
+    def _room(self) -> int:
+        """How many more records to take."""
+        jobs = list(self._jobs())
+        if self._retried or any(job.suspect for job in jobs):
+            return 0
+        return self._settings.jobs.videos_at_once - len(jobs)
+
+    def _submit(self, partition: TopicPartition, record: Record) -> None:
         state = self._partitions.get(partition)
-        if state is None or (state.next_offset is not None and record.offset < state.next_offset):
-            return  # not yet known, and it will come again; or it came again, and runs or is done
+        if state is None:
+            return  # not known yet: the record will come again
+        if state.next_offset is not None and record.offset < state.next_offset:
+            return  # came again: its job is done or runs
         state.next_offset = record.offset + 1
         state.jobs[record.offset] = _Job(record, suspect=state.starts.get(record.offset, 0) > 0)
 
-    def _start_some(self) -> None:
-        """Start waiting jobs, as many as may run; one that may have killed a process only by itself."""
+    def _start_jobs(self) -> None:
+        """Start as many waiting jobs as may run."""
         for partition, state in self._partitions.items():
             for offset, job in state.jobs.items():
-                alone = self.running == 0
-                crowded = self.running >= self._settings.jobs.videos_at_once or self._suspect_runs()
-                if (
-                    job.task is None
-                    and not self._in_trouble
-                    and (alone if job.suspect else not crowded)
-                ):
-                    job.task = asyncio.create_task(
-                        self._work(partition, state, offset, job), name=f"job {offset}"
-                    )
+                if self._may_start(job):
+                    work = self._work(partition, state, offset, job)
+                    job.task = asyncio.create_task(work, name=f"job {offset}")
+                    job.task.add_done_callback(self._note_failure)
 
-    def _suspect_runs(self) -> bool:
-        return any(job.suspect and job.task is not None for job in self._jobs())
+    def _may_start(self, job: _Job) -> bool:
+        if job.task is not None or self._retried:
+            return False
+        if job.suspect:
+            return self.running == 0
+        suspect_runs = any(other.suspect and other.task is not None for other in self._jobs())
+        return self.running < self._settings.jobs.videos_at_once and not suspect_runs
+
+    def _note_failure(self, task: asyncio.Task[None]) -> None:
+        """Keep what a job raised for `_poll`: a bug must end the service, not stall a partition."""
+        if not task.cancelled() and task.exception() is not None:
+            self._failure = task.exception()
 
     async def _work(
         self, partition: TopicPartition, state: _Partition, offset: int, job: _Job
     ) -> None:
-        before = state.starts.get(offset, 0)
-        state.starts[offset] = before + 1
+        starts_before = state.starts.get(offset, 0)
+        state.starts[offset] = starts_before + 1
         try:
-            while not await self._commit({partition: state}):  # noqa: ASYNC110 - until Kafka has it, which sets no event
-                await asyncio.sleep(POLL_MS / 1000)
-            await self._until_settled(job.record, before)
-        except Exception as error:  # noqa: BLE001 - a bug here must end the service, not stall a partition for ever
-            self._failed = error
-            return
+            await self._commit_start(partition, state)
+            await self._handle_or_refuse(job.record, starts_before)
         finally:
-            self._in_trouble.discard(id(job.record))
+            self._retried.discard(id(job.record))
         del state.jobs[offset]
         del state.starts[offset]
         await self._commit({partition: state})
 
-    async def _until_settled(self, record: Record, starts_before: int) -> None:
-        """Do the job or give it up; tries again after faults of the machine until it works."""
+    async def _commit_start(self, partition: TopicPartition, state: _Partition) -> None:
+        """Return when Kafka has the count of a job's starts."""
+        while True:
+            if await self._commit({partition: state}):
+                return
+            await asyncio.sleep(POLL_MS / 1000)
+
+    async def _handle_or_refuse(self, record: Record, starts_before: int) -> None:
+        """Do the job or refuse it; try again after faults of the machine until that works."""
         jobs = self._settings.jobs
-        attempt, unexpected, wait_seconds = starts_before + 1, 0, jobs.retry_seconds
-        refusal: tuple[str, str] | None = None
+        attempt = starts_before + 1
+        unexpected_count = 0
+        wait_seconds = jobs.retry_seconds
+        refusal: _Refusal | None = None
         if starts_before >= jobs.attempts:
-            attempt = starts_before  # this one only gives it up
-            refusal = (
-                "killed-the-process",
-                f"the process ended {starts_before} times while it worked on this",
-            )
+            attempt = starts_before  # this start only refuses it
+            text = f"the process ended {starts_before} times while it worked on this"
+            refusal = _Refusal("killed-the-process", text)
         while True:
             try:
-                if refusal is not None:
+                if refusal is None:
+                    await self._handler.handle(record, attempt)
+                else:
                     await self._handler.refuse(
-                        record, code=refusal[0], text=refusal[1], attempts=attempt
+                        record, code=refusal.code, text=refusal.text, attempts=attempt
                     )
-                    return
-                await self._handler.handle(record, attempt)
             except InputError as error:
-                refusal = error.code, str(error)
+                refusal = _Refusal(error.code, str(error))
                 continue
             except MachineError as error:
-                trouble: Exception = error
+                fault: Exception = error
             except Exception as error:
-                log.exception("offset %d: unexpected", record.offset)
-                trouble, unexpected = error, unexpected + 1
-                if unexpected >= jobs.attempts:
-                    refusal = "internal", f"{type(error).__name__}: {error}"
+                log.exception("offset %d: unexpected error", record.offset)
+                fault = error
+                unexpected_count += 1
+                if unexpected_count >= jobs.attempts:
+                    refusal = _Refusal("internal", f"{type(error).__name__}: {error}")
                     continue
             else:
                 return
-            self._in_trouble.add(id(record))
-            log.warning(
-                "offset %d: %s; trying again in %.0f s", record.offset, trouble, wait_seconds
-            )
+            self._retried.add(id(record))
+            log.warning("offset %d: %s; trying again in %.0f s", record.offset, fault, wait_seconds)
             with contextlib.suppress(MachineError):
-                await self._handler.retrying(record, attempt, trouble)
+                await self._handler.retrying(record, attempt, fault)
             await asyncio.sleep(wait_seconds)
-            attempt, wait_seconds = (
-                attempt + 1,
-                min(wait_seconds * 2, jobs.retry_seconds * MAX_BACKOFF_FACTOR),
-            )
+            attempt += 1
+            wait_seconds = min(wait_seconds * 2, jobs.retry_seconds * MAX_BACKOFF_FACTOR)
 
-    async def _drain(self) -> None:
-        """Finish what runs, still polling; stop in time to commit and leave the group in order."""
-        end = asyncio.get_running_loop().time() + 0.8 * self._settings.service.grace_seconds
-        while self.running and not self._in_trouble and asyncio.get_running_loop().time() < end:
-            await self._turn(taking=False)
+    async def _join(self) -> None:
+        """Wait for running jobs, still polling, but not for those that wait for another attempt."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + _JOIN_SHARE * self._settings.service.grace_seconds
+        while self.running and not self._retried and loop.time() < end:
+            await self._poll(accepting=False)
 
-    async def _give_up(self) -> None:
-        """Cancel all jobs and wait for their end; one that did not end the process counts as not started."""
+    async def _terminate(self) -> None:
+        """Cancel all jobs and wait for their end."""
         tasks = [job.task for job in self._jobs() if job.task is not None]
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, *self._leaving, return_exceptions=True)
+        await asyncio.gather(*tasks, *self._cancelled, return_exceptions=True)
 
     async def _commit(
         self, partitions: Mapping[TopicPartition, _Partition], *, last: bool = False
     ) -> bool:
-        """Commit what is done, and the starts of what is not; returns whether Kafka has it.
+        """Commit what is done, and the starts of what is not; return whether Kafka has it.
 
-        `last`: what runs will not end with this process, so its start does not count.
+        With `last`, running jobs will not end with this process, so their starts do not count.
         """
         assert self._consumer is not None
         async with self._committing:
+            if self._rebalancing and not last:
+                return False
             offsets = {}
             for partition, state in list(partitions.items()):
                 low_water = state.low_water()
-                if (
-                    low_water is None
-                    or self._partitions.get(partition) is not state
-                    or (self._frozen and not last)
-                ):
+                # A partition may have been lost, or lost and regained, since the job began.
+                if low_water is None or self._partitions.get(partition) is not state:
                     continue
                 entry = (low_water, state.metadata(without_running=last))
                 if entry != state.committed:
                     offsets[partition] = OffsetAndMetadata(*entry)
             if not offsets:
-                return not self._frozen
+                return not self._rebalancing
             try:
                 await self._consumer.commit(offsets)
-            except (
-                KafkaError
-            ) as error:  # the group has moved on: whoever has the partition now does it again
+            except KafkaError as error:
+                # The group has moved on: whoever has the partition now does the job again.
                 log.info("offsets were not committed (%r)", error)
                 return False
             for partition, entry in offsets.items():
@@ -369,55 +389,51 @@ class LongJobs(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is u
             return True
 
     async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
-        """Commit a last time, with the starts of running jobs taken back, then freeze.
-
-        They go on meanwhile.
-        """
+        """Commit once more, with the starts of running jobs taken back. The jobs go on."""
         del revoked  # always all of them
-        if not self._frozen:
+        if not self._rebalancing:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_LAST_COMMIT_SECONDS):
                     await self._commit(self._partitions, last=True)
-        self._frozen = True
+        self._rebalancing = True
 
     async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
-        """Cancel the jobs of partitions that are gone, go on with those that stayed, learn the starts of new ones."""
+        """Cancel the jobs of lost partitions, keep those that stayed, learn what others counted."""
         assert self._consumer is not None
-        now = set(assigned)
+        own = set(assigned)
         try:
-            lost = [
-                self._partitions.pop(partition)
-                for partition in [*self._partitions]
-                if partition not in now
-            ]
-            for task in (
-                job.task for state in lost for job in state.jobs.values() if job.task is not None
-            ):
-                task.cancel()  # not awaited: the group waits for this call, a thread may take a while
-                self._leaving.add(task)
-                task.add_done_callback(self._leaving.discard)
-            new = await self._learn(now - self._partitions.keys())
-            self._partitions |= new
+            self._cancel_lost(own)
+            self._partitions |= await self._learn(own - self._partitions.keys())
             for partition, state in self._partitions.items():
                 state.committed = None
-                # Also what is new: its first records may have come, and been left, while this was
-                # waiting.
+                # New partitions too: while `_learn` waited, their first records may have been
+                # polled and dropped.
                 if state.next_offset is not None:
                     self._consumer.seek(partition, state.next_offset)
                 else:
                     await self._consumer.seek_to_beginning(partition)
         except Exception as error:  # noqa: BLE001 - aiokafka would only log it
-            self._failed = error
+            self._failure = error
             return
-        self._frozen, self._recount = False, True
-        self._on_ready(True)
-        log.info(
-            "partitions: %s",
-            ", ".join(str(partition.partition) for partition in sorted(now)) or "none",
-        )
+        self._rebalancing = False
+        self._commit_due = True
+        self._ready.set()
+        numbers = ", ".join(str(partition.partition) for partition in sorted(own))
+        log.info("partitions: %s", numbers or "none")
+
+    def _cancel_lost(self, own: set[TopicPartition]) -> None:
+        """Forget the partitions that are not `own` any more, and cancel their jobs."""
+        for partition in self._partitions.keys() - own:
+            state = self._partitions.pop(partition)
+            for job in state.jobs.values():
+                if job.task is not None:
+                    # Not awaited: a thread may take a while to end, and the group waits for this.
+                    job.task.cancel()
+                    self._cancelled.add(job.task)
+                    job.task.add_done_callback(self._cancelled.discard)
 
     async def _learn(self, partitions: set[TopicPartition]) -> dict[TopicPartition, _Partition]:
-        """Read what others committed: aiokafka's consumer gives no metadata, its admin client does."""
+        """Read what was committed. aiokafka's consumer gives no metadata, its admin client does."""
         if not partitions:
             return {}
         admin = AIOKafkaAdminClient(**client_options(self._settings, self._name))
@@ -431,7 +447,8 @@ class LongJobs(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is u
         learned = {}
         for partition in partitions:
             entry = committed.get(partition)
-            known = entry is not None and entry.offset >= 0
-            starts = starts_of(entry.metadata) if known else {}
-            learned[partition] = _Partition(entry.offset if known else None, starts)
+            if entry is None or entry.offset < 0:  # nothing was committed yet
+                learned[partition] = _Partition(None, {})
+            else:
+                learned[partition] = _Partition(entry.offset, starts_of(entry.metadata))
         return learned

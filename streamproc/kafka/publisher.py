@@ -1,10 +1,10 @@
-"""How this product speaks to Kafka: one way to connect, one way to publish an event, one way to give a record up."""
+"""Publishing: events, records as they are, and dead letters, each acknowledged by the brokers."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import (
@@ -32,29 +32,31 @@ if TYPE_CHECKING:
     from streamproc.events import Event
     from streamproc.settings import Settings
 
-T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 _HEADER_ROOM_BYTES = 64 * 1024
-_BATCH_BYTES = 256 * 1024  # aiokafka's 16 KiB are four persons, behind which the next one waits
-_SEND_PATIENCE_MS = 120_000  # how long a batch waits for a broker that is away before it is a fault
+_SHORT_VALUE_BYTES = 1024
+# aiokafka's 16 KiB hold only four persons, and further ones would wait for the next batch.
+_BATCH_BYTES = 256 * 1024
+# How long a batch waits for a broker that is away before that is an error.
+_SEND_TIMEOUT_MS = 120_000
 
 
 class Publisher:
     """Publishes events and waits until the brokers have them.
 
-    Use as an async context manager; any task may publish.
-
-    Raises MachineError where Kafka is away for longer than two minutes, or refuses.
+    Use as an async context manager; any task of its loop may publish. All methods raise
+    MachineError if Kafka is away for longer than two minutes, or refuses.
     """
 
     def __init__(
         self, settings: Settings, service: str, *, max_record_bytes: int = 0, linger_ms: int = 0
     ) -> None:
-        """`max_record_bytes`: more than `kafka.max_event_bytes`, where a topic of this service takes that.
+        """Make a publisher that is not connected yet.
 
-        `linger_ms`: how long a record may wait for others to be sent with it; this saves much work
-        for many small ones.
+        `max_record_bytes`: if above `kafka.max_event_bytes`, the limit instead of that.
+        `linger_ms`: how long a record may wait so that others are sent with it, which saves much
+        work for many small ones.
         """
         self._settings = settings
         self._service = service
@@ -72,7 +74,7 @@ class Publisher:
             linger_ms=self._linger_ms,
             max_batch_size=_BATCH_BYTES,
             max_request_size=self._max_record_bytes + _HEADER_ROOM_BYTES,
-            request_timeout_ms=_SEND_PATIENCE_MS,
+            request_timeout_ms=_SEND_TIMEOUT_MS,
         )
         try:
             await self._producer.start()
@@ -82,7 +84,10 @@ class Publisher:
         return self
 
     async def __aexit__(
-        self, _k: type[BaseException] | None, _e: BaseException | None, _t: TracebackType | None
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
     ) -> None:
         await self._close()
 
@@ -92,30 +97,23 @@ class Publisher:
                 await self._producer.stop()
 
     async def publish(self, event: Event, *, trace: bytes | None = None) -> None:
-        """Send one event to its topic under its key, with CloudEvents headers, and wait for the acknowledgement."""
-        await self.send(
-            event.topic,
-            event.key.encode(),
-            event.to_json(),
-            cloud_event(event, self._service, trace),
-        )
+        """Send one event to its topic under its key, and wait for the acknowledgement."""
+        headers = cloud_event(event, self._service, trace)
+        await self.send(event.topic, event.key.encode(), event.to_json(), headers)
 
     async def publish_all(self, events: Iterable[Event], *, trace: bytes | None = None) -> None:
-        """Send several events at once, in their order within each topic and key, and wait for all acknowledgements."""
-        begun = [
-            (
-                event.topic,
-                await self.begin(
-                    self._prefix + event.topic,
-                    event.key.encode(),
-                    event.to_json(),
-                    cloud_event(event, self._service, trace),
-                ),
-            )
-            for event in events
-        ]
-        for topic, acknowledged in begun:
-            with _faults(self._prefix + topic):
+        """Send several events together, and wait for all acknowledgements.
+
+        Within a topic and key they keep their order.
+        """
+        pending = []
+        for event in events:
+            topic = self._prefix + event.topic
+            headers = cloud_event(event, self._service, trace)
+            acknowledged = await self.begin(topic, event.key.encode(), event.to_json(), headers)
+            pending.append((topic, acknowledged))
+        for topic, acknowledged in pending:
+            with _faults(topic):
                 await acknowledged
 
     async def send(
@@ -127,10 +125,7 @@ class Publisher:
         *,
         partition: int | None = None,
     ) -> None:
-        """Send one record as it is, and wait for the acknowledgement.
-
-        `topic` without the prefix.
-        """
+        """Send one record as it is, and wait for the acknowledgement; `topic` has no prefix."""
         acknowledged = await self.begin(
             self._prefix + topic, key, value, headers, partition=partition
         )
@@ -146,10 +141,10 @@ class Publisher:
         *,
         partition: int | None = None,
     ) -> asyncio.Future[Any]:
-        """Hand a record over for sending; the future, of its partition and offset, is the acknowledgement.
+        """Submit a record for sending, and return the acknowledgement as a future.
 
         `topic` is the full name. Records of one partition are sent in the order in which they were
-        handed over. The future raises KafkaError.
+        submitted. The future gives aiokafka's RecordMetadata, or raises KafkaError.
         """
         assert self._producer is not None
         with _faults(topic, len(value or b"")):
@@ -159,15 +154,10 @@ class Publisher:
         return future
 
     async def dead_letter(self, record: Record, *, code: str, text: str, attempts: int) -> None:
-        """Give a record up: publish it to `dead-letters` with the reason, and wait until the brokers have it."""
-        value = record.value
-        kept = (value or b"")[
-            :MAX_DEAD_VALUE_BYTES
-        ]  # a record needs a key or a value, and a dead one may have neither
-        headers = (
-            *record.headers,
-            *dead_letter_headers(record, self._service, code, text, attempts),
-        )
+        """Publish a record that cannot be processed to `dead-letters`, with the reason."""
+        # A record needs a key or a value. This one may have neither, hence b"".
+        kept = (record.value or b"")[:MAX_DEAD_VALUE_BYTES]
+        reasons = dead_letter_headers(record, self._service, code, text, attempts)
         log.warning(
             "dead letter: %s %s[%d]@%d: %s",
             code,
@@ -177,25 +167,28 @@ class Publisher:
             text,
         )
         try:
-            await self.send("dead-letters", record.key, kept, headers)
+            await self.send("dead-letters", record.key, kept, (*record.headers, *reasons))
         except MachineError as error:
             if not isinstance(error.__cause__, MessageSizeTooLargeError):
                 raise
-            # Headers may be as large as the record: without them, and with less of the value, it
-            # always fits.
-            own = dead_letter_headers(record, self._service, code, text, attempts, kept_bytes=1024)
-            await self.send("dead-letters", None, kept[:1024], own)
+            # The record's own headers may be as large as the limit. Without them and its key, and
+            # with the beginning of its value, it always fits.
+            reasons = dead_letter_headers(
+                record, self._service, code, text, attempts, kept_bytes=_SHORT_VALUE_BYTES
+            )
+            await self.send("dead-letters", None, kept[:_SHORT_VALUE_BYTES], reasons)
 
 
 @contextlib.contextmanager
 def _faults(topic: str, size_bytes: int | None = None) -> Iterator[None]:
-    """Turn what Kafka refuses into a MachineError that says what to do."""
+    """Turn an error of Kafka into a MachineError that says what to do."""
     try:
         yield
     except MessageSizeTooLargeError as error:
         size = "an event" if size_bytes is None else f"an event of {size_bytes} bytes"
         raise MachineError(
-            f"{topic}: {size} was refused: raise kafka.max_event_bytes and the topic's max.message.bytes"
+            f"{topic}: {size} was refused: "
+            "raise kafka.max_event_bytes and the topic's max.message.bytes"
         ) from error
     except UnknownTopicOrPartitionError as error:
         raise MachineError(

@@ -1,4 +1,4 @@
-"""Records: what is read of one, and the headers of those that go out."""
+"""Kafka records: what is read of one, and the headers of those that are sent."""
 
 from __future__ import annotations
 
@@ -13,16 +13,19 @@ if TYPE_CHECKING:
 
     from streamproc.events import Event
 
-
 Headers = tuple[tuple[str, bytes], ...]
 
-
 MAX_DEAD_VALUE_BYTES = 512 * 1024
+"""Of a dead letter's value; the rest is cut off."""
+_MAX_TEXT_CHARS = 2000
 
 
 @dataclass(slots=True, eq=False)
 class Record:
-    """What this product reads of a consumed record: aiokafka's own have these fields, `faust_app` makes one."""
+    """What is read of a consumed record.
+
+    aiokafka's own records have these fields; `faust_table` makes one of Faust's messages.
+    """
 
     topic: str
     partition: int
@@ -34,7 +37,7 @@ class Record:
 
 
 def cloud_event(event: Event, service: str, trace: bytes | None) -> Headers:
-    """CloudEvents 1.0, Kafka binary mode: what an event is, for those who do not parse it."""
+    """Return the headers of CloudEvents 1.0 in Kafka's binary mode, with a `traceparent` if any."""
     headers = {
         "ce_specversion": "1.0",
         "ce_id": event.event_id,
@@ -45,12 +48,12 @@ def cloud_event(event: Event, service: str, trace: bytes | None) -> Headers:
         "ce_dataschema": f"{event.topic}.v{event.schema_version}.json",
         "content-type": "application/json",
     }
-    own = tuple((name, value.encode()) for name, value in headers.items())
-    return own if trace is None else (*own, ("traceparent", trace))
+    encoded = tuple((name, value.encode()) for name, value in headers.items())
+    return encoded if trace is None else (*encoded, ("traceparent", trace))
 
 
 def trace_of(record: Record) -> bytes | None:
-    """The `traceparent` that a record came with, which goes on to all that follows from it."""
+    """Return the `traceparent` of a record; all events that follow from the record carry it on."""
     return next((value for name, value in record.headers or () if name == "traceparent"), None)
 
 
@@ -62,7 +65,7 @@ def dead_letter_headers(
     attempts: int,
     kept_bytes: int = MAX_DEAD_VALUE_BYTES,
 ) -> Headers:
-    """Why a record was given up, as the `dlq_…` headers of its dead letter."""
+    """Return the `dlq_…` headers of a dead letter: where its record was, and why it failed."""
     value = record.value or b""
     reasons = {
         "dlq_topic": record.topic,
@@ -70,7 +73,7 @@ def dead_letter_headers(
         "dlq_offset": record.offset,
         "dlq_timestamp_ms": record.timestamp,
         "dlq_error_code": code,
-        "dlq_error_text": text[:2000],
+        "dlq_error_text": text[:_MAX_TEXT_CHARS],
         "dlq_attempts": attempts,
         "dlq_service": service,
         "dlq_version": __version__,

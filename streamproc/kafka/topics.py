@@ -1,4 +1,4 @@
-"""The topics: what they are called, how they are made, and whether those that are there will do."""
+"""The topics: their names and sizes, how they are created, and how existing ones are checked."""
 
 from __future__ import annotations
 
@@ -18,13 +18,18 @@ if TYPE_CHECKING:
     from streamproc.settings import Settings
 
 TABLE = "rows"
-_OK, _ALREADY_EXISTS, _UNKNOWN_TOPIC = 0, 36, 3
+"""The name of the matcher's table; it is part of the changelog's name."""
+# Kafka's error codes.
+_OK = 0
+_UNKNOWN_TOPIC = 3
+_ALREADY_EXISTS = 36
 _REQUEST_MS = 20_000
+_MS_AN_HOUR = 3_600_000
 
 
 @dataclass(frozen=True, slots=True)
 class TopicSpec:
-    """One topic as this installation wants it."""
+    """One topic as the settings want it; `name` has the prefix."""
 
     name: str
     partitions: int
@@ -32,13 +37,17 @@ class TopicSpec:
 
 
 def changelog_of(settings: Settings) -> str:
-    """The topic in which Faust keeps the matcher's table."""
+    """Return the topic in which Faust keeps the matcher's table."""
     return f"{group_of(settings, 'matcher')}-{TABLE}-changelog"
 
 
 def wanted_topics(settings: Settings) -> list[TopicSpec]:
-    """All topics, with the prefix; the matcher's changelog has as many partitions as its input."""
-    kafka, topics = settings.kafka, settings.topics
+    """Return all topics that the settings want.
+
+    The matcher's changelog has as many partitions as its input, `person-embeddings`.
+    """
+    kafka = settings.kafka
+    topics = settings.topics
     shared = {
         "min.insync.replicas": str(kafka.min_insync_replicas),
         "max.message.bytes": str(kafka.max_event_bytes),
@@ -46,16 +55,13 @@ def wanted_topics(settings: Settings) -> list[TopicSpec]:
     specs = []
     for field in type(topics).model_fields:
         topic = getattr(topics, field)
+        name = f"{kafka.topic_prefix}{field.replace('_', '-')}"
         config = {
             "cleanup.policy": "delete",
-            "retention.ms": str(int(topic.retention_hours * 3_600_000)),
+            "retention.ms": str(int(topic.retention_hours * _MS_AN_HOUR)),
         }
-        specs.append(
-            TopicSpec(
-                f"{kafka.topic_prefix}{field.replace('_', '-')}", topic.partitions, config | shared
-            )
-        )
-    # A row is an event and up to 20 neighbours: twice the event's limit is always enough.
+        specs.append(TopicSpec(name, topic.partitions, config | shared))
+    # A table entry is an event and up to 20 neighbours: twice the event's limit is always enough.
     compacted = {"cleanup.policy": "compact", "max.message.bytes": str(2 * kafka.max_event_bytes)}
     specs.append(
         TopicSpec(changelog_of(settings), topics.person_embeddings.partitions, shared | compacted)
@@ -64,9 +70,9 @@ def wanted_topics(settings: Settings) -> list[TopicSpec]:
 
 
 async def create_topics(settings: Settings) -> list[str]:
-    """Make the topics that are missing, and say which; those that are there are left as they are.
+    """Create the topics that are missing, and return their names; existing ones are not changed.
 
-    Raises MachineError where Kafka is away or refuses.
+    Raises MachineError if Kafka is away or refuses.
     """
     specs = wanted_topics(settings)
     async with _admin(settings) as admin:
@@ -74,57 +80,60 @@ async def create_topics(settings: Settings) -> list[str]:
         missing = [spec for spec in specs if spec.name not in present]
         if missing:
             replicas = settings.kafka.replication_factor
-            response = await admin.create_topics(
-                [
-                    NewTopic(spec.name, spec.partitions, replicas, topic_configs=spec.config)
-                    for spec in missing
-                ]
-            )
+            new = [
+                NewTopic(spec.name, spec.partitions, replicas, topic_configs=spec.config)
+                for spec in missing
+            ]
+            response = await admin.create_topics(new)
             for name, code, *text in response.topic_errors:
-                if code not in (_OK, _ALREADY_EXISTS):  # another service may have been quicker
+                # Another service may have created it meanwhile.
+                if code not in (_OK, _ALREADY_EXISTS):
                     reason = text[0] if text and text[0] else for_code(code).__name__
                     raise MachineError(f"{name}: Kafka did not create it ({reason})")
     return [spec.name for spec in missing]
 
 
 async def check_topics(settings: Settings) -> list[TopicSpec]:
-    """Compare what is there with what is wanted; returns the topics where all is well.
+    """Check that all topics exist with the right number of partitions, and return them.
 
-    Raises UsageError with the remedy for a missing topic or a wrong partition count, MachineError
-    where Kafka is away.
+    Raises UsageError with the remedy for a missing topic or a wrong number of partitions,
+    MachineError if Kafka is away.
     """
     specs = wanted_topics(settings)
     async with _admin(settings) as admin:
         present = await _partition_counts(admin, [spec.name for spec in specs])
-    faults = [
-        fault for spec in specs if (fault := _fault_of(spec, present.get(spec.name), settings))
-    ]
-    if faults:
-        raise UsageError("; ".join(faults))
+    faults = [_fault_of(spec, present.get(spec.name), settings) for spec in specs]
+    if any(faults):
+        raise UsageError("; ".join(filter(None, faults)))
     return specs
 
 
 async def ensure_topics(settings: Settings) -> None:
-    """What a service does first: make what is missing (unless `kafka.declare` is false), then check."""
+    """Create what is missing, unless `kafka.declare` is false, then check; services begin so."""
     if settings.kafka.declare:
         await create_topics(settings)
     await check_topics(settings)
 
 
 def _fault_of(spec: TopicSpec, partitions: int | None, settings: Settings) -> str:
+    """Say what is wrong with a topic and what to do, "" if nothing is; None: it is missing."""
     if partitions is None:
-        return f"topic {spec.name}: missing; `streamproc topics create` makes it with {spec.partitions} partitions"
+        return (
+            f"topic {spec.name}: missing; `streamproc topics create` makes it "
+            f"with {spec.partitions} partitions"
+        )
     if partitions == spec.partitions:
         return ""
-    key = spec.name.removeprefix(settings.kafka.topic_prefix).replace("-", "_")
     if spec.name == changelog_of(settings):
         return (
-            f"topic {spec.name}: expected {spec.partitions} partitions as person-embeddings has, found {partitions}; "
-            "stop the matchers, delete this topic and their state folders, and submit the videos again"
+            f"topic {spec.name}: expected {spec.partitions} partitions as person-embeddings has, "
+            f"found {partitions}; stop the matchers, delete this topic and their state folders, "
+            "and submit the videos again"
         )
+    key = spec.name.removeprefix(settings.kafka.topic_prefix).replace("-", "_")
     return (
-        f"topic {spec.name}: expected {spec.partitions} partitions, found {partitions}; set topics.{key}.partitions to "
-        f"{partitions}, or make the topic anew"
+        f"topic {spec.name}: expected {spec.partitions} partitions, found {partitions}; "
+        f"set topics.{key}.partitions to {partitions}, or make the topic anew"
     )
 
 

@@ -1,1 +1,1 @@
-"""What every network needs: where its weights come from, sessions of onnxruntime, and the device."""
+"""What all networks share: weights and their manifest, onnxruntime sessions, threads, devices."""

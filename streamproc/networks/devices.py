@@ -1,4 +1,4 @@
-"""Where the network runs: what `auto` means on this machine, and why `cuda` cannot be had."""
+"""Which device a network runs on: whether torch can use a GPU here, and if not, why."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ GPU_FILES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))  # NVIDIA's driver on Lin
 
 
 class DeviceLostError(Exception):
-    """The GPU cannot be used, or no longer: said once by `Embedder`, which goes on with the CPU."""
+    """The GPU cannot be used, or no longer. Whoever runs the network goes on with the CPU."""
 
 
 def why_no_gpu(gpu_files: Sequence[Path] = GPU_FILES) -> str | None:
-    """Say in a few words what is missing for a GPU, None where nothing is.
+    """Say in a few words what is missing for a GPU; None if torch can use one.
 
-    torch takes seconds to import, so it is imported only where a driver's device file and torch
-    itself are there.
+    torch takes seconds to import, so it is imported only if both a driver's device file and torch
+    itself are present.
     """
     if not any(path.exists() for path in gpu_files):
         return "no NVIDIA GPU is visible here"
@@ -31,8 +31,6 @@ def why_no_gpu(gpu_files: Sequence[Path] = GPU_FILES) -> str | None:
         return f"{' and '.join(missing)} not installed: install streamproc[gpu]"
     import torch
 
-    return (
-        None
-        if torch.cuda.is_available()
-        else "torch finds no GPU that it can use (driver, or CUDA_VISIBLE_DEVICES)"
-    )
+    if not torch.cuda.is_available():
+        return "torch finds no GPU that it can use (driver, or CUDA_VISIBLE_DEVICES)"
+    return None

@@ -1,4 +1,7 @@
-"""Fetching the weights of a manifest entry: resumed where it was cut off, and never under their name unless checked."""
+"""Downloads the weights of a manifest entry, and resumes a download that was cut off.
+
+A file gets its final name only after its sha256 was checked.
+"""
 
 from __future__ import annotations
 
@@ -22,28 +25,35 @@ if TYPE_CHECKING:
 
     from streamproc.networks.manifest import ModelEntry
 
-    Progress = Callable[[int, int | None], None]  # bytes so far, bytes in all where that is known
+    Progress = Callable[[int, int | None], None]  # bytes so far, bytes in all if known
 
 ATTEMPTS = 5
 TIMEOUT_SECONDS = 30.0
-MAX_BYTES = 1024**3  # of a file whose size the manifest does not know
+MAX_BYTES = 1024**3
+"""Limit for a file whose size the manifest does not give."""
+
 _CHUNK_BYTES = 256 * 1024
-_PARTIAL, _RANGE_NOT_SATISFIABLE = 206, 416
-_WORTH_RETRYING = {408, 425, 429, 500, 502, 503, 504}
+_PARTIAL_CONTENT = 206
+_RANGE_NOT_SATISFIABLE = 416
+_RETRIED_STATUSES = {408, 425, 429, 500, 502, 503, 504}
+_NETWORK_ERRORS = (
+    urllib.error.URLError,
+    http.client.HTTPException,
+    TimeoutError,
+    ConnectionError,
+)
 
 
 class _WrongContentError(Exception):
-    """What came is not the file that the manifest names."""
+    """What the server sent is not the file that the manifest names."""
 
 
 @dataclass(slots=True)
 class Download:
-    """One file on its way into `folder`.
+    """The download of one file into `folder`. Made by `streamproc models pull`.
 
-    Made by `streamproc models pull`; one process at a time a file.
-
-    What has come lies in `<file_name>.part`, which a later call goes on with. It gets the entry's
-    name only when its sha256 is the entry's. `wait` sleeps between attempts; tests pass their own.
+    Received bytes are in `<file_name>.part`, from which a later call resumes. A lock on it keeps
+    other processes out. `wait` sleeps between attempts; tests pass their own.
     """
 
     entry: ModelEntry
@@ -54,10 +64,10 @@ class Download:
     _etag: str | None = field(default=None, init=False)
 
     def run(self) -> Path:
-        """Fetch, and return the file's path.
+        """Download, and return the file's path.
 
-        Raises WeightsError where the server has no such file or another one, MachineError where
-        network or disk fail ATTEMPTS times.
+        Raises WeightsError if the server has no such file or another one, MachineError if the disk
+        fails, or the network ATTEMPTS times.
         """
         path = self.folder / self.entry.file_name
         part_path = path.with_name(f"{path.name}.part")
@@ -82,36 +92,30 @@ class Download:
             try:
                 yield file
             except WeightsError:
-                path.unlink(missing_ok=True)  # what it holds is of no use to a later call
+                path.unlink(missing_ok=True)  # its content is of no use to a later call
                 raise
 
     def _fetch(self, part: io.BufferedRandom) -> None:
-        """Try until the file is whole and right; content that is wrong is fetched anew once."""
-        started_anew = False
+        """Try until the file is whole and correct; wrong content is fetched once more."""
+        restarted = False
         for attempt in range(ATTEMPTS):
             try:
                 self._request(part)
                 self._check(part)
             except _WrongContentError as error:
                 part.truncate(0)
-                if started_anew:
+                if restarted:
                     raise WeightsError(f"{self.entry.url}: {error}: nothing was kept") from error
-                started_anew = True
+                restarted = True
             except urllib.error.HTTPError as error:
                 error.close()
-                if error.code not in _WORTH_RETRYING:
-                    raise WeightsError(
-                        f"{self.entry.url}: the server says {error.code} {error.reason}"
-                    ) from error
-                self._wait_or_fail(attempt, f"the server says {error.code} {error.reason}", error)
-            except (
-                urllib.error.URLError,
-                http.client.HTTPException,
-                TimeoutError,
-                ConnectionError,
-            ) as error:
-                reason = getattr(error, "reason", None) or error
-                self._wait_or_fail(attempt, str(reason) or type(error).__name__, error)
+                reason = f"the server says {error.code} {error.reason}"
+                if error.code not in _RETRIED_STATUSES:
+                    raise WeightsError(f"{self.entry.url}: {reason}") from error
+                self._wait_or_fail(attempt, reason, error)
+            except _NETWORK_ERRORS as error:
+                reason = str(getattr(error, "reason", None) or error)
+                self._wait_or_fail(attempt, reason or type(error).__name__, error)
             else:
                 return
         raise MachineError(f"{self.entry.url}: given up after {ATTEMPTS} attempts")
@@ -119,12 +123,16 @@ class Download:
     def _wait_or_fail(self, attempt: int, reason: str, error: Exception) -> None:
         if attempt + 1 == ATTEMPTS:
             raise MachineError(
-                f"{self.entry.url}: {reason}, {ATTEMPTS} times; run it again to go on from where it stopped"
+                f"{self.entry.url}: {reason}, {ATTEMPTS} times; "
+                "run it again to go on from where it stopped"
             ) from error
         self.wait(2.0**attempt)
 
     def _request(self, part: io.BufferedRandom) -> None:
-        """Ask for what is missing, and append it; a server that knows no ranges sends everything again."""
+        """Ask for the missing bytes, and append them.
+
+        A server that does not support ranges sends the whole file again.
+        """
         assert self.entry.url is not None
         have = part.seek(0, 2)
         if have and have == self.entry.size_bytes:
@@ -134,13 +142,12 @@ class Download:
             headers["Range"] = f"bytes={have}-"
             if self._etag is not None:
                 headers["If-Range"] = self._etag
-        request = urllib.request.Request(self.entry.url, headers=headers)  # noqa: S310 - the manifest admits http(s) alone
+        request = urllib.request.Request(self.entry.url, headers=headers)
         try:
-            response = urllib.request.urlopen(request, timeout=self.timeout_seconds)  # noqa: S310 - as above
+            response = urllib.request.urlopen(request, timeout=self.timeout_seconds)
         except urllib.error.HTTPError as error:
-            if (
-                have and error.code == _RANGE_NOT_SATISFIABLE
-            ):  # it has no more: whole, or another file; the hash says
+            if have and error.code == _RANGE_NOT_SATISFIABLE:
+                # There are no more bytes: the file is whole or another one. The hash will tell.
                 error.close()
                 return
             raise
@@ -150,21 +157,15 @@ class Download:
     def _receive(
         self, response: http.client.HTTPResponse, part: io.BufferedRandom, have: int
     ) -> None:
-        if response.status == _PARTIAL:
-            expected = f"bytes {have}-"
-            if not (response.headers.get("Content-Range") or "").startswith(expected):
+        if response.status == _PARTIAL_CONTENT:
+            content_range = response.headers.get("Content-Range", "")
+            if not content_range.startswith(f"bytes {have}-"):
                 raise _WrongContentError("the server sent another range than it was asked for")
         else:
             part.truncate(0)
             have = 0
-        etag = response.headers.get("ETag")
-        self._etag = (
-            None if etag is None or etag.startswith("W/") else etag
-        )  # a weak one promises no equal bytes
-        rest = response.headers.get("Content-Length")
-        total = self.entry.size_bytes or (
-            have + int(rest) if rest is not None and rest.isdigit() else None
-        )
+        self._etag = _strong_etag(response)
+        total = self.entry.size_bytes or _total_bytes(response, have)
         limit = self.entry.size_bytes or MAX_BYTES
         self.progress(have, total)
         while chunk := _read(response):
@@ -184,8 +185,22 @@ class Download:
             raise _WrongContentError(f"expected sha256 {self.entry.sha256[:8]}, got {found[:8]}")
 
 
+def _strong_etag(response: http.client.HTTPResponse) -> str | None:
+    """Return the ETag unless it is weak: a weak one does not promise equal bytes."""
+    etag = response.headers.get("ETag")
+    if etag is None or etag.startswith("W/"):
+        return None
+    return etag
+
+
+def _total_bytes(response: http.client.HTTPResponse, have: int) -> int | None:
+    rest = response.headers.get("Content-Length", "")
+    return have + int(rest) if rest.isdigit() else None
+
+
 def _read(response: http.client.HTTPResponse) -> bytes:
     try:
         return response.read1(_CHUNK_BYTES)
-    except OSError as error:  # some come as plain OSErrors, which would be taken for the disk's
+    # Some network errors are plain OSErrors, which would be taken for the disk's.
+    except OSError as error:
         raise ConnectionError(str(error)) from error

@@ -1,7 +1,8 @@
-"""Where weights come from: the ones in the package, an ONNX file as it is, or a checkpoint exported once by torch.
+"""Resolves the name or path of a network's weights to an ONNX file that is ready to run.
 
-The outcome always has an ONNX file, which onnxruntime runs; torch is imported only to export. There
-is no fall-back to random weights: what is missing or does not fit is a WeightsError.
+The weights are those in the package, an ONNX file as it is, or a checkpoint, which is exported to
+ONNX once. torch is imported only to export. There is no fall-back to random weights: what is
+missing or does not fit raises WeightsError.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from streamproc.files import sha256_of
 from streamproc.networks.manifest import (
     WEIGHTS_SUFFIXES,
     load_manifest,
-    need,
     package_file,
+    require,
     search_folders,
 )
 
@@ -26,86 +27,116 @@ if TYPE_CHECKING:
 
     import torch
 
-DEFAULT_NAME = "osnet_x0_25_ours"
-SOURCE_SHA256_KEY = "streamproc.weights_sha256"
-"""Metadata of an exported ONNX file: sha256 of the file it was made from, so both count as the same weights."""
+    from streamproc.networks.manifest import ModelEntry
 
-_EXPORT_VERSION = 1  # part of the cache's file name: raise it when the export changes
+SOURCE_SHA256_KEY = "streamproc.weights_sha256"
+"""Metadata key of an exported ONNX file: the sha256 of the file that it was exported from.
+
+By it, both files count as the same weights.
+"""
 
 
 class Export(Protocol):
-    """Writes the tensors of a checkpoint as the ONNX file of their network, whole or not at all."""
+    """Writes the tensors of a checkpoint as the ONNX file of their network."""
 
     def __call__(
         self, state: Mapping[str, torch.Tensor], path: Path, /, *, source_sha256: str
     ) -> None:
-        """Raise WeightsError for tensors of another network."""
+        """Write all of `path` or nothing; raise WeightsError for tensors of another network."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class Weights:
-    """An ONNX file ready to run on the CPU, and the checkpoint that a GPU runs.
+class NetworkFamily:
+    """What this package must know of a kind of network. Each package that runs one describes it.
 
-    Made by `find_weights`.
+    `architecture_prefix` and `input_shape` (channels, height, width; None where any will do) are
+    those of its entries in the manifest. `default_weights` names the weights that the package
+    carries, `option` is the command-line option by which users choose others. `export_version` is
+    part of the file name of a cached export: raise it when `export` changes.
+    """
+
+    name: str
+    architecture_prefix: str
+    input_shape: tuple[int, int | None, int | None]
+    default_weights: str
+    option: str
+    export: Export
+    export_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """An ONNX file for the CPU, and the checkpoint for a GPU. Made by `find_weights`.
 
     `sha256` is of the file that the user named (an exported ONNX carries it in its metadata).
-    `checkpoint_path` is None where there is only an ONNX file. `kept_folder` is where onnxruntime's
-    form of the network may be kept; None for a user's ONNX file, whose numbers may lie in other
-    files that its sha256 says nothing of.
+    `checkpoint_path` is None if there is only an ONNX file. `optimized_folder` is where the form
+    that onnxruntime optimized for this processor may be cached. It is None for a user's ONNX file:
+    its numbers may be in other files, which its sha256 does not cover.
     """
 
     name: str
     onnx_path: Path
     sha256: str
     checkpoint_path: Path | None = None
-    kept_folder: Path | None = None
+    optimized_folder: Path | None = None
 
 
 def find_weights(
-    spec: str | None, *, export: Export, cache_folder: Path, models_folder: Path | None = None
+    spec: str | None,
+    family: NetworkFamily,
+    *,
+    cache_folder: Path,
+    models_folder: Path | None = None,
 ) -> Weights:
-    """Resolve `--weights`: None for the package's own, a name of the manifest, or a path to a file.
+    """Resolve `spec`: None for the package's own, a name in the manifest, or a path to a file.
 
-    A name is looked for in `models_folder` and in what was pulled into `cache_folder`, and taken
-    only where its sha256 is the manifest's; nothing is ever downloaded. A checkpoint is exported
-    once and kept in `cache_folder` under its sha256. Raises WeightsError.
+    A name is looked for in `models_folder` and in what was pulled into `cache_folder`, and a file
+    is taken only if its sha256 is the manifest's. Nothing is ever downloaded. A checkpoint is
+    exported once and cached in `cache_folder` under its sha256. Raises WeightsError.
     """
-    entry = None if spec is None else load_manifest().find(spec)
-    if spec is None or spec == DEFAULT_NAME:
-        return _own(cache_folder)
-    named = None if entry is None else need(entry, search_folders(cache_folder, models_folder))
-    path = named or Path(spec).expanduser()
+    if spec is None or spec == family.default_weights:
+        return _packaged(family, cache_folder)
+    entry = load_manifest().find(spec)
+    if entry is None:
+        path = Path(spec).expanduser()
+        name = path.stem
+    else:
+        _check_family(entry, family)
+        path = require(entry, search_folders(cache_folder, models_folder))
+        name = entry.name
     if not path.is_file():
         raise WeightsError(
-            f"expected a weights file, found none at {path}: give --weights a file that exists, "
-            "or a name that `streamproc models list` prints"
+            f"expected a weights file, found none at {path}: give {family.option} a file that "
+            "exists, or a name that `streamproc models list` prints"
         )
-    name = path.stem if entry is None else entry.name
     sha256 = sha256_of(path)
     suffix = path.suffix.lower()
     if suffix == ".onnx":
         return Weights(name, path, sha256)
     if suffix not in WEIGHTS_SUFFIXES:
         raise WeightsError(
-            f"{path}: expected weights as .onnx, .pth, .pt or .safetensors, got {suffix or 'no'!r} name"
+            f"{path}: expected weights as .onnx, .pth, .pt or .safetensors, "
+            f"got {suffix or 'no'!r} name"
         )
-    cached = cache_folder / f"{sha256}.v{_EXPORT_VERSION}.onnx"
-    if not cached.is_file():
-        _need_torch(path)
-        export(read_checkpoint(path), cached, source_sha256=sha256)
-    return Weights(name, cached, sha256, path, cache_folder)
+    exported = cache_folder / f"{sha256}.v{family.export_version}.onnx"
+    if not exported.is_file():
+        _require_torch(path, family)
+        family.export(read_checkpoint(path), exported, source_sha256=sha256)
+    return Weights(name, exported, sha256, path, cache_folder)
 
 
-def _own(cache_folder: Path) -> Weights:
-    network = package_file(f"{DEFAULT_NAME}.onnx")
+def _packaged(family: NetworkFamily, cache_folder: Path) -> Weights:
+    name = family.default_weights
+    network = package_file(f"{name}.onnx")
     if not network.is_file():
         raise WeightsError(
-            f"expected the package's own weights at {network}, found none: install streamproc again, or give --weights"
+            f"expected the package's own weights at {network}, found none: install streamproc "
+            f"again, or give {family.option}"
         )
-    checkpoint = package_file(f"{DEFAULT_NAME}.safetensors")
+    checkpoint = package_file(f"{name}.safetensors")
     return Weights(
-        DEFAULT_NAME,
+        name,
         network,
         sha256_of(network),
         checkpoint if checkpoint.is_file() else None,
@@ -113,19 +144,30 @@ def _own(cache_folder: Path) -> Weights:
     )
 
 
-def _need_torch(path: Path) -> None:
-    missing = [
-        name for name in ("torch", "onnx", "onnxscript", "safetensors") if find_spec(name) is None
-    ]
+def _check_family(entry: ModelEntry, family: NetworkFamily) -> None:
+    if not entry.architecture.startswith(family.architecture_prefix):
+        raise WeightsError(
+            f"{entry.name}: expected weights of {family.name}, got those of {entry.architecture}"
+        )
+    if entry.input != family.input_shape:
+        raise WeightsError(
+            f"{entry.name}: expected weights for an input of {family.input_shape}, "
+            f"got {entry.input}"
+        )
+
+
+def _require_torch(path: Path, family: NetworkFamily) -> None:
+    modules = ("torch", "onnx", "onnxscript", "safetensors")
+    missing = [name for name in modules if find_spec(name) is None]
     if missing:
         raise WeightsError(
-            f"{path}: turning a checkpoint into ONNX needs {', '.join(missing)}: install streamproc[gpu], "
-            "or give --weights an .onnx file"
+            f"{path}: exporting a checkpoint to ONNX requires {', '.join(missing)}: "
+            f"install streamproc[gpu], or give {family.option} an .onnx file"
         )
 
 
 def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
-    """Read the tensors of a .pth, .pt or .safetensors file, running no code from it.
+    """Read the tensors of a .pth, .pt or .safetensors file by name, running no code from it.
 
     Raises WeightsError.
     """
@@ -138,15 +180,14 @@ def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
             state: object = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        Exception
-    ) as error:  # torch and safetensors raise many kinds for a bad file; the text is what helps
+    # torch and safetensors raise many kinds for a bad file; the text is what helps.
+    except Exception as error:
         first_line = str(error).strip().split("\n", 1)[0]
         raise WeightsError(f"{path}: cannot be read as weights ({first_line})") from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
-    if not isinstance(state, dict) or not all(
-        isinstance(value, torch.Tensor) for value in state.values()
-    ):
+    if not isinstance(state, dict):
         raise WeightsError(f"{path}: expected a dictionary of tensors, got {type(state).__name__}")
+    if not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise WeightsError(f"{path}: expected a dictionary of tensors, got other values in it")
     return state

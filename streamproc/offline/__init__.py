@@ -1,1 +1,1 @@
-"""Replay: the stages of the stream in one process, with files where the stream has topics."""
+"""Replay of videos from files to files, its report page, and evaluation and calibration of it."""

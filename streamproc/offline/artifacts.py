@@ -1,7 +1,7 @@
 """The artifact files of a report, as bytes by file name. Pure: reads no disk and writes none.
 
-Names and keys are those of the batch pipeline before streamproc, so that what read its files reads
-ours. Numbers are float32 and written with the fewest digits that give the same float32 back.
+Names and keys are those of the batch pipeline before streamproc, so that programs that read its
+files read these. Numbers are float32, with the fewest digits that give the same float32 back.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import orjson
 
+from streamproc.offline.report import keys_of
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from streamproc.offline.report import GalleryReport, Pair, PersonId
+    from streamproc.offline.report import GalleryReport, PersonId
     from streamproc.types import Float32Array
 
 ARTIFACT_NAMES = (
@@ -31,7 +33,10 @@ ARTIFACT_NAMES = (
 
 
 def artifacts(report: GalleryReport) -> Iterator[tuple[str, bytes]]:
-    """Yield name and content of each artifact; no similarity and no embeddings where the report has none."""
+    """Yield name and content of each artifact that a report has.
+
+    Without embeddings there are no files of similarity and none of embeddings.
+    """
     if report.embeddings is not None and report.similarity is not None:
         embeddings = np.ascontiguousarray(report.embeddings, dtype=np.float32)
         similarity = np.ascontiguousarray(report.similarity, dtype=np.float32)
@@ -40,23 +45,17 @@ def artifacts(report: GalleryReport) -> Iterator[tuple[str, bytes]]:
         yield "similarity_matrix.npy", _npy(similarity)
         yield "similarity_matrix.json", to_json(_similarity(report, similarity))
         yield "person_embeddings.jsonl", _lines(report.person_events)
-    yield "duplicate_candidates.jsonl", _lines(report.candidate_events)
+    candidates = (candidate.to_json() for candidate in report.candidates)
+    yield "duplicate_candidates.jsonl", _lines(candidates)
     yield "run.json", to_json(report.run, indent=True) + b"\n"
 
 
 def to_json(value: object, *, indent: bool = False) -> bytes:
     """Serialise with numpy arrays and scalars as numbers, and paths as text."""
-    options = (
-        orjson.OPT_SERIALIZE_NUMPY
-        | orjson.OPT_NON_STR_KEYS
-        | (orjson.OPT_INDENT_2 if indent else 0)
-    )
+    options = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
+    if indent:
+        options |= orjson.OPT_INDENT_2
     return orjson.dumps(value, default=_path_as_text, option=options)
-
-
-def by_similarity(pairs: Iterable[Pair]) -> list[Pair]:
-    """The most similar first; pairs alike in that keep their order."""
-    return sorted(pairs, key=lambda pair: -pair.similarity)
 
 
 def _lines(events: Iterable[bytes]) -> bytes:
@@ -74,33 +73,45 @@ def _embeddings(report: GalleryReport, embeddings: Float32Array) -> dict[str, An
 
 
 def _similarity(report: GalleryReport, similarity: Float32Array) -> dict[str, Any]:
-    place = {person_id: index for index, person_id in enumerate(report.embedded_ids)}
+    candidates = [(keys_of(candidate), candidate.similarity) for candidate in report.candidates]
+    vetoed = [(pair.person_keys, pair.similarity) for pair in report.vetoed_pairs]
     return {
         "matrix": similarity,
         "person_ids": report.embedded_ids,
         "high_similarity_pairs": _pairs_above_threshold(report, similarity),
-        "candidates": [_triple(pair, place) for pair in by_similarity(report.candidates)],
-        "vetoed_pairs": [_triple(pair, place) for pair in by_similarity(report.vetoed_pairs)],
+        "candidates": _triples(report, sorted(candidates)),
+        "vetoed_pairs": _triples(report, vetoed),
         "similarity_threshold": report.similarity_threshold,
         "timestamp": report.timestamp,
     }
 
 
 def _pairs_above_threshold(report: GalleryReport, similarity: Float32Array) -> list[list[Any]]:
-    """[id, id, similarity] of all pairs strictly above the threshold, vetoed or not, the most similar first."""
+    """Return [id, id, similarity] of all pairs strictly above the threshold, vetoed or not."""
     rows, columns = np.triu_indices(len(similarity), k=1)
     values = similarity[rows, columns]  # (N (N - 1) / 2,)
-    # Both sides as float32: a similarity that reads 0.8 in the file is not above a threshold of
-    # 0.8.
+    # Both sides are float32, so that a similarity that reads 0.8 in the file is not above 0.8.
     above = np.flatnonzero(values > np.float32(report.similarity_threshold))
+    most_similar_first = above[np.argsort(-values[above], kind="stable")]
     ids = report.embedded_ids
-    order = above[np.argsort(-values[above], kind="stable")]
-    return [[ids[rows[i]], ids[columns[i]], values[i]] for i in order]
+    return [[ids[rows[i]], ids[columns[i]], values[i]] for i in most_similar_first]
 
 
-def _triple(pair: Pair, place: dict[PersonId, int]) -> list[Any]:
-    """[id, id, similarity], the ids in the order of `person_ids` as in `high_similarity_pairs`."""
-    return [*sorted((pair.id_a, pair.id_b), key=place.__getitem__), np.float32(pair.similarity)]
+def _triples(
+    report: GalleryReport, pairs: Iterable[tuple[tuple[str, str], float]]
+) -> list[list[Any]]:
+    """Return [id, id, similarity] of pairs of person keys, the most similar first.
+
+    The ids are in the order of the matrix, as in `high_similarity_pairs`. Pairs of equal similarity
+    keep their order.
+    """
+    id_of = {person.person_key: person.id for person in report.persons}
+    position = {person_id: index for index, person_id in enumerate(report.embedded_ids)}
+    triples = []
+    for keys, similarity in sorted(pairs, key=lambda pair: -pair[1]):
+        ids: list[PersonId] = sorted((id_of[key] for key in keys), key=position.__getitem__)
+        triples.append([*ids, np.float32(similarity)])
+    return triples
 
 
 def _npy(array: Float32Array) -> bytes:

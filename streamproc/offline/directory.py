@@ -1,9 +1,9 @@
 """An output directory that is never seen half written.
 
 Files are written below a hidden staging folder inside the directory, so on the same file system,
-and are moved into place whole by `commit`. Whatever ends the process before or during that leaves
-each file either as it was or new, never half. run.json goes first and comes last: where it is
-missing, a commit was cut off. (The power failing is another matter: files are not flushed to the
+and `commit` moves them into place whole. If the process ends before or during that, each file is
+either as it was or new, never half. run.json is removed first and written last: where it is
+missing, a commit was cut off. (This does not hold for a power failure: files are not flushed to the
 disk one by one, which would take longer than writing them.)
 """
 
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Self
 
 from streamproc.errors import MachineError, UsageError
 from streamproc.offline.artifacts import ARTIFACT_NAMES, artifacts
-from streamproc.offline.page import ASSET_NAMES, PAGE_NAME, asset_files, needless_assets, page_html
+from streamproc.offline.page import ASSET_NAMES, PAGE_NAME, asset_files, page_html, unused_assets
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,8 +43,8 @@ _OUR_NAMES = (
 class OutputDirectory:
     """Owns the files of one gallery below `path`: nothing shows there before `commit`.
 
-    Holds a lock on the directory until `commit` or `abort`, so that two runs cannot mix their
-    files; the kernel drops it when the process dies, and the next run removes what a dead one
+    It holds a lock on the directory until `commit` or `abort`, so that two runs cannot mix their
+    files. The kernel drops the lock when the process dies, and the next run removes what that one
     staged. As a context manager it aborts unless `commit` was called. `write_webp` may be called by
     any thread; the rest by one at a time.
 
@@ -92,9 +92,9 @@ class OutputDirectory:
         return relative.relative_to(_VIEWER).as_posix()
 
     def prepare(self) -> None:
-        """Stage what the page needs whatever the report says (4.5 MB), while there is time.
+        """Stage what most pages need (4.5 MB) ahead of the report, while there is time.
 
-        May be left out, and may fail: `write_report` does the rest, and says what is wrong. Any
+        This may be left out, and may fail: `write_report` stages what is missing, and raises. Any
         thread may call it, but not beside `write_report`, `commit` or `abort`.
         """
         with contextlib.suppress(OSError, MachineError):
@@ -105,9 +105,9 @@ class OutputDirectory:
         try:
             for name, data in artifacts(report):
                 self._stage(Path(name), data)
-            needless = needless_assets(report)
-            self._stage_assets(needless)
-            for name in needless:
+            unused = unused_assets(report)
+            self._stage_assets(unused)
+            for name in unused:
                 (self._open_staging() / _VIEWER / name).unlink(missing_ok=True)
             self._stage(_VIEWER / PAGE_NAME, page_html(report))
         except OSError as error:
@@ -115,11 +115,11 @@ class OutputDirectory:
         self._has_report = True
 
     def commit(self) -> None:
-        """Move everything into place, then remove files of an earlier run that this one did not write again.
+        """Move everything into place, then remove the other files of an earlier run.
 
         Only names that streamproc writes are removed. Raises MachineError where a file cannot be
         moved; those before it are in place then, and `abort` removes the rest. Raises RuntimeError
-        without a report: a run that failed would wipe out what an earlier one found.
+        without a report: a run that failed would remove what an earlier one found.
         """
         staging = self._open_staging()
         if not self._has_report:
@@ -127,9 +127,8 @@ class OutputDirectory:
         staged = sorted(path.relative_to(staging) for path in staging.rglob("*") if path.is_file())
         try:
             (self.path / _RUN_FILE).unlink(missing_ok=True)
-            for relative in sorted(
-                staged, key=lambda path: path.name == _RUN_FILE
-            ):  # run.json last
+            run_file_last = sorted(staged, key=lambda path: path.name == _RUN_FILE)
+            for relative in run_file_last:
                 (self.path / relative).parent.mkdir(parents=True, exist_ok=True)
                 (staging / relative).replace(self.path / relative)
             self._remove_old_files(set(staged))
@@ -138,9 +137,9 @@ class OutputDirectory:
         self.abort()
 
     def abort(self) -> None:
-        """Remove what was staged and let the directory go; does nothing after `commit` or a second time.
+        """Remove what was staged and unlock the directory; after `commit` it does nothing.
 
-        A directory that was made for this and is empty goes as well.
+        A directory that was made for this run and is empty is removed as well.
         """
         if self._staging is None:
             return
@@ -151,9 +150,9 @@ class OutputDirectory:
                 self.path.rmdir()
         os.close(self._lock)
 
-    def _stage_assets(self, but: Sequence[str] = ()) -> None:
+    def _stage_assets(self, unused: Sequence[str] = ()) -> None:
         for name, source in asset_files():
-            if name not in but and name not in self._assets:
+            if name not in unused and name not in self._assets:
                 self._stage(_VIEWER / name, source.read_bytes())
                 self._assets.add(name)
 
@@ -176,16 +175,16 @@ class OutputDirectory:
             shutil.rmtree(path)
 
     def _remove_old_files(self, staged: set[Path]) -> None:
-        animations = (self.path / _WEBP).glob("person_*.webp")
-        ours = {
-            _WEBP / path.name for path in animations if _ANIMATION_NAME.fullmatch(path.name)
-        } | {*_OUR_NAMES}
+        ours = set(_OUR_NAMES)
+        for path in (self.path / _WEBP).glob("person_*.webp"):
+            if _ANIMATION_NAME.fullmatch(path.name):
+                ours.add(_WEBP / path.name)
         for relative in ours - staged:
             (self.path / relative).unlink(missing_ok=True)
 
 
 def _locked_directory(path: Path) -> int:
-    """Make the directory if need be; return a file descriptor that holds an exclusive lock on it."""
+    """Make the directory if needed; return a file descriptor that holds an exclusive lock on it."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -212,4 +211,7 @@ def _locked_directory(path: Path) -> int:
 
 def _could_not_write(path: Path, error: OSError) -> str:
     where = error.filename or path
-    return f"{where}: cannot be written: {error.strerror or error}; make room or name another directory, then run again"
+    return (
+        f"{where}: cannot be written: {error.strerror or error}; "
+        "make room or name another directory, then run again"
+    )

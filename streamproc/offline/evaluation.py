@@ -1,8 +1,9 @@
-"""How good candidates are, against truth: precision and recall of the pairs, IDF1 before and after merging them.
+"""How good candidates are, compared with the truth.
 
-IDF1 as Ristani et al. define it (ECCV Workshops 2016): tracks and true persons are assigned to each
-other one to one so that most boxes agree (IoU of at least a half in the same frame); IDF1 is twice
-those boxes over all boxes of both. It is what merging duplicates should raise.
+Precision and recall are those of the pairs. IDF1 (Ristani et al., ECCV Workshops 2016) is that of
+the tracks, before and after the pairs are merged: tracks and true persons are assigned to each
+other one to one so that the most boxes agree, with an IoU of at least a half in the same frame;
+IDF1 is twice the number of those boxes over the number of all boxes of both.
 """
 
 from __future__ import annotations
@@ -19,14 +20,20 @@ if TYPE_CHECKING:
 
     from streamproc.types import Float32Array, Track
 
+    Int64Array = npt.NDArray[np.int64]
+
 LEAST_IOU = 0.5
 _OWN_SHARE = 0.5
 """A track is a person's where at least this share of its boxes lie on that person."""
+_NOBODY = -1
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Candidates at least this likely (or similar): how many, how many of them right, and what merging them gives."""
+    """The candidates whose probability or similarity is at least `least`, and IDF1 after merging.
+
+    `precision` is None where there are no candidates, `recall` where there are no true pairs.
+    """
 
     least: float
     candidates: int
@@ -37,7 +44,7 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What an output is worth: true pairs among the tracks, IDF1 of the tracks as they are, and a line a threshold."""
+    """The true pairs among the tracks, IDF1 of the tracks as they are, and a row a threshold."""
 
     true_pairs: int
     tracks_without_person: int
@@ -51,47 +58,52 @@ def evaluate(
     candidates: Sequence[tuple[int, int, float]],
     thresholds: Iterable[float],
 ) -> Evaluation:
-    """Compare tracks and `candidates` (id, id, how sure) with the `truth`, whose ids are persons."""
-    shared = shared_boxes(tracks, truth)  # (tracks, persons)
-    sizes = np.array([len(track) for track in tracks])
-    owner = _owners(shared, sizes)
+    """Compare tracks and `candidates` with the `truth`, whose ids are persons.
+
+    A candidate is two ids of tracks and its probability or similarity.
+    """
+    shared = shared_boxes(tracks, truth)
+    owner = _owners(shared, tracks)
     person_of = {track.person_id: int(who) for track, who in zip(tracks, owner, strict=True)}
-    counts = np.bincount(owner[owner >= 0])
-    true_pairs = int((counts * (counts - 1) // 2).sum())
-    total = int(sizes.sum()) + sum(len(track) for track in truth)
-    row_of = {track.person_id: i for i, track in enumerate(tracks)}
+    row_of = {track.person_id: row for row, track in enumerate(tracks)}
+    tracks_of_person = np.bincount(owner[owner != _NOBODY])
+    true_pairs = int((tracks_of_person * (tracks_of_person - 1) // 2).sum())
+    box_count = sum(len(track) for track in (*tracks, *truth))
     scored = []
     for least in thresholds:
-        kept = [(a, b) for a, b, sure in candidates if sure >= least]
-        right = sum(person_of[a] == person_of[b] >= 0 for a, b in kept)
+        kept = [(a, b) for a, b, value in candidates if value >= least]
+        right = sum(person_of[a] == person_of[b] != _NOBODY for a, b in kept)
         merged = merge(shared, [(row_of[a], row_of[b]) for a, b in kept])
         scored.append(
             Scored(
                 least,
                 len(kept),
-                right / len(kept) if kept else None,
-                right / true_pairs if true_pairs else None,
-                _idf1(merged, total),
+                precision=right / len(kept) if kept else None,
+                recall=right / true_pairs if true_pairs else None,
+                idf1=_idf1(merged, box_count),
             )
         )
-    return Evaluation(true_pairs, int((owner < 0).sum()), _idf1(shared, total), tuple(scored))
+    without_person = int((owner == _NOBODY).sum())
+    return Evaluation(true_pairs, without_person, _idf1(shared, box_count), tuple(scored))
 
 
 def owners(tracks: Sequence[Track], truth: Sequence[Track]) -> list[int | None]:
-    """Whose each track is: the `person_id` of the truth that half of its boxes lie on, None where there is none."""
-    found = _owners(shared_boxes(tracks, truth), np.array([len(track) for track in tracks]))
-    return [truth[who].person_id if who >= 0 else None for who in found.tolist()]
+    """Return the `person_id` of the truth for each track, None where it lies on no person."""
+    found = _owners(shared_boxes(tracks, truth), tracks).tolist()
+    return [None if who == _NOBODY else truth[who].person_id for who in found]
 
 
-def _owners(shared: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Which person (column) each track (row) is, -1 for none."""
-    return np.where(
-        shared.max(1, initial=0) >= _OWN_SHARE * sizes, shared.argmax(1) if shared.size else -1, -1
-    )
+def _owners(shared: Int64Array, tracks: Sequence[Track]) -> Int64Array:
+    """Return the person (column of `shared`) that each track (row) lies on."""
+    if not shared.size:
+        return np.full(len(tracks), _NOBODY)
+    box_counts = np.array([len(track) for track in tracks])
+    is_owned = shared.max(1) >= _OWN_SHARE * box_counts
+    return np.where(is_owned, shared.argmax(1), _NOBODY)
 
 
-def shared_boxes(tracks: Sequence[Track], truth: Sequence[Track]) -> npt.NDArray[np.int64]:
-    """In how many frames each track lies on each person, (tracks, persons)."""
+def shared_boxes(tracks: Sequence[Track], truth: Sequence[Track]) -> Int64Array:
+    """Return in how many frames each track lies on each person, (tracks, persons)."""
     shared = np.zeros((len(tracks), len(truth)), np.int64)
     for i, track in enumerate(tracks):
         for j, person in enumerate(truth):
@@ -99,14 +111,13 @@ def shared_boxes(tracks: Sequence[Track], truth: Sequence[Track]) -> npt.NDArray
                 track.frame_indices, person.frame_indices, assume_unique=True, return_indices=True
             )
             if own.size:
-                shared[i, j] = np.count_nonzero(
-                    _iou(track.boxes_xyxy[own], person.boxes_xyxy[others]) >= LEAST_IOU
-                )
+                ious = _iou(track.boxes_xyxy[own], person.boxes_xyxy[others])
+                shared[i, j] = np.count_nonzero(ious >= LEAST_IOU)
     return shared
 
 
 def _iou(a: Float32Array, b: Float32Array) -> Float32Array:
-    """Intersection over union (k,) of boxes (k, 4), one by one."""
+    """Return intersection over union (k,) of boxes (k, 4), one by one."""
     sides = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
     common = sides.clip(0).prod(1)
     areas = (a[:, 2:] - a[:, :2]).prod(1) + (b[:, 2:] - b[:, :2]).prod(1)
@@ -114,8 +125,8 @@ def _iou(a: Float32Array, b: Float32Array) -> Float32Array:
     return ratio
 
 
-def merge(shared: npt.NDArray[np.int64], pairs: Iterable[tuple[int, int]]) -> npt.NDArray[np.int64]:
-    """Add up the rows that pairs connect, also by way of others."""
+def merge(shared: Int64Array, pairs: Iterable[tuple[int, int]]) -> Int64Array:
+    """Add up the rows that pairs connect, directly or by way of others."""
     group = list(range(len(shared)))
 
     def root(i: int) -> int:
@@ -130,36 +141,43 @@ def merge(shared: npt.NDArray[np.int64], pairs: Iterable[tuple[int, int]]) -> np
     return merged
 
 
-def _idf1(shared: npt.NDArray[np.int64], total_boxes: int) -> float:
+def _idf1(shared: Int64Array, box_count: int) -> float:
     rows = shared if shared.shape[0] <= shared.shape[1] else shared.T
     agreed = sum(int(rows[i, j]) for i, j in assign(-rows).items())
-    return 2 * agreed / total_boxes if total_boxes else 0.0
+    return 2 * agreed / box_count if box_count else 0.0
 
 
-def assign(costs: npt.NDArray[np.int64]) -> Mapping[int, int]:
-    """Give each row (n) a column (m >= n) of its own so that the costs come to the least.
+def assign(costs: Int64Array) -> Mapping[int, int]:
+    """Give each row (n) a column (m >= n) of its own, with the least sum of costs.
 
-    The Hungarian method with potentials, O(n² m) (Jonker and Volgenant 1987).
+    This is the Hungarian method with potentials, O(n² m) (Jonker and Volgenant, Computing 1987).
+    Rows are added one after the other, each by the shortest augmenting path. Rows and columns count
+    from 1 inside; 0 stands for none.
     """
     n, m = costs.shape
-    row_price, column_price = np.zeros(n + 1), np.zeros(m + 1)
-    row_of = np.zeros(m + 1, int)  # of each column, 1-based; 0 is none
+    row_price = np.zeros(n + 1)
+    column_price = np.zeros(m + 1)
+    row_of = np.zeros(m + 1, int)  # of each column
     for row in range(1, n + 1):
-        row_of[0], column = row, 0
-        least, came_from, used = np.full(m + 1, np.inf), np.zeros(m + 1, int), np.zeros(m + 1, bool)
+        row_of[0] = row
+        column = 0
+        distance = np.full(m + 1, np.inf)
+        previous = np.zeros(m + 1, int)  # column on the shortest path
+        reached = np.zeros(m + 1, bool)
         while row_of[column]:
-            used[column] = True
+            reached[column] = True
             here = row_of[column]
             reduced = costs[here - 1] - row_price[here] - column_price[1:]
-            better = ~used[1:] & (reduced < least[1:])
-            least[1:][better], came_from[1:][better] = reduced[better], column
-            nearest = int(np.where(used[1:], np.inf, least[1:]).argmin()) + 1
-            step = least[nearest]
-            row_price[row_of[used]] += step
-            column_price[used] -= step
-            least[~used] -= step
+            better = ~reached[1:] & (reduced < distance[1:])
+            distance[1:][better] = reduced[better]
+            previous[1:][better] = column
+            nearest = int(np.where(reached[1:], np.inf, distance[1:]).argmin()) + 1
+            step = distance[nearest]
+            row_price[row_of[reached]] += step
+            column_price[reached] -= step
+            distance[~reached] -= step
             column = nearest
-        while column:
-            previous = came_from[column]
-            row_of[column], column = row_of[previous], previous
-    return {int(row_of[j]) - 1: j - 1 for j in range(1, m + 1) if row_of[j]}
+        while column:  # back along the path: each column takes the row of the one before
+            row_of[column] = row_of[previous[column]]
+            column = int(previous[column])
+    return {int(row_of[column]) - 1: column - 1 for column in range(1, m + 1) if row_of[column]}

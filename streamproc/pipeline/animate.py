@@ -1,4 +1,7 @@
-"""The animate stage: the side consumer, which the main path neither waits for nor fails with."""
+"""The animate stage: writes animations beside the main path.
+
+The main path neither waits for it nor fails with it.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,15 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from streamproc.pipeline.resources import ANIMATION_THREADS, Threads, VideoStats, call
+from streamproc.pipeline.resources import ANIMATION_THREADS, Threads, VideoStats, run_timed
 
 if TYPE_CHECKING:
     from streamproc.types import Bucket
 
 log = logging.getLogger(__name__)
 
-
-ANIMATIONS_WAITING = 4096  # waiting crops lie in the PixelStore, so this bounds a count, not memory
+ANIMATIONS_WAITING = 4096
+"""Limits a number, not memory: the crops of waiting animations are in the PixelStore."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +31,10 @@ class RunIds:
 
 
 class WriteAnimation(Protocol):
-    """Writes one person's animation, in an animation thread; whatever it raises is reported and stops nothing else."""
+    """Writes one person's animation, in an animation thread.
+
+    Whatever it raises is reported, and stops nothing else.
+    """
 
     def __call__(self, run: RunIds, bucket: Bucket, /) -> None:
         """Encode and write."""
@@ -36,25 +42,27 @@ class WriteAnimation(Protocol):
 
 
 class AnimateStage:
-    """The side consumer: writes animations beside the main path, which neither waits for it nor fails with it."""
+    """Writes the animations of all videos of a process, a few at a time.
+
+    Used by the pipeline in the event loop. Any number of videos share it.
+    """
 
     def __init__(self, write: WriteAnimation, threads: Threads) -> None:
         self._write = write
         self._threads = threads
         self._tasks: dict[asyncio.Task[None], RunIds] = {}
-        self._room = asyncio.Semaphore(
-            2 * ANIMATION_THREADS
-        )  # no thread waits for a busy event loop
+        # Twice as many as threads, so that no thread waits for a busy event loop.
+        self._room = asyncio.Semaphore(2 * ANIMATION_THREADS)
         self.errors: dict[tuple[str, int], str] = {}
         """Why there is no animation, by (video_id, person_id)."""
 
     @property
     def waiting(self) -> int:
-        """How many animations are taken and not written."""
+        """How many animations are taken and not yet written."""
         return len(self._tasks)
 
     def offer(self, run: RunIds, bucket: Bucket, stats: VideoStats) -> None:
-        """Take a bucket, or drop and count it where too many wait."""
+        """Take a bucket; if too many wait, drop it and note that as an error. Never waits."""
         if len(self._tasks) >= ANIMATIONS_WAITING:
             self.errors[run.video_id, bucket.person_id] = (
                 f"dropped: {ANIMATIONS_WAITING} animations were waiting already"
@@ -67,7 +75,7 @@ class AnimateStage:
     async def _animate(self, run: RunIds, bucket: Bucket, stats: VideoStats) -> None:
         async with self._room:
             try:
-                await call(
+                await run_timed(
                     self._threads.animation,
                     stats.seconds,
                     "animate",
@@ -80,15 +88,16 @@ class AnimateStage:
                     "animation of %s/%s failed", run.video_id, bucket.person_id, exc_info=True
                 )
 
-    async def finish(self, video_id: str | None = None) -> None:
-        """Wait until all animations that were taken (of one video) are written or have failed."""
-        while tasks := [
-            task for task, run in self._tasks.items() if video_id in {None, run.video_id}
-        ]:
+    async def join(self, video_id: str | None = None) -> None:
+        """Wait until all animations taken, or those of one video, are written or have failed."""
+        while tasks := self._tasks_of(video_id):
             await asyncio.wait(tasks)
 
-    async def abandon(self) -> None:
-        """Drop what has not begun."""
+    def _tasks_of(self, video_id: str | None) -> list[asyncio.Task[None]]:
+        return [task for task, run in self._tasks.items() if video_id in {None, run.video_id}]
+
+    async def terminate(self) -> None:
+        """Drop the animations that have not begun."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
+from streamproc.crops import CropOptions
 from streamproc.events import (
     CropInfo,
     PersonEmbedding,
@@ -14,71 +16,104 @@ from streamproc.events import (
     SkippedPerson,
     Vector,
     VideoClosed,
+    VideoOptions,
 )
-from streamproc.ids import hash_of, person_key_of
+from streamproc.ids import person_key_of, run_id_of
 from streamproc.reid import person_vector
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
     from pathlib import Path
 
-    from streamproc.crops import CropOptions, Plan
     from streamproc.events import ModelInfo
-    from streamproc.types import Bucket, Crop, Float32Array, Skipped, TrackSet
+    from streamproc.settings import Settings
+    from streamproc.tracks import TrackSource
+    from streamproc.types import Bucket, Crop, Float32Array, Skipped, TrackSpan
     from streamproc.video import Video
 
-Outcome: TypeAlias = Literal["done", "cancelled", "failed"]
+RunOutcome: TypeAlias = Literal["done", "cancelled", "failed"]
 
 MAX_SEGMENTS = 4
 
 
+class Stop(asyncio.Event):
+    """Set, it ends videos early: what is begun is finished, and the outcome is `outcome`."""
+
+    outcome: Literal["cancelled", "failed"] = "cancelled"
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class VideoJob:
-    """What is to be done with one video. Made by replay or the worker.
+    """What is to be done with one video. Made by replay or by a service.
 
-    `load_tracks` is called once, in a thread, when the video is open; what it returns is let go
-    after the planning.
+    `sha256` is that of the file in lower case; None: the pipeline computes it.
     """
 
     path: Path
     video_id: str
     gallery_id: str
-    load_tracks: Callable[[], TrackSet]
+    tracks: TrackSource
     submitted_at: str
     options: CropOptions
     similarity_threshold: float
     recorded_at: str | None = None
     camera_id: str | None = None
+    sha256: str | None = None
 
-    def run_id(self, video_sha256: str, tracks_sha256: str, weights_sha256: str) -> str:
-        """The id of the run that takes what has these hashes."""
+    def run_id(self, video_sha256: str, tracks_identity: str, weights_sha256: str) -> str:
+        """Return the id of the run that takes what has these hashes."""
         options = [getattr(self.options, name) for name in self.options.__slots__]
-        return hash_of(
-            self.video_id,
-            video_sha256,
-            tracks_sha256,
-            options,
-            self.similarity_threshold,
-            weights_sha256,
+        return run_id_of(
+            video_id=self.video_id,
+            video_sha256=video_sha256,
+            tracks_identity=tracks_identity,
+            options=[*options, self.similarity_threshold],
+            weights_sha256=weights_sha256,
         )
+
+
+def crop_options(settings: Settings, asked: VideoOptions | None = None) -> CropOptions:
+    """Return what is cut and embedded: what an event asks for, else what the settings say."""
+    asked = asked or VideoOptions()
+
+    def first_given(value: int | None, default: int) -> int:
+        return default if value is None else value
+
+    return CropOptions(
+        crops_per_person=first_given(asked.crops_per_person, settings.crops_per_person),
+        crops_embedded=first_given(asked.crops_embedded, settings.clustering.num_best_crops),
+        min_track_frames=first_given(asked.min_track_frames, settings.min_track_frames),
+        top_persons=first_given(asked.top_persons, settings.top_persons),
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrackedPerson:
+    """A person whose crops are complete: the bucket, the track's extent, who was seen apart."""
+
+    bucket: Bucket
+    span: TrackSpan
+    seen_with: tuple[int, ...]
+
+    @property
+    def person_id(self) -> int:
+        """The tracker's id."""
+        return self.bucket.person_id
 
 
 def person_event(
     job: VideoJob,
     run_id: str,
     video: Video,
-    plan: Plan,
-    bucket: Bucket,
+    person: TrackedPerson,
     vectors: Float32Array,
     model: ModelInfo,
 ) -> PersonEmbedding:
-    """Say what was seen of one person.
-
-    `vectors` (n, dim) are those of the bucket's embedded crops.
-    """
-    track = plan.tracks[bucket.person_id]
-    first, last = track.first_frame_index, track.last_frame_index
-    seconds = video.frame_table.pts_seconds
+    """Say what was seen of one person; `vectors` (n, dim) are those of its embedded crops."""
+    bucket = person.bucket
+    first = person.span.first_frame_index
+    last = person.span.last_frame_index
+    pts_seconds = video.frame_table.pts_seconds
     return PersonEmbedding.make(
         gallery_id=job.gallery_id,
         video_id=job.video_id,
@@ -88,15 +123,15 @@ def person_event(
         person_key=person_key_of(job.video_id, bucket.person_id),
         vector=Vector.of(person_vector(vectors)),
         model=model,
-        crops=[_crop_info(bucket.crops[i]) for i in bucket.embedded],
+        crops=[_crop_info(bucket.crops[index]) for index in bucket.embedded],
         crop_count=len(bucket.crops),
         segments=_segments(bucket, vectors),
         first_frame_index=first,
         last_frame_index=last,
-        first_seen_seconds=round(float(seconds[first]), 6),
-        last_seen_seconds=round(float(seconds[last]), 6),
-        frames_tracked=track.box_count,
-        seen_with=list(plan.seen_with.get(bucket.person_id, ())),
+        first_seen_seconds=round(float(pts_seconds[first]), 6),
+        last_seen_seconds=round(float(pts_seconds[last]), 6),
+        frames_tracked=person.span.box_count,
+        seen_with=list(person.seen_with),
         similarity_threshold=job.similarity_threshold,
         recorded_at=job.recorded_at,
         camera_id=job.camera_id,
@@ -107,7 +142,7 @@ def closed_event(
     job: VideoJob,
     run_id: str,
     video: Video,
-    outcome: Outcome,
+    outcome: RunOutcome,
     person_ids: Iterable[int],
     skipped: Iterable[Skipped],
 ) -> VideoClosed:
@@ -119,7 +154,7 @@ def closed_event(
         submitted_at=job.submitted_at,
         outcome=outcome,
         person_ids=sorted(person_ids),
-        skipped=[SkippedPerson(person_id=s.person_id, reason=s.reason) for s in skipped],
+        skipped=[SkippedPerson(person_id=skip.person_id, reason=skip.reason) for skip in skipped],
         frame_count=video.frame_count,
         truncated=video.missing_frames > 0,
     )
@@ -139,6 +174,5 @@ def _segments(bucket: Bucket, vectors: Float32Array) -> Segments:
     """Unit means of up to four consecutive parts of the embedded crops, in time order."""
     in_time = np.argsort(np.array(bucket.embedded))
     parts = np.array_split(in_time, min(MAX_SEGMENTS, len(in_time)))
-    return Segments.of(
-        np.stack([person_vector(vectors[part]) for part in parts]), [len(part) for part in parts]
-    )
+    means = np.stack([person_vector(vectors[part]) for part in parts])
+    return Segments.of(means, [len(part) for part in parts])

@@ -1,4 +1,4 @@
-"""What the videos of a process share: threads, network and limits, the batches, and the animations beside them."""
+"""What the videos of a process share: threads, statistics, and what is made of the settings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from streamproc.video import Limits
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from streamproc.networks.devices import Device
+    from streamproc.networks.weights import Weights
     from streamproc.reid import Embedder
     from streamproc.settings import Clustering, Settings
 
@@ -28,17 +28,35 @@ log = logging.getLogger(__name__)
 ANIMATION_THREADS = 2
 
 
-def load_network(settings: Settings, device: Device | None = None) -> Embedder:
-    """Load the weights of the settings, onto their device or another; raises WeightsError or UsageError."""
-    from streamproc.reid import Embedder, find_weights
+def load_network(settings: Settings) -> Embedder:
+    """Load the weights that the settings name, onto their device.
 
-    clustering = settings.clustering
-    weights = find_weights(
-        clustering.osnet_model,
+    Raises WeightsError or UsageError.
+    """
+    from streamproc.reid import Embedder
+
+    weights = _find_weights(settings)
+    return Embedder(weights, threads=settings.threads, device=settings.clustering.device)
+
+
+def find_weights_sha256(settings: Settings) -> str:
+    """Return the sha256 by which a network loaded from the settings would name its weights.
+
+    Does not load the network. Raises WeightsError.
+    """
+    from streamproc.networks.sessions import source_sha256_of
+
+    return source_sha256_of(_find_weights(settings))
+
+
+def _find_weights(settings: Settings) -> Weights:
+    from streamproc.reid import find_weights
+
+    return find_weights(
+        settings.clustering.osnet_model,
         cache_folder=settings.expanded_cache_folder(),
         models_folder=settings.models,
     )
-    return Embedder(weights, threads=settings.threads, device=device or clustering.device)
 
 
 def video_limits(settings: Settings) -> Limits:
@@ -78,11 +96,11 @@ class VideoStats:
     crops_embedded: int = 0
     animations_done: int = 0
     seconds: Counter[str] = field(default_factory=Counter)
-    """Busy seconds of each stage; stages run side by side, so they add up to more than the wall clock."""
+    """Busy seconds of each stage. Stages run side by side: the sum exceeds the wall clock."""
 
 
 class Threads:
-    """The long-lived threads of one process, beside the network's own: decode, crop, and two for animations."""
+    """The long-lived threads of one process beside the network's: decode, crop, two to animate."""
 
     def __init__(self) -> None:
         self.decode = ThreadPoolExecutor(1, "decode")
@@ -97,7 +115,7 @@ class Threads:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-async def call(
+async def run_timed(
     pool: ThreadPoolExecutor, seconds: Counter[str], stage: str, work: Callable[[], T]
 ) -> T:
     """Run `work` in a stage's thread and add its time to the stage's busy seconds."""

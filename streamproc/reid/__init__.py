@@ -1,4 +1,7 @@
-"""Re-identification: weights, the network, vectors. torch is imported only by `osnet` and to export a checkpoint."""
+"""Person re-identification: OSNet turns a crop of a person into a unit vector.
+
+torch is imported only for a GPU, and to export a checkpoint for the CPU.
+"""
 
 from streamproc.networks.weights import Weights
 from streamproc.reid.embedder import Embedder, person_vector, unit

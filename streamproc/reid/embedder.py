@@ -1,16 +1,8 @@
-"""Crops in, unit vectors out: one network, on a GPU where there is one, else on the CPU.
-
-All networks of a process are made and run in one thread of their own; a second one hands in batches
-aside, where the backend splits a batch among threads anyway. onnxruntime treats denormal numbers as
-zero (five times faster on some processors) in the thread that makes the process's first session,
-and there alone; and that switch must not leak into a thread of the user's, whose arithmetic it
-would change. torch's CUDA graphs, too, belong to the thread that recorded them.
-"""
+"""Turns crops into unit vectors by one network, on a GPU if there is one, else on the CPU."""
 
 from __future__ import annotations
 
 import logging
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -18,6 +10,7 @@ import numpy as np
 from streamproc.errors import MachineError, UsageError
 from streamproc.files import sha256_of
 from streamproc.networks.devices import Device, DeviceLostError, why_no_gpu
+from streamproc.networks.parallel import BACKGROUND_THREAD, NETWORK_THREAD
 from streamproc.reid.onnx_backend import OnnxBackend
 
 if TYPE_CHECKING:
@@ -31,12 +24,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_thread = ThreadPoolExecutor(1, "network")
-_aside_thread = ThreadPoolExecutor(1, "network aside")
-
 
 class Backend(Protocol):
-    """One network on one device; all of them give the same vectors, within the tolerance that the tests ask for."""
+    """One network on one device. All backends give the same vectors within a small tolerance."""
 
     device: str
     dim: int
@@ -44,20 +34,20 @@ class Backend(Protocol):
     """Whether two threads may `run` it at once."""
 
     def run(self, crops: Crops, /) -> Float32Array:
-        """Features (n, dim), not unit length.
+        """Return features (n, dim), not of unit length.
 
-        Raises DeviceLostError where another backend should go on.
+        Raises DeviceLostError if another backend should take over.
         """
         ...
 
 
 class Embedder:
-    """One network in memory.
+    """One network in memory. Made by the owner of the pipeline.
 
-    Made by the pipeline's owner, used from any thread: the work is done in its own.
+    Safe to use from any thread: the work is done in the threads of `networks.parallel`.
 
-    `name`, `weights_sha256`, `dim` say what made a vector; vectors of different weights are never
-    compared. A GPU that fails while it works is replaced by the CPU: said once in the log, and the
+    `name`, `weights_sha256` and `dim` say what made a vector; vectors of different weights are
+    never compared. If a GPU fails while it works, the CPU takes over: the log says so once, and the
     crops at hand are embedded there.
     """
 
@@ -70,38 +60,48 @@ class Embedder:
         no_gpu: Callable[[], str | None] = why_no_gpu,
         open_gpu: Callable[[Weights], Backend] | None = None,
     ) -> None:
-        """Load; `threads` = 0 takes one a core, `device` = "auto" a GPU where torch can use one.
+        """Load the network.
 
-        Raises WeightsError for a file that is no re-id network, UsageError where `device` = "cuda"
-        cannot be had. `no_gpu` and `open_gpu` look for and open the GPU; tests pass their own.
+        `threads` = 0 takes one for each core, `device` = "auto" a GPU if torch can use one.
+        `no_gpu` and `open_gpu` look for the GPU and open it; tests pass their own.
+
+        Raises WeightsError for a file that is not a re-identification network, UsageError if
+        `device` is "cuda" and there is no GPU, MachineError if that GPU cannot be used.
         """
-        self._weights, self._threads = weights, threads
+        self._weights = weights
+        self._threads = threads
         self._open_gpu = open_gpu or _open_gpu
         self.name = weights.name
         self.weights_sha256 = weights.sha256
-        self._backend: Backend = _thread.submit(lambda: self._open(device, no_gpu)).result()
+        self._backend: Backend = NETWORK_THREAD.submit(lambda: self._open(device, no_gpu)).result()
         self.dim = self._backend.dim
 
     def __repr__(self) -> str:
-        return f"Embedder({self.name}, dim {self.dim}, {self.device}, sha256 {self.weights_sha256[:8]})"
+        sha256 = self.weights_sha256[:8]
+        return f"Embedder({self.name}, dim {self.dim}, {self.device}, sha256 {sha256})"
 
     @property
     def device(self) -> str:
-        """Where the network runs now."""
+        """The device on which the network runs now."""
         return self._backend.device
 
     def embed(self, crops: Crops) -> Float32Array:
-        """Embed RGB crops, (n, 256, 128, 3) uint8 or n of any size: unit vectors (n, dim) float32, one a crop."""
+        """Return a unit vector for each RGB crop: (n, dim) float32.
+
+        The crops are (n, 256, 128, 3) uint8, or n of any size (h, w, 3).
+        """
         return self.submit(lambda: crops).result()
 
     def submit(
-        self, make_crops: Callable[[], Crops], *, aside: bool = False
+        self, make_crops: Callable[[], Crops], *, background: bool = False
     ) -> Future[Float32Array]:
         """Do the same without waiting, and make the crops in the network's thread as well.
 
-        `aside`: where the backend can, the next ones submitted need not wait until these are done.
+        Crops submitted later need not wait until a `background` batch is done, if the backend runs
+        two at once.
         """
-        thread = _aside_thread if aside and self._backend.concurrent else _thread
+        use_background = background and self._backend.concurrent
+        thread = BACKGROUND_THREAD if use_background else NETWORK_THREAD
         return thread.submit(lambda: self._embed(make_crops()))
 
     def _embed(self, crops: Crops) -> Float32Array:
@@ -109,7 +109,7 @@ class Embedder:
             features = self._backend.run(crops)
         except DeviceLostError as error:
             log.warning("the GPU is lost (%s): the CPU goes on", error)
-            self._backend = self._open_cpu(must_be=self.weights_sha256)
+            self._backend = self._open_cpu(expected_sha256=self.weights_sha256)
             features = self._backend.run(crops)
         return unit(features)
 
@@ -133,15 +133,16 @@ class Embedder:
 
     def _reason_against_gpu(self, no_gpu: Callable[[], str | None]) -> str | None:
         if self._weights.checkpoint_path is None:
-            return f"{self._weights.onnx_path} is ONNX: a GPU needs the weights as .pth, .pt or .safetensors"
+            return (
+                f"{self._weights.onnx_path} is ONNX: a GPU needs the weights "
+                "as .pth, .pt or .safetensors"
+            )
         return no_gpu()
 
-    def _open_cpu(self, *, must_be: str | None = None) -> OnnxBackend:
+    def _open_cpu(self, *, expected_sha256: str | None = None) -> OnnxBackend:
         backend = OnnxBackend(self._weights, threads=self._threads)
-        if must_be not in {
-            None,
-            backend.source_sha256,
-        }:  # else one video's vectors would be of two networks
+        if expected_sha256 not in {None, backend.source_sha256}:
+            # Otherwise the vectors of one video would be of two networks.
             raise MachineError(
                 f"{self._weights.onnx_path} is of other weights than the GPU ran: start again"
             )
@@ -156,13 +157,13 @@ def _open_gpu(weights: Weights) -> Backend:
 
 
 def person_vector(vectors: Float32Array) -> Float32Array:
-    """Unit mean (dim,) of one person's unit crop vectors (k, dim)."""
+    """Return the unit mean (dim,) of one person's unit crop vectors (k, dim)."""
     mean: Float32Array = vectors.mean(axis=0, dtype=np.float32, keepdims=True)
     return unit(mean).ravel()
 
 
 def unit(vectors: Float32Array) -> Float32Array:
-    """Scale rows to length 1; a row of zeros stays."""
+    """Scale the rows of (n, dim) to length 1; a row of zeros stays as it is."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     scaled: Float32Array = (vectors / np.maximum(lengths, 1e-12)).astype(np.float32)
     return scaled

@@ -1,10 +1,12 @@
-"""The layers of OSNet that torch's libraries run badly on a GPU, in Triton, which comes with torch there.
+"""Triton kernels for the layers of OSNet that torch's libraries run slowly on a GPU.
 
-Their channels are few (16 to 128), so what they cost is memory traffic and idle lanes: cuDNN takes
-16 channels for 64, and every layer of its own writes and reads everything once more. The kernels
-keep an output pixel's channels in registers and add up small matrix products, a tap at a time; what
-neighbours read again comes from the cache. `gpu_network` says what each computes. Triton's
-interpreter runs all of it in the tests.
+Triton comes with torch for GPUs. These layers have few channels (16 to 128), so their cost is
+memory traffic and unused lanes: cuDNN computes 16 channels as if they were 64, and each of its
+layers writes and reads everything once more. The kernels keep the channels of an output pixel in
+registers and add up small matrix products, one for each tap of the convolution. What neighbouring
+pixels read again comes from the cache.
+
+`gpu_network` says what each kernel computes. The tests run all of them in Triton's interpreter.
 """
 
 from __future__ import annotations
@@ -18,12 +20,17 @@ import triton.language as tl
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+# These values were the fastest on an H200.
 PIXELS = 128
-"""Output pixels of a program; this and what follows were the fastest on an H200."""
+"""Output pixels of a program."""
 LEAVE_PIXELS = 64
+"""Output pixels of a program of `leave`."""
 WARPS = 4
 STAGES = 3
-"""Taps of a light convolution under way at once, if its channels are a power of two: no others are aligned for it."""
+"""Taps of a light convolution that are loaded ahead, if its number of channels is a power of two.
+
+Memory of other numbers of channels is not aligned for it.
+"""
 
 
 @triton.jit
@@ -42,13 +49,9 @@ def _light_kernel(
     for tap in tl.range(0, 9, num_stages=stages):
         dy = tap // 3 - 1
         dx = tap % 3 - 1
-        there = (
-            (p < pixels)
-            & (row + dy >= 0)
-            & (row + dy < height)
-            & (column + dx >= 0)
-            & (column + dx < width)
-        )
+        in_height = (row + dy >= 0) & (row + dy < height)
+        in_width = (column + dx >= 0) & (column + dx < width)
+        there = (p < pixels) & in_height & in_width
         mask = there[:, None] & inside[None, :]
         x = tl.load(
             x_ptr + (p + dy * width + dx)[:, None] * channels + c[None, :], mask=mask, other=0.0
@@ -96,7 +99,8 @@ def _stem_kernel(
 
 @triton.jit
 def _leave_kernel(
-    y0_ptr, y1_ptr, y2_ptr, y3_ptr, gate_ptr, w_ptr, b_ptr, x_ptr, project_ptr, out_ptr, pixels, area,
+    y0_ptr, y1_ptr, y2_ptr, y3_ptr, gate_ptr, w_ptr, b_ptr, x_ptr, project_ptr, out_ptr,
+    pixels, area,
     mid: tl.constexpr, mid_padded: tl.constexpr, n_in: tl.constexpr, in_padded: tl.constexpr,
     n_out: tl.constexpr, out_padded: tl.constexpr, project: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
@@ -110,40 +114,29 @@ def _leave_kernel(
     at = p[:, None] * mid + c[None, :]
     gate_at = (p // area)[:, None] * mid + c[None, :]
     gates = (pixels // area) * mid
-    mixed = tl.load(y0_ptr + at, mask=mask, other=0.0) * tl.load(
-        gate_ptr + gate_at, mask=mask, other=0.0
-    )
-    mixed += tl.load(y1_ptr + at, mask=mask, other=0.0) * tl.load(
-        gate_ptr + gates + gate_at, mask=mask, other=0.0
-    )
-    mixed += tl.load(y2_ptr + at, mask=mask, other=0.0) * tl.load(
-        gate_ptr + 2 * gates + gate_at, mask=mask, other=0.0
-    )
-    mixed += tl.load(y3_ptr + at, mask=mask, other=0.0) * tl.load(
-        gate_ptr + 3 * gates + gate_at, mask=mask, other=0.0
-    )
-    w = tl.load(
-        w_ptr + c[:, None] * n_out + n[None, :], mask=inside[:, None] & n_inside[None, :], other=0.0
-    )
+    y0 = tl.load(y0_ptr + at, mask=mask, other=0.0)
+    y1 = tl.load(y1_ptr + at, mask=mask, other=0.0)
+    y2 = tl.load(y2_ptr + at, mask=mask, other=0.0)
+    y3 = tl.load(y3_ptr + at, mask=mask, other=0.0)
+    mixed = y0 * tl.load(gate_ptr + gate_at, mask=mask, other=0.0)
+    mixed += y1 * tl.load(gate_ptr + gates + gate_at, mask=mask, other=0.0)
+    mixed += y2 * tl.load(gate_ptr + 2 * gates + gate_at, mask=mask, other=0.0)
+    mixed += y3 * tl.load(gate_ptr + 3 * gates + gate_at, mask=mask, other=0.0)
+    w_at = c[:, None] * n_out + n[None, :]
+    w = tl.load(w_ptr + w_at, mask=inside[:, None] & n_inside[None, :], other=0.0)
     total = tl.dot(mixed.to(tl.float16), w)
     out_mask = there[:, None] & n_inside[None, :]
     if project:
         i = tl.arange(0, in_padded)
-        x = tl.load(
-            x_ptr + p[:, None] * n_in + i[None, :],
-            mask=there[:, None] & (i < n_in)[None, :],
-            other=0.0,
-        )
-        at = i[:, None] * n_out + n[None, :]
-        total = tl.dot(
-            x,
-            tl.load(project_ptr + at, mask=(i < n_in)[:, None] & n_inside[None, :], other=0.0),
-            total,
-        )
+        i_inside = i < n_in
+        x_at = p[:, None] * n_in + i[None, :]
+        x = tl.load(x_ptr + x_at, mask=there[:, None] & i_inside[None, :], other=0.0)
+        w_at = i[:, None] * n_out + n[None, :]
+        w = tl.load(project_ptr + w_at, mask=i_inside[:, None] & n_inside[None, :], other=0.0)
+        total = tl.dot(x, w, total)
     else:
-        total += tl.load(x_ptr + p[:, None] * n_out + n[None, :], mask=out_mask, other=0.0).to(
-            tl.float32
-        )
+        x = tl.load(x_ptr + p[:, None] * n_out + n[None, :], mask=out_mask, other=0.0)
+        total += x.to(tl.float32)
     total += tl.load(b_ptr + n, mask=n_inside, other=0.0).to(tl.float32)[None, :]
     tl.store(
         out_ptr + p[:, None] * n_out + n[None, :],
@@ -153,7 +146,7 @@ def _leave_kernel(
 
 
 def _padded(channels: int) -> int:
-    return max(16, triton.next_power_of_2(channels))  # of a matrix unit
+    return max(16, triton.next_power_of_2(channels))  # the sizes that a matrix unit takes
 
 
 def _stages(channels: int) -> int:
@@ -161,20 +154,21 @@ def _stages(channels: int) -> int:
 
 
 def light_convs(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """Dense 3x3 convolutions of several streams side by side, bias and ReLU.
+    """Dense 3x3 convolutions of several streams side by side, with bias and ReLU.
 
-    (S, b, h, w, c) float16.
-
-    `x` (S, b, h, w, c), or (1, b, h, w, c) for all; `weight` (S, 9, c in, c out), `bias` (S, c).
+    `x` is (S, b, h, w, c), or (1, b, h, w, c) if it is the same for all streams. `weight` is
+    (S, 9, c in, c out), `bias` (S, c). Returns (S, b, h, w, c) float16.
     """
     x = x.contiguous()
-    streams, (batch, height, width, channels) = len(weight), x.shape[1:]
+    streams = len(weight)
+    batch, height, width, channels = x.shape[1:]
     y = torch.empty((streams, *x.shape[1:]), dtype=torch.float16, device=x.device)
     pixels = batch * height * width
     grid = (triton.cdiv(pixels, PIXELS), streams)
     _light_kernel[grid](
         x, weight, bias, y, x.stride(0) if len(x) > 1 else 0, pixels, height, width,
-        channels=channels, padded=_padded(channels), block=PIXELS, stages=_stages(channels), num_warps=WARPS,
+        channels=channels, padded=_padded(channels), block=PIXELS, stages=_stages(channels),
+        num_warps=WARPS,
     )  # fmt: skip
     return y
 
@@ -182,18 +176,14 @@ def light_convs(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> to
 def stem(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """The 7x7 convolution with stride 2, bias and ReLU.
 
-    (b, 2h + 6, 2w + 8, 4), padded, to (b, h, w, c), float16.
-
-    `weight` (7, 32, c): a row's eight pixels (the first one naught) of four channels (the last one
-    naught).
+    `x` is padded: (b, 2h + 6, 2w + 8, 4). `weight` is (7, 32, c): for each row eight pixels of four
+    channels, of which the first pixel and the last channel are zero. Returns (b, h, w, c) float16.
     """
     x = x.contiguous()
-    batch, height, width, channels = (
-        x.shape[0],
-        x.shape[1] // 2 - 3,
-        x.shape[2] // 2 - 4,
-        weight.shape[2],
-    )
+    batch = x.shape[0]
+    height = x.shape[1] // 2 - 3
+    width = x.shape[2] // 2 - 4
+    channels = weight.shape[2]
     y = torch.empty((batch, height, width, channels), dtype=torch.float16, device=x.device)
     pixels = batch * height * width
     _stem_kernel[(triton.cdiv(pixels, PIXELS),)](
@@ -211,10 +201,11 @@ def leave(
     x: torch.Tensor,
     project: torch.Tensor | None,
 ) -> torch.Tensor:
-    """The end of a block: gated sum of four `streams` (b, h, w, c), through `weight` (c, n), with what entered added.
+    """The end of a block: gated sum of the streams, pointwise convolution, residual, ReLU.
 
-    `gates` (4, b, c) float32, `bias` (n,), `x` (b, h, w, n) or, for a `project` (m, n), (b, h, w,
-    m). ReLU last.
+    The four `streams` are (b, h, w, c), `gates` (4, b, c) float32, `weight` (c, n), `bias` (n,).
+    `x` is the input of the block: (b, h, w, n), or (b, h, w, m) with a `project` (m, n). Returns
+    (b, h, w, n) float16.
     """
     x = x.contiguous()
     batch, height, width, n_in = x.shape
@@ -222,8 +213,10 @@ def leave(
     out = torch.empty((batch, height, width, n_out), dtype=torch.float16, device=x.device)
     pixels = batch * height * width
     _leave_kernel[(triton.cdiv(pixels, LEAVE_PIXELS),)](
-        *streams, gates, weight, bias, x, x if project is None else project, out, pixels, height * width,
-        mid=mid, mid_padded=_padded(mid), n_in=n_in, in_padded=_padded(n_in), n_out=n_out, out_padded=_padded(n_out),
+        *streams, gates, weight, bias, x, x if project is None else project, out,
+        pixels, height * width,
+        mid=mid, mid_padded=_padded(mid), n_in=n_in, in_padded=_padded(n_in),
+        n_out=n_out, out_padded=_padded(n_out),
         project=project is not None, block=LEAVE_PIXELS, num_warps=WARPS,
     )  # fmt: skip
     return out

@@ -1,8 +1,8 @@
 """OSNet, the re-identification network, in one file for all widths.
 
 Zhou, Yang, Cavallaro, Xiang: "Omni-Scale Feature Learning for Person Re-Identification", ICCV 2019.
-Parameter names are those of the published checkpoints, so they load strictly. Training, export, the
-GPU's backend and the tests' reference use this file; the CPU runs its ONNX export.
+Parameter names are those of the published checkpoints, so that these load strictly. Training, the
+export, the GPU's backend and the tests' reference use this file. The CPU runs its ONNX export.
 """
 
 from __future__ import annotations
@@ -23,23 +23,24 @@ if TYPE_CHECKING:
 GATE_REDUCTION = 16
 BOTTLENECK_REDUCTION = 4
 NEGLIGIBLE = 1e-20
+"""Weights of a smaller magnitude become zero: see `from_state`."""
 
 
 @dataclass(frozen=True, slots=True)
 class OSNetConfig:
-    """Channels of the stem and the three stages, and the feature's length; x1.0 is (64, 256, 384, 512), 512."""
+    """Channels of the stem and the three stages, and the length of the feature.
+
+    OSNet x1.0 has (64, 256, 384, 512) and 512.
+    """
 
     channels: tuple[int, int, int, int]
     feature_dim: int
 
     @classmethod
     def from_state(cls, state: Mapping[str, torch.Tensor]) -> OSNetConfig:
-        """Read the width off the weights; raises WeightsError where they are not OSNet's."""
-        outputs = (
-            "conv1.conv.weight",
-            *(f"conv{stage}.0.conv3.conv.weight" for stage in (2, 3, 4)),
-            "fc.0.weight",
-        )
+        """Read the sizes off the weights. Raises WeightsError if they are not OSNet's."""
+        stages = [f"conv{stage}.0.conv3.conv.weight" for stage in (2, 3, 4)]
+        outputs = ["conv1.conv.weight", *stages, "fc.0.weight"]
         missing = [name for name in outputs if name not in state]
         if missing:
             raise WeightsError(f"expected the weights of an OSNet, found no {missing[0]!r} in them")
@@ -48,7 +49,7 @@ class OSNetConfig:
 
 
 class ConvBN(nn.Module):
-    """Convolution without bias, batch norm, and ReLU unless `linear`."""
+    """Convolution without bias, batch norm, then ReLU unless `linear`."""
 
     def __init__(
         self, n_in: int, n_out: int, kernel: int = 1, stride: int = 1, *, linear: bool = False
@@ -79,7 +80,10 @@ class LightConv3x3(nn.Module):
 
 
 class ChannelGate(nn.Module):
-    """The aggregation gate: one weight a channel and image, shared by the four streams of a block."""
+    """The aggregation gate: a factor for each channel of each image.
+
+    The four streams of a block share its parameters.
+    """
 
     def __init__(self, n: int) -> None:
         super().__init__()
@@ -93,7 +97,10 @@ class ChannelGate(nn.Module):
 
 
 class OSBlock(nn.Module):
-    """Four streams of 1 to 4 light convolutions (receptive fields 3 to 9), gated, summed, with a residual."""
+    """Four streams of 1 to 4 light convolutions, gated, summed, with a residual.
+
+    Their receptive fields are 3 to 9.
+    """
 
     def __init__(self, n_in: int, n_out: int) -> None:
         super().__init__()
@@ -111,13 +118,11 @@ class OSBlock(nn.Module):
         """(B, n_in, H, W) to (B, n_out, H, W)."""
         identity = x if self.downsample is None else self.downsample(x)
         x = self.conv1(x)
-        streams = (self.conv2a(x), self.conv2b(x), self.conv2c(x), self.conv2d(x))
-        mixed = (
-            self.gate(streams[0])
-            + self.gate(streams[1])
-            + self.gate(streams[2])
-            + self.gate(streams[3])
-        )
+        a = self.conv2a(x)
+        b = self.conv2b(x)
+        c = self.conv2c(x)
+        d = self.conv2d(x)
+        mixed = self.gate(a) + self.gate(b) + self.gate(c) + self.gate(d)
         return torch.relu(self.conv3(mixed) + identity)
 
 
@@ -129,7 +134,10 @@ def _stage(n_in: int, n_out: int, *, halve: bool) -> nn.Sequential:
 
 
 class OSNet(nn.Module):
-    """Images (B, 3, 256, 128), normalised by ImageNet's mean and std, to features (B, feature_dim), not unit length."""
+    """Images to features (B, feature_dim), which are not of unit length.
+
+    The images are (B, 3, 256, 128), normalised by ImageNet's mean and standard deviation.
+    """
 
     def __init__(self, config: OSNetConfig) -> None:
         super().__init__()
@@ -155,7 +163,7 @@ class OSNet(nn.Module):
 
 
 class PixelNetwork(nn.Module):
-    """Pixels to features: normalisation and the network in one module, so that they compile into one graph."""
+    """Normalisation and the network in one module, so that they compile into one graph."""
 
     def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
@@ -167,45 +175,47 @@ class PixelNetwork(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """(b, 256, 128, 3) uint8 to (b, dim) float32."""
-        images = pixels.permute(
-            0, 3, 1, 2
-        )  # (b, 3, 256, 128): channels last in memory, with nothing moved
-        images = (
-            images.float() * self.scale - self.shift
-        )  # not in half: its steps would be added to the pixels'
+        # (b, 3, 256, 128), channels last in memory: nothing is moved.
+        images = pixels.permute(0, 3, 1, 2)
+        # In single precision: half precision would add its rounding to that of the pixels.
+        images = images.float() * self.scale - self.shift
         return self.network(images.to(self.dtype)).float()
 
 
 def folded(network: OSNet) -> OSNet:
-    """Fold every batch norm into the layer before it, in place; the outcome computes the same."""
+    """Fold every batch norm into the layer before it, in place. The result computes the same."""
     for module in network.modules():
         if isinstance(module, ConvBN):
-            module.conv, module.bn = fuse_conv_bn_eval(module.conv, module.bn), nn.Identity()
+            module.conv = fuse_conv_bn_eval(module.conv, module.bn)
+            module.bn = nn.Identity()
         elif isinstance(module, LightConv3x3):
-            module.conv2, module.bn = fuse_conv_bn_eval(module.conv2, module.bn), nn.Identity()
-    network.fc[0], network.fc[1] = fuse_linear_bn_eval(network.fc[0], network.fc[1]), nn.Identity()
+            module.conv2 = fuse_conv_bn_eval(module.conv2, module.bn)
+            module.bn = nn.Identity()
+    network.fc[0] = fuse_linear_bn_eval(network.fc[0], network.fc[1])
+    network.fc[1] = nn.Identity()
     return network
 
 
 def from_state(state: Mapping[str, torch.Tensor]) -> OSNet:
-    """Build the network that `state` belongs to and load it strictly, in eval mode.
+    """Make the network that `state` belongs to and load it strictly, in eval mode.
 
-    A `module.` prefix (DataParallel) is accepted and `classifier.*` (the training identities)
-    dropped; anything else that does not fit raises WeightsError. Negligible weights become 0: they
-    change no output (by 1e-25) and, as factors of denormal numbers, make some processors five times
-    slower.
+    A `module.` prefix (of DataParallel) is accepted, and `classifier.*` (for the identities of the
+    training) is dropped. Anything else that does not fit raises WeightsError. Negligible weights
+    become 0: they change outputs by at most 1e-25, but they lead to denormal numbers, which make
+    some processors five times slower.
     """
     state = {name.removeprefix("module."): value for name, value in state.items()}
     state = {name: value for name, value in state.items() if not name.startswith("classifier.")}
     model = OSNet(OSNetConfig.from_state(state))
     expected = model.state_dict()
-    wrong = sorted(set(state) ^ set(expected)) or sorted(
-        n for n in expected if state[n].shape != expected[n].shape
-    )
+    wrong = sorted(set(state) ^ set(expected))
+    if not wrong:
+        wrong = sorted(name for name in expected if state[name].shape != expected[name].shape)
     if wrong:
         raise WeightsError(
-            f"expected exactly the {len(expected)} tensors of a plain OSNet; {len(wrong)} are missing, unknown or of "
-            f"another shape, the first is {wrong[0]!r} (variants such as OSNet-AIN or -IBN are other networks)"
+            f"expected exactly the {len(expected)} tensors of a plain OSNet; {len(wrong)} are "
+            f"missing, unknown or of another shape, the first is {wrong[0]!r} "
+            "(variants such as OSNet-AIN or -IBN are other networks)"
         )
     model.load_state_dict(
         {name: _without_negligible(value) for name, value in state.items()}, strict=True

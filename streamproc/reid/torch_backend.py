@@ -1,9 +1,9 @@
-"""OSNet in torch on a GPU: folded, channels last, half precision, a few fixed batch sizes.
+"""OSNet in torch on a GPU: batch norms folded, channels last, half precision, fixed batch sizes.
 
-The same code runs on torch's CPU device, where the tests hold it against eager torch. Half
-precision is fp16: its cosine to float32 is above .9999, bfloat16's is as low as .997 with the
-published weights B. Crops come from the host in batches of at most 128: while the GPU works on one,
-the next is copied.
+The same code runs on torch's CPU device, where the tests compare it with eager torch. Half
+precision is fp16: the cosine of its vectors to those of float32 is above .9999, while bfloat16's is
+as low as .997 with the published weights B. Crops come from the host in batches of at most 128, so
+that the next batch is copied while the GPU works on one.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from streamproc.networks.devices import DeviceLostError
 from streamproc.networks.weights import Weights, read_checkpoint
 from streamproc.reid.gpu_network import LEAST_CAPABILITY, GpuNetwork
 from streamproc.reid.osnet import PixelNetwork, folded, from_state
+from streamproc.reid.preprocessing import CROP_SHAPE, are_sized
 from streamproc.types import CROP_HEIGHT_PX, CROP_WIDTH_PX
 
 if TYPE_CHECKING:
@@ -36,26 +37,25 @@ log = logging.getLogger(__name__)
 
 BATCH_SIZES = (8, 32, 128)
 HOST_CROPS = 128
-"""Of larger batches a GPU would wait for the copying (measured on an H200:
+"""Crops copied from the host at once. The GPU would wait for larger batches.
 
-512 at once were a third slower).
+On an H200, 512 at once were a third slower.
 """
 COPIED_BY_TWO = 96
-"""Of so many crops a second thread copies half:
+"""From so many crops on, a second thread copies half of them.
 
-512 go through 1.5 times as fast on an H200; of 64 it gains nothing.
+On an H200 this makes 512 crops 1.5 times as fast, and gains nothing for 64.
 """
 COMPILE_AFTER_CROPS = 20_000
-"""Compiling takes half a minute or more, which a short video never gets back; a worker does."""
+"""Compiling takes half a minute or more: too long for a short video, but it pays for a worker."""
 LEAST_COSINE = 0.999
-
-_CROP_SHAPE = (CROP_HEIGHT_PX, CROP_WIDTH_PX, 3)
+"""Between a compiled network's vectors and the uncompiled one's."""
 
 
 def open_gpu(weights: Weights) -> TorchBackend:
-    """Load onto the GPU.
+    """Load the checkpoint onto the GPU.
 
-    Raises WeightsError for bad weights, DeviceLostError where the GPU refuses.
+    Raises WeightsError for bad weights, DeviceLostError if the GPU cannot be used.
     """
     assert weights.checkpoint_path is not None
     state = read_checkpoint(weights.checkpoint_path)
@@ -63,44 +63,45 @@ def open_gpu(weights: Weights) -> TorchBackend:
 
 
 def why_no_kernels() -> str | None:
-    """Return why the GPU's own kernels cannot run here, None where they can."""
+    """Return why the kernels of `gpu_kernels` cannot run here, None if they can."""
     if importlib.util.find_spec("triton") is None:
         return "there is no Triton"
     capability = torch.cuda.get_device_capability()
-    return (
-        None
-        if capability >= LEAST_CAPABILITY
-        else f"its capability is {capability}, Triton asks {LEAST_CAPABILITY}"
-    )
+    if capability < LEAST_CAPABILITY:
+        return f"its capability is {capability}, Triton asks {LEAST_CAPABILITY}"
+    return None
 
 
 def backend_on(device: str, load: Callable[[], OSNet], *, no_kernels: str | None) -> TorchBackend:
-    """The form of the network that a GPU runs best, or for a reason against it, or a fault of it, the plain one."""
+    """Make the backend with the form of the network that a GPU runs fastest, if that works.
+
+    `no_kernels` is a reason not to try it. Otherwise, and if it fails, the backend runs the plain
+    network. `load` is called for each attempt, since making a form changes the network.
+    """
     if no_kernels is None:
         try:
-            return TorchBackend(
-                _moved(GpuNetwork(load()), device), device=device, compiler=_compile
-            )
-        except Exception as error:  # noqa: BLE001 - Triton's own errors, no C compiler for it, a folder without exec
+            return _backend(GpuNetwork(load()), device)
+        # Triton's errors are of no common kind, and it may lack a C compiler or the right to run.
+        except Exception as error:  # noqa: BLE001 - the plain network runs instead
             no_kernels = _first_line(error)
     log.warning("the GPU runs the plain network, which is slower: %s", no_kernels)
-    plain = PixelNetwork(folded(load()), torch.float16)
-    return TorchBackend(_moved(plain, device), device=device, compiler=_compile)
+    return _backend(PixelNetwork(folded(load()), torch.float16), device)
 
 
-def _moved(network: torch.nn.Module, device: str) -> torch.nn.Module:
+def _backend(network: torch.nn.Module, device: str) -> TorchBackend:
     try:
-        return network.to(device)
+        network = network.to(device)
     except RuntimeError as error:
         raise DeviceLostError(_first_line(error)) from error
+    return TorchBackend(network, device=device, compiler=_compile)
 
 
 class TorchBackend:
     """One network on one device. Made and used by `Embedder`, in the network's thread alone.
 
-    A batch that finds no memory is tried again in smaller ones, which are then kept to; where the
-    smallest finds none, or the device fails in any other way, `run` raises DeviceLostError and the
-    backend is done.
+    If there is no memory for a batch, smaller ones are run, from then on. If there is none for the
+    smallest, or the device fails in any other way, `run` raises DeviceLostError, and the backend
+    must not be used any more.
     """
 
     def __init__(
@@ -112,24 +113,32 @@ class TorchBackend:
         compiler: Callable[[Forward], Forward] | None = None,
         compile_after_crops: int = COMPILE_AFTER_CROPS,
     ) -> None:
-        """Take `network`, which is on `device`; a `compiler` is tried once, after `compile_after_crops`."""
+        """Take a `network` that is on `device`, and run it once.
+
+        `sizes` are the batch sizes to use. A `compiler` is tried once, after `compile_after_crops`.
+        Raises DeviceLostError.
+        """
         self.device = device
         self.concurrent = False  # its CUDA graphs write to one memory
         self._network = network
         self._forwards: dict[int, Forward] = dict.fromkeys(sorted(sizes), network)
-        self._compiler, self._crops_until_compile = compiler, compile_after_crops
+        self._compiler = compiler
+        self._crops_until_compile = compile_after_crops
         helper = ThreadPoolExecutor(1, "copy crops")
-        # One is filled while the GPU fetches the other.
+        # One is filled while the GPU reads from the other.
         self._staging = [_Staging(max(sizes), device, helper) for _ in range(2)]
         self.dim = self._probe()
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Batch sizes in use, ascending."""
+        """The batch sizes in use, ascending."""
         return tuple(self._forwards)
 
     def run(self, crops: Uint8Array | Sequence[Uint8Array]) -> Float32Array:
-        """Features (n, dim), not unit length, of crops (n, 256, 128, 3) or of n crops (h, w, 3) of any size."""
+        """Return features (n, dim), not of unit length, of n crops.
+
+        The crops are (n, 256, 128, 3), or n of (h, w, 3). Raises DeviceLostError.
+        """
         parts: list[torch.Tensor] = []
         done = 0
         while done < len(crops):
@@ -138,7 +147,7 @@ class TorchBackend:
             try:
                 parts.append(self._begin(batch, size))
             except RuntimeError as error:  # torch's own errors derive from it
-                self._shrink_or_give_up(error)
+                self._shrink_or_fail(error)
                 continue
             done += len(batch)
         features = self._fetched(parts)
@@ -146,45 +155,52 @@ class TorchBackend:
         return features
 
     def run_on_device(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Features (b, dim) of pixels (b, 256, 128, 3) uint8 on the device already; b is one of `sizes`."""
+        """Return features (b, dim) of pixels (b, 256, 128, 3) uint8 that are on the device.
+
+        b must be one of `sizes`.
+        """
         with torch.inference_mode():
             return self._forwards[len(pixels)](pixels)
 
     def compile_now(self) -> None:
-        """Try the compiler, and keep what it made for each batch size that it makes faster."""
-        if self._compiler is None:
+        """Try the compiler, and use its result for each batch size that it makes faster."""
+        compiler = self._compiler
+        if compiler is None:
             return
-        compiler, self._compiler = self._compiler, None
+        self._compiler = None  # whatever comes of it, once is enough
         try:
             compiled = compiler(self._network)
             for size in self._forwards:
                 self._forwards[size] = self._faster(compiled, size)
-        except Exception as error:  # noqa: BLE001 - compilers raise anything, and nothing depends on this one
+        except Exception as error:  # noqa: BLE001 - compilers raise anything; nothing depends on it
             log.warning("the network runs uncompiled on %s: %s", self.device, _first_line(error))
             self._forwards = dict.fromkeys(self._forwards, self._network)
 
     def _probe(self) -> int:
-        size = min(self._forwards)
+        crops = np.zeros((1, *CROP_SHAPE), np.uint8)
         try:
-            return int(
-                self._fetched([self._begin(np.zeros((1, *_CROP_SHAPE), np.uint8), size)]).shape[1]
-            )
+            features = self._fetched([self._begin(crops, min(self._forwards))])
+            return int(features.shape[1])
         except RuntimeError as error:
             raise DeviceLostError(_first_line(error)) from error
 
     def _size_for(self, count: int) -> int:
-        """Take the next size above where it will be half full or more, else the next below."""
-        fits = [
-            size
-            for size in self._forwards
-            if size >= count and (2 * count >= size or size == min(self._forwards))
-        ]
-        return min(fits) if fits else max(size for size in self._forwards if size <= count)
+        """Return the batch size for `count` crops.
+
+        It is the next one above if that will be at least half full, else the next one below. The
+        smallest is also taken if it will not be half full.
+        """
+        smallest = min(self._forwards)
+        above = min((size for size in self._forwards if size >= count), default=None)
+        if above is not None and (2 * count >= above or above == smallest):
+            return above
+        return max(size for size in self._forwards if size <= count)
 
     def _begin(self, crops: Uint8Array | Sequence[Uint8Array], size: int) -> torch.Tensor:
-        """Queue a batch and return its features, which the device still has to compute."""
+        """Queue a batch and return its features, which the device has yet to compute."""
         output = self.run_on_device(self._on_device(crops, size))
-        return output[: len(crops)].clone()  # a CUDA graph writes its next output to the same place
+        # A copy, since a CUDA graph writes its next output to the same place.
+        return output[: len(crops)].clone()
 
     def _fetched(self, parts: list[torch.Tensor]) -> Float32Array:
         if not parts:
@@ -198,20 +214,20 @@ class TorchBackend:
         return features
 
     def _on_device(self, crops: Uint8Array | Sequence[Uint8Array], size: int) -> torch.Tensor:
-        """Bring crops to the device, resize them there where they need it, and pad the batch to `size`."""
-        if isinstance(crops, np.ndarray) and crops.shape[1:] == _CROP_SHAPE:
+        """Copy crops to the device, resize them there if needed, and pad the batch to `size`."""
+        if are_sized(crops):
             self._staging.reverse()
             return self._staging[0].send(crops, size)
-        pixels = torch.zeros((size, *_CROP_SHAPE), dtype=torch.uint8, device=self.device)
+        pixels = torch.zeros((size, *CROP_SHAPE), dtype=torch.uint8, device=self.device)
         by_shape: dict[tuple[int, ...], list[int]] = {}
         for i, crop in enumerate(crops):
             by_shape.setdefault(crop.shape, []).append(i)
         for rows in by_shape.values():
-            alike = torch.from_numpy(np.stack([crops[i] for i in rows])).to(self.device)
-            pixels[rows] = resize(alike)
+            same_shape = torch.from_numpy(np.stack([crops[i] for i in rows])).to(self.device)
+            pixels[rows] = resize(same_shape)
         return pixels
 
-    def _shrink_or_give_up(self, error: RuntimeError) -> None:
+    def _shrink_or_fail(self, error: RuntimeError) -> None:
         out_of_memory = (
             isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error).lower()
         )
@@ -234,31 +250,42 @@ class TorchBackend:
             self.compile_now()
 
     def _faster(self, compiled: Forward, size: int) -> Forward:
-        """Return which of the two is faster at `size`; a compiled one whose vectors differ raises."""
-        pixels = torch.randint(0, 256, (size, *_CROP_SHAPE), dtype=torch.uint8, device=self.device)
+        """Return the faster of `compiled` and the network as it is, at batch size `size`.
+
+        Raises RuntimeError if the compiled one gives other vectors.
+        """
+        pixels = torch.randint(0, 256, (size, *CROP_SHAPE), dtype=torch.uint8, device=self.device)
         with torch.inference_mode():
             plain = self._network(pixels).clone()
             for _ in range(2):  # compiles, records the CUDA graph
                 compiled(pixels)
-            mine = compiled(pixels)  # replays it
-            least = float(functional.cosine_similarity(plain, mine).min())
-            if not least >= LEAST_COSINE:
+            replayed = compiled(pixels)
+            least = float(functional.cosine_similarity(plain, replayed).min())
+            if not least >= LEAST_COSINE:  # true for nan as well
                 raise RuntimeError(f"compiled vectors differ at batch {size}: cosine {least:.4f}")
-            spent = [seconds_a_run(forward, pixels) for forward in (self._network, compiled)]
-        return compiled if spent[1] < spent[0] else self._network
+            plain_seconds = seconds_a_run(self._network, pixels)
+            compiled_seconds = seconds_a_run(compiled, pixels)
+        return compiled if compiled_seconds < plain_seconds else self._network
 
 
 class _Staging:
-    """Page-locked memory, from which the GPU fetches by itself; reused, since locking costs more than copying."""
+    """Page-locked memory of so many crops, from which the GPU reads without the processor.
+
+    It is reused, since locking memory costs more than copying into it.
+    """
 
     def __init__(self, crops: int, device: str, helper: ThreadPoolExecutor) -> None:
-        self._device, self._helper = device, helper
+        self._device = device
+        self._helper = helper
         on_gpu = device == "cuda"
-        self._memory = torch.empty((crops, *_CROP_SHAPE), dtype=torch.uint8, pin_memory=on_gpu)
+        self._memory = torch.empty((crops, *CROP_SHAPE), dtype=torch.uint8, pin_memory=on_gpu)
         self._fetched = torch.cuda.Event() if on_gpu else None
 
     def send(self, crops: Uint8Array, size: int) -> torch.Tensor:
-        """Pixels (size, 256, 128, 3) on the device; what is there of the last ones is unread."""
+        """Return pixels (size, 256, 128, 3) on the device, of which the first are `crops`.
+
+        The rest are remains of earlier batches, whose features nobody reads.
+        """
         if self._fetched is not None:
             self._fetched.synchronize()
         staged = self._memory[:size]
@@ -269,20 +296,23 @@ class _Staging:
         return pixels
 
     def _copy(self, crops: Uint8Array, into: Uint8Array) -> None:
-        """Not by torch's own threads: with all 16 cores' they took milliseconds over 8 crops."""
-        half = len(crops) // 2 if len(crops) >= COPIED_BY_TWO else 0
-        others = self._helper.submit(np.copyto, into[:half], crops[:half]) if half else None
+        # Not by torch's own threads: on 16 cores they took milliseconds over 8 crops.
+        if len(crops) < COPIED_BY_TWO:
+            into[:] = crops
+            return
+        half = len(crops) // 2
+        first_half = self._helper.submit(np.copyto, into[:half], crops[:half])
         into[half:] = crops[half:]
-        if others is not None:
-            others.result()
+        first_half.result()
 
 
 def resize(pixels: torch.Tensor) -> torch.Tensor:
-    """Resize (b, h, w, 3) uint8 to (b, 256, 128, 3) uint8 on its device: what torchvision's antialiased resize calls.
+    """Resize (b, h, w, 3) uint8 to (b, 256, 128, 3) uint8 on the device where it is.
 
-    It is Pillow's filter, within a step of a pixel's value.
+    This is what torchvision's antialiased resize calls. It is Pillow's filter: values differ from
+    Pillow's by at most 1.
     """
-    if pixels.shape[1:] == _CROP_SHAPE:
+    if pixels.shape[1:] == CROP_SHAPE:
         return pixels
     images = pixels.permute(0, 3, 1, 2).float()  # (b, 3, h, w)
     size = (CROP_HEIGHT_PX, CROP_WIDTH_PX)
@@ -291,24 +321,29 @@ def resize(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def seconds_a_run(forward: Forward, pixels: torch.Tensor, runs: int = 10) -> float:
-    """Mean seconds of a run, the device's work included. Call it warm, in inference mode."""
-    waits = pixels.device.type == "cuda"
-    if waits:
+    """Return the mean seconds of a run, with the device's work.
+
+    Call it in inference mode, after a run that warms up.
+    """
+    on_gpu = pixels.device.type == "cuda"
+    if on_gpu:
         torch.cuda.synchronize()
     start = time.perf_counter()
     for _ in range(runs):
         forward(pixels)
-    if waits:
+    if on_gpu:
         torch.cuda.synchronize()
     return (time.perf_counter() - start) / runs
 
 
 def _compile(network: Forward) -> Forward:
+    # "reduce-overhead" records and replays a CUDA graph for each batch size.
     compiled: Forward = torch.compile(
         network, mode="reduce-overhead", dynamic=False, fullgraph=True
     )
-    return compiled  # replayed as a CUDA graph, one a batch size
+    return compiled
 
 
 def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).strip().split(chr(10), 1)[0]}"
+    first_line = str(error).strip().split("\n", 1)[0]
+    return f"{type(error).__name__}: {first_line}"

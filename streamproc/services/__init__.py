@@ -1,1 +1,1 @@
-"""The services of the stream: worker, matcher, animator, and all three in one terminal."""
+"""The services of the stream: worker, matcher, animator, and `dev`, which runs all three."""

@@ -1,8 +1,8 @@
-"""The animator, the side consumer: the same videos in, one WebP a person out; its death or slowness stops nothing.
+"""The animator: the same videos in as the worker's, one WebP animation a person out.
 
-It reads `video-ready` in a group of its own and decodes for itself. Crops are never sent over
-Kafka, so the alternative would be a store of crops between worker and animator, written for every
-person and read once.
+It is a side consumer: its death or slowness stops nothing else. It reads `video-ready` in a group
+of its own and decodes for itself. Crops are never sent over Kafka, so the alternative would be a
+store of crops between worker and animator, written for every person and read once.
 """
 
 from __future__ import annotations
@@ -15,180 +15,165 @@ from streamproc.animation import encode_webp
 from streamproc.errors import MachineError
 from streamproc.events import AnimationReady, Fault
 from streamproc.ids import person_key_of
-from streamproc.kafka.cancellations import Cancellations
-from streamproc.kafka.connection import patiently
-from streamproc.kafka.long_jobs import LongJobs
-from streamproc.kafka.publisher import Publisher
 from streamproc.kafka.records import trace_of
-from streamproc.kafka.topics import ensure_topics
 from streamproc.pipeline.animate import RunIds
-from streamproc.pipeline.pipeline import Pipeline, Stop
-from streamproc.pipeline.resources import VideoStats, load_network, video_limits
+from streamproc.pipeline.job import Stop
+from streamproc.pipeline.pipeline import Pipeline
+from streamproc.pipeline.resources import VideoStats, find_weights_sha256, video_limits
+from streamproc.services.intake import VideoIntake
 from streamproc.services.logs import log_about
-from streamproc.services.metrics import VideoMetrics
 from streamproc.services.service import Service
-from streamproc.services.videos import open_job, read_request, take_videos
+from streamproc.services.videos import open_job, read_request
 from streamproc.storage.animations import AnimationStore
-from streamproc.storage.media import MediaStopped, media_access
+from streamproc.storage.media import MediaStoppedError
 
 if TYPE_CHECKING:
     from streamproc.events import Event
     from streamproc.kafka.records import Record
+    from streamproc.pipeline.animate import AnimateStage
     from streamproc.pipeline.pipeline import VideoSummary
+    from streamproc.services.videos import Request
     from streamproc.settings import Settings
     from streamproc.types import Bucket
 
 log = logging.getLogger(__name__)
 
-SIZE_PX, FRAMES_PER_SECOND = 256, 10
+SIZE_PX = 256
+FRAMES_PER_SECOND = 10
 
 
 async def run_animator(settings: Settings) -> None:
-    """Run until a signal comes.
-
-    Raises UsageError where nothing can be written to `animator.output_uri`.
-    """
+    """Run until a signal comes; raises UsageError if `animator.output_uri` cannot be written to."""
     service = Service("animator", settings)
-    await service.run(lambda: _Animator(settings, service).run())
+    await service.run(lambda: _Animator(service).run())
 
 
 class _Animator:
     """The work of the service, and the handler of its jobs."""
 
-    def __init__(self, settings: Settings, service: Service) -> None:
-        self._settings, self._service = settings, service
-        self._publisher = Publisher(settings, "animator")
-        self._cancellations = Cancellations(settings, "animator")
-        self._media = media_access(settings)
+    _pipeline: Pipeline
+    _animate: AnimateStage
+
+    def __init__(self, service: Service) -> None:
+        settings = service.settings
+        self._settings = settings
+        self._intake = VideoIntake(service, self)
         self._store = AnimationStore(
             settings.animator.output_uri or str(settings.media_root / "animations"),
             media_root=settings.media_root,
             s3_endpoint_url=settings.remote.s3_endpoint_url,
         )
-        self._jobs = LongJobs(
-            settings,
-            name=service.name,
-            topic="video-ready",
-            handler=self,
-            stop=service.stop,
-            on_ready=service.set_ready,
-        )
         self._loop = asyncio.get_running_loop()
-        self._traces: dict[str, bytes | None] = {}
+        self._traces: dict[str, bytes | None] = {}  # by video_id, of the records in work
+        # By run_id: what kept an animation from being stored.
         self._faults: dict[str, MachineError] = {}
 
     async def run(self) -> None:
         await asyncio.to_thread(self._store.check)
-        # Only to know its sha256: a run's id names the weights, and must be the worker's.
-        network = await asyncio.to_thread(load_network, self._settings, "cpu")
+        # A run's id names the weights, and must be the same as the worker's.
+        weights_sha256 = await asyncio.to_thread(find_weights_sha256, self._settings)
         self._pipeline = Pipeline(
             load_network=lambda: None,
-            publish=self._ignore,
+            publish=self._drop,
             write_animation=self._write,
             crop_memory_bytes=self._settings.crop_memory_mib * 1024 * 1024,
             limits=video_limits(self._settings),
             decode_threads=self._settings.threads,
-            weights_sha256=network.weights_sha256,
+            weights_sha256=weights_sha256,
         )
-        del network
-        self._metrics = VideoMetrics(self._service.registry, self._jobs, self._pipeline)
-        await patiently(self._service.stop, "topics", lambda: ensure_topics(self._settings))
-        async with self._pipeline, self._publisher:
-            await take_videos(self._service.stop, self._cancellations, self._jobs)
+        assert self._pipeline.animate is not None  # as `write_animation` is given
+        self._animate = self._pipeline.animate
+        await self._intake.run(self._pipeline)
 
-    async def _ignore(self, event: Event) -> None:
-        """Persons and closings are the worker's to publish."""
+    async def _drop(self, event: Event) -> None:
+        """Publish no person and no closing: the worker does that."""
 
     async def handle(self, record: Record, attempt: int) -> None:
-        """Animate one video's persons; returns when all animations are stored and announced."""
+        """Animate one video's persons; return when all animations are stored and announced."""
         request = read_request(record, self._settings)
-        event, stop, stats = request.event, Stop(), VideoStats()
-        if not request.animate or self._cancellations.holds(
-            event.video_id, request.submitted_at_ms
-        ):
+        if not request.animate or self._intake.is_cancelled(request):
             return
-        with (
-            log_about(video_id=event.video_id, gallery_id=event.gallery_id),
-            self._cancellations.watching(event.video_id, stop),
-        ):
-            self._traces[event.video_id] = trace_of(record)
-            self._metrics.watch(stats)
+        stats = VideoStats()
+        stop = Stop()
+        with self._intake.processing(request, stats, stop):
+            self._traces[request.event.video_id] = trace_of(record)
             try:
-                async with open_job(request, self._media, stop) as job:
-                    summary = await self._pipeline.process(job, stats, stop)
-                    assert self._pipeline.animate is not None
-                    await self._pipeline.animate.finish(event.video_id)
-            except MediaStopped:
-                return
+                summary = await self._process(request, stats, stop)
+            except MediaStoppedError:
+                return  # cancelled while it was fetched
             finally:
-                self._metrics.unwatch(stats)
-                self._traces.pop(event.video_id, None)
-            await self._say_what_is_missing(
-                RunIds(event.gallery_id, event.video_id, summary.run_id), summary
-            )
-            self._metrics.ended(summary.outcome)
+                self._traces.pop(request.event.video_id, None)
+            run = RunIds(request.event.gallery_id, request.event.video_id, summary.run_id)
+            await self._announce_missing(run, summary)
+            self._intake.metrics.count_video(summary.outcome)
             with log_about(run_id=summary.run_id):
                 log.info(
                     "%s: %d animations, attempt %d", summary.outcome, stats.animations_done, attempt
                 )
 
-    async def _say_what_is_missing(self, run: RunIds, summary: VideoSummary) -> None:
-        """Raise the fault of the machine that kept animations from being stored; announce those that will not come."""
-        assert self._pipeline.animate is not None
-        errors = self._pipeline.animate.errors
-        missing = {
-            person: errors.pop((video, person))
-            for video, person in list(errors)
-            if video == run.video_id
-        }
-        if (fault := self._faults.pop(run.run_id, None)) is not None:
+    async def _process(self, request: Request, stats: VideoStats, stop: Stop) -> VideoSummary:
+        async with open_job(request, self._intake.media, stop) as job:
+            summary = await self._pipeline.process(job, stats, stop)
+            await self._animate.join(request.event.video_id)
+        return summary
+
+    async def _announce_missing(self, run: RunIds, summary: VideoSummary) -> None:
+        """Announce which animations will not come.
+
+        Raises the MachineError that kept one from being stored: then the video is tried again.
+        """
+        errors = self._animate.errors
+        own = [(video_id, person_id) for video_id, person_id in errors if video_id == run.video_id]
+        texts = {person_id: errors.pop((video_id, person_id)) for video_id, person_id in own}
+        fault = self._faults.pop(run.run_id, None)
+        if fault is not None:
             raise fault
-        for person_id, text in missing.items():
+        for person_id, text in texts.items():
             error = Fault(code="not-made", text=text)
-            await self._publisher.publish(_announcement(run, person_id, "failed", error=error))
+            await self._publish(_announcement(run, person_id, "failed", error=error))
         for skipped in summary.skipped:
             error = Fault(code="skipped", text=skipped.reason)
-            await self._publisher.publish(
-                _announcement(run, skipped.person_id, "skipped", error=error)
-            )
+            await self._publish(_announcement(run, skipped.person_id, "skipped", error=error))
+
+    async def _publish(self, event: AnimationReady) -> None:
+        await self._intake.publisher.publish(event, trace=self._traces.get(event.video_id))
 
     def _write(self, run: RunIds, bucket: Bucket) -> None:
-        """Encode, store and announce one animation, in an animation thread; what it raises is noted by the stage."""
+        """Encode, store and announce one animation, in an animation thread.
+
+        The animate stage notes what this raises.
+        """
         content = encode_webp(bucket.crops, size_px=SIZE_PX, frames_per_second=FRAMES_PER_SECOND)
         try:
             stored = self._store.write(run.video_id, run.run_id, bucket.person_id, content)
-            self._announce(
-                _announcement(
-                    run,
-                    bucket.person_id,
-                    "ready",
-                    uri=stored.uri,
-                    sha256=stored.sha256,
-                    size_bytes=stored.size_bytes,
-                    width_px=SIZE_PX,
-                    height_px=SIZE_PX,
-                    frame_count=len(bucket.crops),
-                    frames_per_second=float(FRAMES_PER_SECOND),
-                    frame_indices=[crop.frame_index for crop in bucket.crops],
-                )
+            announcement = _announcement(
+                run,
+                bucket.person_id,
+                "ready",
+                uri=stored.uri,
+                sha256=stored.sha256,
+                size_bytes=stored.size_bytes,
+                width_px=SIZE_PX,
+                height_px=SIZE_PX,
+                frame_count=len(bucket.crops),
+                frames_per_second=float(FRAMES_PER_SECOND),
+                frame_indices=[crop.frame_index for crop in bucket.crops],
             )
+            # The thread waits for the acknowledgement, so that it does not run ahead of Kafka.
+            publishing = self._publish(announcement)
+            asyncio.run_coroutine_threadsafe(publishing, self._loop).result()
         except MachineError as error:
             self._faults[run.run_id] = error
             raise
 
-    def _announce(self, event: AnimationReady) -> None:
-        """Publish from an animation thread, and wait: it is the thread's back-pressure."""
-        sending = self._publisher.publish(event, trace=self._traces.get(event.video_id))
-        asyncio.run_coroutine_threadsafe(sending, self._loop).result()
-
     async def refuse(self, record: Record, *, code: str, text: str, attempts: int) -> None:
-        """Leave the record: the worker, which reads the same, dead-letters it."""
+        """Only log it: the worker reads the same record and publishes the dead letter."""
         del attempts
         log.warning("not animated: %s@%d: %s: %s", record.topic, record.offset, code, text)
-        self._metrics.ended("failed")
+        self._intake.metrics.count_video("failed")
 
     async def retrying(self, record: Record, attempt: int, error: Exception) -> None:
-        """Nothing to say beyond the log."""
+        """Do nothing: `LongJobs` has logged it."""
 
 
 def _announcement(run: RunIds, person_id: int, state: str, **fields: object) -> AnimationReady:

@@ -1,4 +1,7 @@
-"""`streamproc dev`: worker, matcher and animator in one terminal, with a broker of its own where none is named."""
+"""`streamproc dev`: worker, matcher and animator in one terminal.
+
+It starts a Kafka broker of its own unless the settings name one.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from typing import TYPE_CHECKING
 
 from streamproc.kafka.local_broker import LocalBroker, find_jars, free_port
@@ -20,29 +24,30 @@ if TYPE_CHECKING:
 SERVICES = ("worker", "matcher", "animator")
 _USUAL_PORT = 9092
 _RESTART_SECONDS = (1.0, 2.0, 4.0, 8.0)
+"""How long to wait before a service is started again, by how often it died in a row."""
 _STEADY_SECONDS = 30.0
-_USAGE = 2  # a line says why; starting again says it again
+"""A service that ran for so long did not die in a row."""
+_EXIT_USAGE = 2
+"""The exit code of a usage error: to start the service again would give the same."""
 
 
 async def run_dev(settings: Settings, *, folder: Path, config_file: Path | None) -> None:
-    """Run until Ctrl-C or SIGTERM; a service that dies is started again.
+    """Run until Ctrl-C or SIGTERM, then stop all that was started; restart a service that dies.
 
-    Stops all that it started.
+    `folder` holds Kafka's data and the matcher's state. Raises UsageError if no Kafka can be had,
+    MachineError if it does not start.
     """
     broker = None
     if "bootstrap" not in settings.model_fields_set:
-        broker = LocalBroker(
-            find_jars(settings.expanded_cache_folder()),
-            folder / "kafka",
-            port=free_port(_USUAL_PORT),
-        )
+        jars = find_jars(settings.expanded_cache_folder())
+        broker = LocalBroker(jars, folder / "kafka", port=free_port(_USUAL_PORT))
         _say(f"starting Kafka, its data in {folder / 'kafka'}")
         await asyncio.to_thread(broker.start)
         settings = settings.model_copy(update={"bootstrap": (broker.bootstrap,)})
     try:
         settings.media_root.mkdir(parents=True, exist_ok=True)
         await ensure_topics(settings)
-        _say_what_next(settings, is_usual=broker is None or broker.port == _USUAL_PORT)
+        _say_what_next(settings)
         await _run_services(_environment(settings, folder, config_file))
     finally:
         if broker is not None:
@@ -73,18 +78,19 @@ async def _run_services(environment: dict[str, str]) -> None:
 
 
 async def _keep_running(name: str, environment: dict[str, str], stop: asyncio.Event) -> None:
-    """Run one service until `stop`; start it again where it died, not where it refused to start."""
+    """Run one service until `stop`; start it again if it died, but not after a usage error."""
     deaths = 0
     while not stop.is_set():
-        began = asyncio.get_running_loop().time()
+        start_seconds = time.monotonic()
         code = await _run_service(name, environment, stop)
         if stop.is_set():
             return
-        if code == _USAGE:
+        if code == _EXIT_USAGE:
             _say(f"{name} ended with code {code}: see its last line; stopping")
             stop.set()
             return
-        deaths = 0 if asyncio.get_running_loop().time() - began > _STEADY_SECONDS else deaths
+        if time.monotonic() - start_seconds > _STEADY_SECONDS:
+            deaths = 0
         wait_seconds = _RESTART_SECONDS[min(deaths, len(_RESTART_SECONDS) - 1)]
         deaths += 1
         _say(f"{name} died (code {code}); starting it again in {wait_seconds:.0f} s")
@@ -93,7 +99,7 @@ async def _keep_running(name: str, environment: dict[str, str], stop: asyncio.Ev
 
 
 async def _run_service(name: str, environment: dict[str, str], stop: asyncio.Event) -> int:
-    # A session of its own: Ctrl-C reaches this process alone, which passes it on once.
+    # A session of its own: Ctrl-C reaches only this process, which then stops the services once.
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -104,30 +110,32 @@ async def _run_service(name: str, environment: dict[str, str], stop: asyncio.Eve
         start_new_session=True,
     )
     assert process.stderr is not None
-    ending = asyncio.create_task(_end_on(stop, process))
+    stopping = asyncio.create_task(_stop_on(stop, process))
     try:
         async for line in process.stderr:
             _say(f"{name:8} {line.decode(errors='replace').rstrip()}")
         return await process.wait()
     finally:
-        ending.cancel()
+        stopping.cancel()
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
         await process.wait()
 
 
-async def _end_on(stop: asyncio.Event, process: asyncio.subprocess.Process) -> None:
+async def _stop_on(stop: asyncio.Event, process: asyncio.subprocess.Process) -> None:
     await stop.wait()
     with contextlib.suppress(ProcessLookupError):
         process.terminate()
 
 
-def _say_what_next(settings: Settings, *, is_usual: bool) -> None:
+def _say_what_next(settings: Settings) -> None:
     address = ",".join(settings.bootstrap)
-    flag = "" if is_usual and address == "127.0.0.1:9092" else f" --bootstrap {address}"
+    (default,) = type(settings).model_fields["bootstrap"].default
+    flag = "" if address == default else f" --bootstrap {address}"
     root = settings.media_root
     _say(
-        f"Kafka at {address}; put videos with their tracks under {root}/, then in another terminal:\n"
+        f"Kafka at {address}; put videos with their tracks under {root}/, "
+        "then in another terminal:\n"
         f"    streamproc submit {root}/video.mp4{flag}\n"
         f"    streamproc watch{flag}\n"
         "Ctrl-C here stops everything."
@@ -135,4 +143,5 @@ def _say_what_next(settings: Settings, *, is_usual: bool) -> None:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)  # noqa: T201 - the command's own terminal
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()

@@ -1,4 +1,7 @@
-"""Logs of the services: one line an event, as text or JSON, with the video, gallery and run that it is about."""
+"""Logs of the services: one line an event, as text or JSON.
+
+Each line names the video, the gallery and the run that it is about.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,11 @@ import logging
 import sys
 from contextlib import contextmanager
 from contextvars import ContextVar
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import orjson
+
+from streamproc.events import timestamp_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,8 +25,9 @@ _about: ContextVar[dict[str, str] | None] = ContextVar("about", default=None)
 
 @contextmanager
 def log_about(**ids: str | None) -> Iterator[None]:
-    """Name what the log lines inside are about (`video_id`, `gallery_id`, `run_id`); tasks begun inside inherit it."""
-    token = _about.set((_about.get() or {}) | {name: value for name, value in ids.items() if value})
+    """Add `video_id`, `gallery_id` or `run_id` to log lines inside, and of tasks begun inside."""
+    given = {name: value for name, value in ids.items() if value}
+    token = _about.set((_about.get() or {}) | given)
     try:
         yield
     finally:
@@ -30,29 +35,27 @@ def log_about(**ids: str | None) -> Iterator[None]:
 
 
 def set_up_logs(settings: ServiceSettings, service: str) -> None:
-    """Send the process's logs to stderr in the format of the settings; other libraries' only from warnings on."""
+    """Send the process's logs to stderr as the settings say; only warnings of other libraries."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json(service) if settings.log_format == "json" else _Text())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger("streamproc").setLevel(settings.log_level)
-    # Reports each reconnect of each client, dozens a second while a broker is away; ours say it
-    # once.
+    # aiokafka reports each attempt of each client to connect: dozens a second while a broker is
+    # away. The services report it once.
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 
 
 def _utc(record: logging.LogRecord) -> str:
-    return (
-        datetime.fromtimestamp(record.created, UTC)
-        .isoformat(timespec="milliseconds")
-        .replace("+00:00", "Z")
-    )
+    return timestamp_of(record.created * 1000)
 
 
 class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         about = "".join(f" {name}={value}" for name, value in (_about.get() or {}).items())
         line = f"{_utc(record)} {record.levelname.lower()} {record.getMessage()}{about}"
-        return line if not record.exc_info else f"{line}\n{self.formatException(record.exc_info)}"
+        if record.exc_info:
+            return f"{line}\n{self.formatException(record.exc_info)}"
+        return line
 
 
 class _Json(logging.Formatter):

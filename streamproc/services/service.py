@@ -1,4 +1,4 @@
-"""What worker, matcher and animator have in common: signals, one HTTP server for health and metrics, logs, an end."""
+"""What all services have in common: signals, logs, and an HTTP server for health and metrics."""
 
 from __future__ import annotations
 
@@ -26,37 +26,37 @@ PORTS = {"worker": 8081, "matcher": 8082, "animator": 8083}
 
 
 class Service:
-    """One service process.
+    """One service process. Used by one event loop.
 
-    Its work looks at `stop`, sets `ready`, counts in `registry`, and may add `routes`.
+    Its work ends when `stop` is set, sets `ready` while it takes records, counts in `registry`, and
+    may add `routes` to the HTTP server. `listening` is set once that server answers at `port`.
 
-    The first SIGTERM or SIGINT sets `stop`: the work finishes or gives up within the grace time. A
-    second one, or the grace time's end, cancels it. Nothing is lost either way: what was not
-    acknowledged comes again.
+    The first SIGTERM or SIGINT sets `stop`: the work finishes within the grace time. A second one,
+    or the end of the grace time, cancels it. Nothing is lost either way: what was not acknowledged
+    comes again.
     """
 
     def __init__(self, name: str, settings: Settings) -> None:
         self.name = name
         self.settings = settings
         self.stop = asyncio.Event()
-        self.ready = False
+        self.ready = asyncio.Event()
         self.registry = CollectorRegistry()
         self.routes: list[web.RouteDef] = []
+        self.listening = asyncio.Event()
         self.port = 0
-        """Where HTTP answers, once it does."""
         self.dead_letters = Counter(
-            "streamproc_dead_letters", "Records given up", ["code"], registry=self.registry
+            "streamproc_dead_letters",
+            "Records sent to dead-letters",
+            ["code"],
+            registry=self.registry,
         )
-        Gauge("streamproc_info", "Version", ["service", "version"], registry=self.registry).labels(
-            name, __version__
-        ).set(1)
-
-    def set_ready(self, ready: bool) -> None:  # noqa: FBT001 - a callback of one value
-        """Say whether the service takes work: what `/readyz` answers."""
-        self.ready = ready
+        labels = ["service", "version"]
+        info = Gauge("streamproc_info", "Version", labels, registry=self.registry)
+        info.labels(name, __version__).set(1)
 
     async def run(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Run `work` until it ends or a signal ends it; raises what it raised."""
+        """Run `work` until it ends or a signal ends it; raises what `work` raised."""
         set_up_logs(self.settings.service, self.name)
         task = asyncio.ensure_future(work())
         loop = asyncio.get_running_loop()
@@ -71,9 +71,9 @@ class Service:
         try:
             await task
         except asyncio.CancelledError:
-            log.warning("given up: what was not finished comes again")
+            log.warning("stopped by force: what was not finished comes again")
         finally:
-            self.ready = False
+            self.ready.clear()
             await runner.cleanup()
             log.info("%s has stopped", self.name)
 
@@ -82,7 +82,7 @@ class Service:
             task.cancel()
             return
         grace_seconds = self.settings.service.grace_seconds
-        log.info("stopping: finishing what is begun, for at most %.0f s", grace_seconds)
+        log.info("stopping: finishing what has begun, for at most %.0f s", grace_seconds)
         self.stop.set()
         asyncio.get_running_loop().call_later(grace_seconds, task.cancel)
 
@@ -105,9 +105,11 @@ class Service:
         except OSError as error:
             await runner.cleanup()
             raise MachineError(
-                f"{options.http_host}:{port}: cannot listen there ({error.strerror}); set service.http_port (0: any)"
+                f"{options.http_host}:{port}: cannot listen there ({error.strerror}); "
+                "set service.http_port (0: any)"
             ) from error
         self.port = runner.addresses[0][1]
+        self.listening.set()
         log.info("%s: health and metrics at http://%s:%d", self.name, options.http_host, self.port)
         return runner
 
@@ -115,7 +117,7 @@ class Service:
         return web.json_response({"status": "ok", "service": self.name, "version": __version__})
 
     async def _readyz(self, _: web.Request) -> web.Response:
-        ready = self.ready and not self.stop.is_set()
+        ready = self.ready.is_set() and not self.stop.is_set()
         return web.json_response({"ready": ready}, status=200 if ready else 503)
 
     async def _metrics(self, _: web.Request) -> web.Response:

@@ -1,4 +1,7 @@
-"""The worker: videos in, one event a person out; several videos at once, their crops embedded in common batches."""
+"""The worker: videos in, one event a person out.
+
+It processes several videos at once; their crops are embedded in common batches.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +15,19 @@ from typing import TYPE_CHECKING
 
 from streamproc.errors import MachineError, TimeLimitError, UsageError
 from streamproc.events import Fault, VideoProgress, Warned
-from streamproc.kafka.cancellations import Cancellations
-from streamproc.kafka.connection import patiently
-from streamproc.kafka.long_jobs import LongJobs
-from streamproc.kafka.publisher import Publisher
 from streamproc.kafka.records import trace_of
-from streamproc.kafka.topics import ensure_topics
-from streamproc.pipeline.pipeline import Pipeline, Stop, VideoSummary
+from streamproc.pipeline.job import Stop
+from streamproc.pipeline.pipeline import Pipeline, VideoSummary
 from streamproc.pipeline.resources import VideoStats, load_network, video_limits
+from streamproc.services.intake import VideoIntake
 from streamproc.services.logs import log_about
-from streamproc.services.metrics import VideoMetrics
 from streamproc.services.service import Service
-from streamproc.services.videos import announced_by, open_job, read_request, take_videos
-from streamproc.storage.media import MediaStopped, media_access
+from streamproc.services.videos import event_of, open_job, read_request
+from streamproc.storage.media import MediaStoppedError
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from streamproc.events import Event
     from streamproc.kafka.records import Record
     from streamproc.services.videos import Request
@@ -36,41 +37,33 @@ log = logging.getLogger(__name__)
 
 PROGRESS_SECONDS = 1.0
 WEDGED_SECONDS = 60.0
-"""After its time limit a video may take this long to end; then a decoder hangs, and only the process's end helps."""
+"""How long a video may take to end after its time limit.
+
+If it takes longer, a decoder hangs, and only the end of the process helps.
+"""
 EXIT_WEDGED = 70
 
 _trace: ContextVar[bytes | None] = ContextVar("trace", default=None)
 
 
 async def run_worker(settings: Settings) -> None:
-    """Run until a signal comes.
-
-    Raises UsageError or WeightsError at the start; a fault of Kafka is waited out.
-    """
+    """Run until a signal comes; raises UsageError or WeightsError at the start."""
     if not settings.clustering.enabled:
         raise UsageError(
-            "a worker embeds: expected clustering.enabled to be true; `streamproc animator` needs no network"
+            "a worker embeds: expected clustering.enabled to be true; "
+            "`streamproc animator` needs no network"
         )
     service = Service("worker", settings)
-    await service.run(lambda: _Worker(settings, service).run())
+    await service.run(lambda: _Worker(service).run())
 
 
 class _Worker:
     """The work of the service, and the handler of its jobs."""
 
-    def __init__(self, settings: Settings, service: Service) -> None:
-        self._settings, self._service = settings, service
-        self._publisher = Publisher(settings, "worker")
-        self._cancellations = Cancellations(settings, "worker")
-        self._media = media_access(settings)
-        self._jobs = LongJobs(
-            settings,
-            name=service.name,
-            topic="video-ready",
-            handler=self,
-            stop=service.stop,
-            on_ready=service.set_ready,
-        )
+    def __init__(self, service: Service) -> None:
+        settings = service.settings
+        self._service = service
+        self._intake = VideoIntake(service, self)
         self._pipeline = Pipeline(
             load_network=lambda: load_network(settings),
             publish=self._publish,
@@ -80,91 +73,94 @@ class _Worker:
             decode_threads=settings.threads,
             embed_ahead=True,
         )
-        self._metrics = VideoMetrics(service.registry, self._jobs, self._pipeline)
 
     async def run(self) -> None:
-        await patiently(self._service.stop, "topics", lambda: ensure_topics(self._settings))
-        async with self._pipeline, self._publisher:
-            await self._pipeline.ready()
-            await take_videos(self._service.stop, self._cancellations, self._jobs)
+        await self._intake.run(self._pipeline)
 
     async def _publish(self, event: Event) -> None:
-        await self._publisher.publish(event, trace=_trace.get())
+        await self._intake.publisher.publish(event, trace=_trace.get())
 
     async def handle(self, record: Record, attempt: int) -> None:
-        """Process one video; returns when all that it gave is acknowledged."""
+        """Process one video; return when all its events are acknowledged."""
         _trace.set(trace_of(record))
-        request = read_request(record, self._settings)
-        ids = {"video_id": request.event.video_id, "gallery_id": request.event.gallery_id}
-        with log_about(**ids):
-            work = _Work(request, attempt)
-            if self._cancellations.holds(request.event.video_id, request.submitted_at_ms):
-                await self._publish(work.progress("cancelled"))
-                self._metrics.ended("cancelled")
-                return
-            with self._cancellations.watching(request.event.video_id, work.stop):
-                await self._process(work)
+        request = read_request(record, self._service.settings)
+        work = _Work(request, attempt)
+        if self._intake.is_cancelled(request):
+            await self._end_cancelled(work)
+            return
+        with self._intake.processing(request, work.stats, work.stop):
+            await self._publish(work.progress("accepted"))
+            summary = await self._process(work)
+            if summary is None:
+                await self._end_cancelled(work)
+            else:
+                await self._end(work, summary)
 
-    async def _process(self, work: _Work) -> None:
-        await self._publish(work.progress("accepted"))
-        self._metrics.watch(work.stats)
+    async def _process(self, work: _Work) -> VideoSummary | None:
+        """Take the video through the pipeline; None if it was cancelled before it was fetched."""
         reporting = asyncio.create_task(self._report(work))
         try:
-            async with _time_limit(work), open_job(work.request, self._media, work.stop) as job:
+            async with (
+                _time_limit(work),
+                open_job(work.request, self._intake.media, work.stop) as job,
+            ):
                 summary = await self._pipeline.process(job, work.stats, work.stop)
-            if summary.outcome == "failed":
-                raise TimeLimitError(work.limit_text)
-        except MediaStopped:
+        except MediaStoppedError:
             if work.too_slow:
                 raise TimeLimitError(work.limit_text) from None
-            await self._publish(work.progress("cancelled"))
-            self._metrics.ended("cancelled")
-            return
+            return None
         finally:
             reporting.cancel()
             await asyncio.gather(reporting, return_exceptions=True)
-            self._metrics.unwatch(work.stats)
-        # The matcher says `done` (or `cancelled`), when the last candidate is out; this is the
-        # worker's last word.
+        if summary.outcome == "failed":
+            raise TimeLimitError(work.limit_text)
+        return summary
+
+    async def _end(self, work: _Work, summary: VideoSummary) -> None:
+        # This is the worker's last event. The matcher publishes `done` (or `cancelled`) when it has
+        # published the last candidate.
         if summary.outcome == "done":
             await self._publish(work.progress("embedded", summary=summary))
-        self._metrics.ended(summary.outcome)
+        self._intake.metrics.count_video(summary.outcome)
         with log_about(run_id=summary.run_id):
-            persons, crops = work.stats.persons_embedded, work.stats.crops_embedded
             log.info(
                 "%s: %d persons, %d crops, %.1f s",
                 summary.outcome,
-                persons,
-                crops,
+                work.stats.persons_embedded,
+                work.stats.crops_embedded,
                 work.elapsed_seconds,
             )
 
+    async def _end_cancelled(self, work: _Work) -> None:
+        await self._publish(work.progress("cancelled"))
+        self._intake.metrics.count_video("cancelled")
+
     async def _report(self, work: _Work) -> None:
-        """Say once a second how far a video is, where that has changed."""
-        said = None
+        """Publish once a second how far a video is, if that has changed."""
+        last = None
         while True:
             await asyncio.sleep(PROGRESS_SECONDS)
             now = (work.stats.frames_done, work.stats.persons_embedded)
-            if now != said:
-                said = now
-                with contextlib.suppress(
-                    MachineError
-                ):  # whoever waits for the events themselves hears of it
+            if now != last:
+                last = now
+                # The same fault is raised where the video's own events are published.
+                with contextlib.suppress(MachineError):
                     await self._publish(work.progress("running"))
 
     async def refuse(self, record: Record, *, code: str, text: str, attempts: int) -> None:
-        """Dead-letter the record, and say `failed` where it is known of which video."""
-        await self._publisher.dead_letter(record, code=code, text=text, attempts=attempts)
+        """Publish the dead letter, and `failed` if it is known of which video."""
+        await self._intake.publisher.dead_letter(record, code=code, text=text, attempts=attempts)
         self._service.dead_letters.labels(code).inc()
-        self._metrics.ended("failed")
-        await self._say(record, "failed", attempts, Fault(code=code, text=text))
+        self._intake.metrics.count_video("failed")
+        await self._publish_fault(record, "failed", attempts, Fault(code=code, text=text))
 
     async def retrying(self, record: Record, attempt: int, error: Exception) -> None:
-        """Say that a video is tried again."""
-        await self._say(record, "retrying", attempt, Fault(code="machine", text=str(error)))
+        """Publish that a video will be tried again."""
+        fault = Fault(code="machine", text=str(error))
+        await self._publish_fault(record, "retrying", attempt, fault)
 
-    async def _say(self, record: Record, state: str, attempt: int, fault: Fault) -> None:
-        event = announced_by(record)
+    async def _publish_fault(self, record: Record, state: str, attempt: int, fault: Fault) -> None:
+        event = event_of(record)
         if event is not None:
             progress = VideoProgress.make(
                 gallery_id=event.gallery_id,
@@ -173,41 +169,52 @@ class _Worker:
                 state=state,
                 error=fault,
             )
-            await self._publisher.publish(progress, trace=trace_of(record))
+            await self._intake.publisher.publish(progress, trace=trace_of(record))
 
 
 class _Work:
-    """One video that is being worked on."""
+    """One video in work: what was asked for, how far it is, and what ends it early."""
 
     def __init__(self, request: Request, attempt: int) -> None:
-        self.request, self.attempt = request, attempt
+        self.request = request
+        self.attempt = attempt
         self.stop = Stop()
         self.stats = VideoStats()
         self.too_slow = False
-        self._began = time.monotonic()
+        self._start_seconds = time.monotonic()
 
     @property
     def elapsed_seconds(self) -> float:
-        return time.monotonic() - self._began
+        return time.monotonic() - self._start_seconds
 
     @property
     def limit_text(self) -> str:
         return (
-            f"{self.request.event.video_uri}: took longer than {self.request.time_limit_seconds:g} s; raise "
-            "jobs.time_limit_seconds, or options.time_limit_seconds if that is set, and replay the dead letter"
+            f"{self.request.event.video_uri}: "
+            f"took longer than {self.request.time_limit_seconds:g} s; "
+            "raise jobs.time_limit_seconds, or options.time_limit_seconds if that is set, "
+            "and replay the dead letter"
         )
 
+    def end_too_slow(self) -> None:
+        """End the video early, as it has reached its time limit."""
+        self.too_slow = True
+        self.stop.outcome = "failed"
+        self.stop.set()
+
     def progress(self, state: str, *, summary: VideoSummary | None = None) -> VideoProgress:
-        """The event that says where this video stands."""
+        """Return the event that says where this video stands."""
         stats = self.stats
-        share = stats.frames_done / stats.frames_planned if stats.frames_planned else None
+        fraction = None
+        if stats.frames_planned:
+            fraction = min(1.0, stats.frames_done / stats.frames_planned)
         return VideoProgress.make(
             gallery_id=self.request.event.gallery_id,
             video_id=self.request.event.video_id,
             run_id=None if summary is None else summary.run_id,
             attempt=self.attempt,
             state=state,
-            fraction=None if share is None else min(1.0, share),
+            fraction=fraction,
             frames_decoded=stats.frames_done,
             frames_planned=stats.frames_planned,
             persons_total=stats.persons_total,
@@ -219,50 +226,37 @@ class _Work:
 
 
 def _warnings(summary: VideoSummary) -> list[Warned]:
-    """What was mended or left out."""
-    found = [
-        Warned(code=f"tracks:{code}", text="boxes left out or mended", count=n)
-        for code, n in summary.problems.items()
+    """Return what was left out or repaired."""
+    warnings = [
+        Warned(code=f"tracks:{code}", text="boxes left out or repaired", count=count)
+        for code, count in summary.problems.items()
     ]
-    found += [Warned(code="tracks", text=hint) for hint in summary.hints]
-    if summary.missing_frames:
-        found.append(
-            Warned(
-                code="cut-off",
-                text="frames missing at the end of the file",
-                count=summary.missing_frames,
-            )
-        )
-    if summary.undecodable_frames:
-        found.append(
-            Warned(
-                code="damaged",
-                text="planned frames could not be decoded",
-                count=summary.undecodable_frames,
-            )
-        )
-    if summary.skipped:
-        found.append(
-            Warned(code="skipped", text="persons without an embedding", count=len(summary.skipped))
-        )
-    return found
+    warnings += [Warned(code="tracks", text=hint) for hint in summary.hints]
+    counted = (
+        ("cut-off", "frames missing at the end of the file", summary.missing_frames),
+        ("damaged", "planned frames could not be decoded", summary.undecodable_frames),
+        ("skipped", "persons without an embedding", len(summary.skipped)),
+    )
+    for code, text, count in counted:
+        if count:
+            warnings.append(Warned(code=code, text=text, count=count))
+    return warnings
 
 
 @contextlib.asynccontextmanager
-async def _time_limit(work: _Work):  # type: ignore[no-untyped-def] # noqa: ANN202 - a generator of nothing
-    """End the video in order at its limit; a decoder that hangs then ends the process, which counts as an attempt."""
+async def _time_limit(work: _Work) -> AsyncIterator[None]:
+    """End the video in order at its time limit.
 
-    def too_slow() -> None:
-        work.too_slow, work.stop.outcome = True, "failed"
-        work.stop.set()
-
+    If a decoder hangs then, end the process; `LongJobs` counts that as an attempt.
+    """
     loop = asyncio.get_running_loop()
-    limit = loop.call_later(work.request.time_limit_seconds, too_slow)
-    wedged = loop.call_later(work.request.time_limit_seconds + WEDGED_SECONDS, _end_process, work)
+    limit_seconds = work.request.time_limit_seconds
+    ending = loop.call_later(limit_seconds, work.end_too_slow)
+    wedged = loop.call_later(limit_seconds + WEDGED_SECONDS, _end_process, work)
     try:
         yield
     finally:
-        limit.cancel()
+        ending.cancel()
         wedged.cancel()
 
 

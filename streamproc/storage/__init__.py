@@ -1,1 +1,1 @@
-"""From a URI to bytes and back: the media root, remote files, what is allowed, and where animations go."""
+"""From a URI to bytes and back: the media root, remote files, allow-lists, and animations."""

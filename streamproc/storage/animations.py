@@ -1,7 +1,8 @@
-"""Where the stream's animator puts its files: a folder, or an object store through fsspec."""
+"""Where the animator puts its files: a folder, or an object store through fsspec."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -12,15 +13,17 @@ from urllib.parse import quote, unquote
 
 from streamproc.errors import MachineError, UsageError
 from streamproc.files import replace_file
+from streamproc.storage.s3 import s3_options
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_S3_ATTEMPTS = 3
 _MAX_NAME_CHARS = 120
 _CHECK_NAME = ".streamproc-write-check"
 
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """A file that was written, as `animation-ready` names it."""
+    """A file that was written, as the event `animation-ready` names it."""
 
     uri: str
     sha256: str
@@ -32,13 +35,13 @@ class AnimationStore:
 
     Made by the animator; safe in several threads.
 
-    `uri` is a folder (a path or file://) or whatever fsspec knows, such as s3://bucket/prefix. In a
-    folder a file appears whole or not at all, and object stores promise the same. Writing the same
-    again changes nothing. A file below `media_root` is given as a URI relative to it, which host,
-    containers and cluster read alike; else as file://. S3 credentials come from where boto finds
-    them.
+    `uri` is a folder (a path or file://) or any URI that fsspec knows, such as s3://bucket/prefix.
+    In a folder a file appears whole or not at all, and object stores promise the same. Writing the
+    same file again changes nothing. The URI of a file below `media_root` is relative to it, so that
+    host, containers and cluster can all read it; that of another file begins with file://. S3
+    credentials come from where boto looks for them.
 
-    Raises UsageError where `uri` means nothing, or the package for it is missing.
+    Raises UsageError if `uri` is invalid or needs a package that is not installed.
     """
 
     def __init__(
@@ -56,10 +59,7 @@ class AnimationStore:
         return f"AnimationStore({self._uri!r})"
 
     def check(self) -> None:
-        """Write and remove a small file; raises UsageError in one line where that fails.
-
-        Called once, at the start.
-        """
+        """Write and remove a small file, once at the start; raises UsageError if that fails."""
         try:
             self._put(_CHECK_NAME, b"")
         except MachineError as error:
@@ -67,7 +67,7 @@ class AnimationStore:
         self._remove(_CHECK_NAME)
 
     def write(self, video_id: str, run_id: str, person_id: int, content: bytes) -> StoredFile:
-        """Write one animation; raises MachineError where the disk or the store fails."""
+        """Write one animation; raises MachineError if the disk or the store fails."""
         relative = f"{_safe_name(video_id)}/{_safe_name(run_id)}/person_{person_id}.webp"
         self._put(relative, content)
         return StoredFile(self._uri_of(relative), hashlib.sha256(content).hexdigest(), len(content))
@@ -77,7 +77,8 @@ class AnimationStore:
             return f"{self._uri}/{relative}"
         path = self._folder / relative
         if self._media_root is not None:
-            resolved, root = (Path(os.path.realpath(each)) for each in (path, self._media_root))
+            resolved = Path(os.path.realpath(path))
+            root = Path(os.path.realpath(self._media_root))
             if resolved.is_relative_to(root):
                 return quote(os.fsencode(resolved.relative_to(root)))
         return path.as_uri()
@@ -89,23 +90,24 @@ class AnimationStore:
             else:
                 replace_file(self._folder / relative, content)
         except Exception as error:  # each fsspec backend has errors of its own
-            reason = (
-                getattr(error, "strerror", None)
-                or " ".join(str(error).split())[:160]
-                or type(error).__name__
-            )
             raise MachineError(
-                f"{self._uri}/{relative}: cannot be written ({reason}); check room, permissions and the store"
+                f"{self._uri}/{relative}: cannot be written ({_reason(error)}); "
+                "check room, permissions and the store"
             ) from error
 
     def _remove(self, relative: str) -> None:
-        try:
+        # Credentials that may write but not remove are good practice, so a failure is no error.
+        with contextlib.suppress(Exception):
             if self._folder is None:
                 self._fs.rm_file(f"{self._prefix}/{relative}")
             else:
                 (self._folder / relative).unlink(missing_ok=True)
-        except Exception:  # noqa: BLE001, S110 - credentials that may write and not remove are good practice
-            pass
+
+
+def _reason(error: Exception) -> str:
+    """Return the fault on one short line."""
+    strerror: str | None = getattr(error, "strerror", None)
+    return strerror or " ".join(str(error).split())[:160] or type(error).__name__
 
 
 def _local_folder(uri: str) -> Path | None:
@@ -113,7 +115,8 @@ def _local_folder(uri: str) -> Path | None:
     if match is None:
         if not uri or uri.lower().startswith("file:"):
             raise UsageError(
-                f"animator.output_uri: expected a folder or a URI such as s3://bucket/prefix, got {uri!r}"
+                "animator.output_uri: expected a folder or a URI such as s3://bucket/prefix, "
+                f"got {uri!r}"
             )
         return Path(uri).expanduser().absolute()
     if match[1].lower() not in ("file", "local"):
@@ -125,14 +128,11 @@ def _local_folder(uri: str) -> Path | None:
 
 
 def _remote(uri: str, s3_endpoint_url: str | None) -> tuple[Any, str]:
-    """The fsspec file system and the path in it."""
+    """Return the fsspec file system and the path in it."""
     import fsspec
 
     is_s3 = uri.startswith(("s3://", "s3a://"))
-    retries = {"total_max_attempts": 3, "mode": "standard"}
-    options = (
-        {"endpoint_url": s3_endpoint_url, "config_kwargs": {"retries": retries}} if is_s3 else {}
-    )
+    options = s3_options(s3_endpoint_url, attempts=_S3_ATTEMPTS) if is_s3 else {}
     try:
         fs, prefix = fsspec.core.url_to_fs(
             uri, use_listings_cache=False, skip_instance_cache=True, **options
@@ -146,23 +146,24 @@ def _remote(uri: str, s3_endpoint_url: str | None) -> tuple[Any, str]:
         raise UsageError(
             f"animator.output_uri: expected a folder or a URI that fsspec knows, got {uri!r}"
         ) from error
-    fs.retries = 1  # s3fs would go through all of boto's attempts five times
+    fs.retries = 1  # else s3fs would repeat all of boto's attempts five times
     return fs, prefix.rstrip("/")
 
 
 def _safe_name(text: str) -> str:
-    """A file name that no other text gets: unsafe bytes as ~XX, long names shortened by their hash.
+    """Return a file name that no other text gets: unsafe bytes as ~XX, long names with a hash.
 
-    '~' and letters that need no escape in a URI, so the name is the same in a path, a key and a
-    URI.
+    No character of it needs an escape in a URI, so it is the same in a path, a key and a URI.
     """
-    plain = "".join(
-        chr(byte) if re.fullmatch(rb"[A-Za-z0-9_-]|\.", bytes([byte])) else f"~{byte:02X}"
-        for byte in text.encode("utf-8", "surrogatepass")
-    )
+    encoded = text.encode("utf-8", "surrogatepass")
+    plain = re.sub(rb"[^A-Za-z0-9_.-]", _escaped, encoded).decode()
     if plain.startswith("."):
         plain = f"~2E{plain[1:]}"  # neither '..' nor hidden
     if len(plain) > _MAX_NAME_CHARS:
-        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-        return f"{plain[: _MAX_NAME_CHARS - 66]}~~{digest}"  # '~~' comes in no other name
+        digest = hashlib.sha256(encoded).hexdigest()
+        return f"{plain[: _MAX_NAME_CHARS - 66]}~~{digest}"  # '~~' is in no other name
     return plain or "~"
+
+
+def _escaped(byte: re.Match[bytes]) -> bytes:
+    return b"~%02X" % ord(byte[0])

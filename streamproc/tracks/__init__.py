@@ -1,5 +1,31 @@
-"""Where tracks come from: files today, later a detector and a tracker."""
+"""Tracks: reading and writing track files, fitting them to a video, and where tracks come from."""
 
-from streamproc.tracks.files import find_track_file, fit_to_video, load_tracks, save_tracks
+from streamproc.tracks.files import (
+    TRACK_FILE_PATTERNS,
+    find_track_file,
+    load_tracks,
+    track_files_beside,
+)
+from streamproc.tracks.fit import fit_to_video
+from streamproc.tracks.npz import save_tracks
+from streamproc.tracks.source import (
+    FrameTracker,
+    TracksFound,
+    TracksFromFile,
+    TrackSource,
+    VideoFacts,
+)
 
-__all__ = ["find_track_file", "fit_to_video", "load_tracks", "save_tracks"]
+__all__ = [
+    "TRACK_FILE_PATTERNS",
+    "FrameTracker",
+    "TrackSource",
+    "TracksFound",
+    "TracksFromFile",
+    "VideoFacts",
+    "find_track_file",
+    "fit_to_video",
+    "load_tracks",
+    "save_tracks",
+    "track_files_beside",
+]

@@ -1,4 +1,4 @@
-"""Reads the one kind of pickle that is admitted: an npz of numpy arrays, dicts, lists and plain numbers and strings.
+"""Reads npz files, and the one kind of pickle that is admitted in them: plain values and arrays.
 
 `canonical_persons.npz` is a pickle inside an npz, and a pickle is a program. It may name numpy's
 array, dtype and scalar constructors (under both of their module names) and gets functions of this
@@ -33,7 +33,10 @@ _MAX_DEPTH = 6
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray[Any, Any]]:
-    """Read every array of an npz file by name, object arrays through the restricted unpickler; raises TracksError."""
+    """Read every array of an npz file by name; raises TracksError.
+
+    Object arrays go through the restricted unpickler.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             return {
@@ -51,10 +54,9 @@ def read_npz(path: Path) -> dict[str, np.ndarray[Any, Any]]:
         RuntimeError,
     ) as error:
         raise TracksError(f"{path}: cannot be read as npz ({_one_line(error)})") from error
-    except Exception as error:  # a hostile pickle can make numpy raise anything (KeyError, TypeError, MemoryError …)
-        raise TracksError(
-            f"{path}: its pickle is malformed ({type(error).__name__}: {_one_line(error)})"
-        ) from error
+    except Exception as error:  # a hostile pickle can make numpy raise anything
+        reason = f"{type(error).__name__}: {_one_line(error)}"
+        raise TracksError(f"{path}: its pickle is malformed ({reason})") from error
 
 
 def _one_line(error: BaseException) -> str:
@@ -66,7 +68,8 @@ def _read_member(
 ) -> np.ndarray[Any, Any]:
     if info.file_size > MAX_MEMBER_BYTES:
         raise TracksError(
-            f"{path}: {info.filename} unpacks to {info.file_size} bytes, more than {MAX_MEMBER_BYTES}"
+            f"{path}: {info.filename} unpacks to {info.file_size} bytes, "
+            f"more than {MAX_MEMBER_BYTES}"
         )
     with archive.open(info) as member:
         data = member.read(MAX_MEMBER_BYTES + 1)
@@ -90,7 +93,10 @@ def _read_member(
 
 
 def _object_array(unpickled: object, name: str, path: Path) -> np.ndarray[Any, Any]:
-    """Return the object array (n,) that `unpickled` describes, made of plain values and arrays of numbers alone."""
+    """Return the object array (n,) that `unpickled` describes.
+
+    It is made of plain values and arrays of numbers alone.
+    """
     objects = unpickled.value if isinstance(unpickled, _ArrayNode) else None
     if not isinstance(objects, list):
         raise TracksError(
@@ -110,7 +116,7 @@ def _items(shape: object) -> int:
 
 
 class _Marker:
-    """Stands for `numpy.ndarray`: a constructor compares it, and it can be neither called nor given state."""
+    """Stands for `numpy.ndarray`: constructors compare it; it cannot be called or given state."""
 
     __slots__ = ()
 
@@ -119,7 +125,10 @@ _NDARRAY = _Marker()
 
 
 class _DtypeNode:
-    """A number type as the pickle describes it: numpy's own `dtype.__setstate__` believes flags that it must not."""
+    """A number type as the pickle describes it.
+
+    numpy's own `dtype.__setstate__` believes flags that it must not.
+    """
 
     __slots__ = ("dtype",)
 
@@ -236,17 +245,18 @@ class _Unpickler(pickle.Unpickler):
         if key in _ADMITTED and (module == "numpy" or root):
             return _ADMITTED[key]
         raise pickle.UnpicklingError(
-            f"it wants to call {module}.{name}, which track files have no need of; nothing was run. "
-            "If you trust its maker, save the tracks as MOT text or as streamproc's npz"
+            f"it wants to call {module}.{name}, which track files have no need of; nothing was "
+            "run. If you trust its maker, save the tracks as MOT text or as streamproc's npz"
         )
 
 
 class _Plain:
-    """Turns what was unpickled into plain values: dict, list, tuple, str, bytes, numbers, None and arrays of numbers.
+    """Turns what was unpickled into plain values.
 
-    Anything else is refused, and so are values that contain themselves, lie deeper than
-    `_MAX_DEPTH`, or are more than `MAX_ITEMS` once shared parts are counted at each place where
-    they stand: a kilobyte of shared lists can stand for any number of items.
+    These are dict, list, tuple, str, bytes, numbers, None, and arrays of numbers. Anything else is
+    refused, and so are values that contain themselves, lie deeper than `_MAX_DEPTH`, or are more
+    than `MAX_ITEMS` once shared parts are counted at each place where they stand: a kilobyte of
+    shared lists can stand for any number of items.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Opening a video safely, knowing its frames, and decoding only those that are wanted."""
+"""Opens a video safely, finds its frames, and decodes only those that are wanted."""
 
 from streamproc.video.pixels import Frame
 from streamproc.video.source import Limits

@@ -1,4 +1,7 @@
-"""From decoded planes to upright RGB: the display matrix, and crops that convert only what they need."""
+"""From decoded planes to upright RGB.
+
+Applies the display matrix, and converts only those parts of a picture that are cropped.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,9 @@ if TYPE_CHECKING:
     Box = tuple[int, int, int, int]
     Planes = tuple[Uint8Array, ...]
 
-# Formats for which converting a part was tested to give the pixels of converting the whole: chroma
-# subsampling (x, y). swscale converts 4:2:0 and 4:2:2 without interpolation where the height is
-# even, and 4:4:4 always.
+# Chroma subsampling (x, y) of the formats for which tests show that converting a part gives the
+# pixels of converting the whole. swscale converts 4:2:0 and 4:2:2 without interpolation where the
+# height is even, and 4:4:4 always.
 _SUBSAMPLING = {
     "yuv420p": (2, 2),
     "yuvj420p": (2, 2),
@@ -28,16 +31,19 @@ _SUBSAMPLING = {
     "yuvj444p": (1, 1),
     "gray": (1, 1),
 }
-# SIMD loops treat the last pixels of a row apart: a part that starts and ends on this grid, or ends
-# where the picture ends, has the same last pixels. It also keeps the number of different sizes
-# (each has its own context) small.
+# SIMD loops treat the last pixels of a row differently. A part that starts and ends on this grid,
+# or ends where the picture ends, has the same last pixels as the whole. The grid also keeps the
+# number of different sizes small, each of which needs a swscale context.
 _GRID_PX = 32
 _MAX_PARTS_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class Orientation:
-    """How stored pixels become upright ones: transposed first, then mirrored (ISO/IEC 14496-12, 6.2.2)."""
+    """How stored pixels become upright ones: transposed first, then mirrored.
+
+    ISO/IEC 14496-12, 6.2.2.
+    """
 
     transpose: bool = False
     flip_x: bool = False
@@ -45,8 +51,8 @@ class Orientation:
 
     @classmethod
     def of(cls, picture: av.VideoFrame) -> Orientation:
-        """Read a picture's display matrix; turns that are no multiple of 90 degrees go to the nearest."""
-        side_data: Any = picture.side_data  # its stub knows but one of its keys
+        """Read a picture's display matrix; rotations are rounded to a multiple of 90 degrees."""
+        side_data: Any = picture.side_data  # its type stub has only one of the keys
         try:
             matrix = np.frombuffer(side_data["DISPLAYMATRIX"], np.int32)
         except KeyError:
@@ -92,60 +98,68 @@ class Converter:
 
     def rgb(self, picture: av.VideoFrame) -> Uint8Array:
         """Stored pixels (h, w, 3) of a whole picture, RGB."""
-        rgb: Uint8Array = self._whole.reformat(picture, format="rgb24", threads=1).to_ndarray()  # type: ignore[assignment]
+        converted = self._whole.reformat(picture, format="rgb24", threads=1)
+        rgb: Uint8Array = converted.to_ndarray()  # type: ignore[assignment] # of any type
         return rgb
 
     def rgb_part(self, picture: av.VideoFrame, planes: Planes, box: Box) -> Uint8Array:
         """Stored pixels (h, w, 3) of a box.
 
-        `planes` are those of `planes_of(picture)`, which has some.
+        `planes` are `planes_of(picture)`, which must not be empty.
         """
-        x0, y0 = (value // _GRID_PX * _GRID_PX for value in box[:2])
+        # The part is the box, extended to the grid.
+        x0 = box[0] // _GRID_PX * _GRID_PX
+        y0 = box[1] // _GRID_PX * _GRID_PX
         x1 = min(picture.width, -(-box[2] // _GRID_PX) * _GRID_PX)
         y1 = min(picture.height, -(-box[3] // _GRID_PX) * _GRID_PX)
         part = self._part(x1 - x0, y1 - y0, picture.format.name)
-        part.picture.colorspace, part.picture.color_range = picture.colorspace, picture.color_range
-        for source, into, (left, top) in zip(
-            planes, part.planes, part.corners(x0, y0), strict=True
-        ):
-            height, width = into.shape
-            into[:] = source[top : top + height, left : left + width]
+        part.picture.colorspace = picture.colorspace
+        part.picture.color_range = picture.color_range
+        corners = part.corners(x0, y0)
+        for plane, part_plane, (left, top) in zip(planes, part.planes, corners, strict=True):
+            height, width = part_plane.shape
+            part_plane[:] = plane[top : top + height, left : left + width]
         return part.rgb()[box[1] - y0 : box[3] - y0, box[0] - x0 : box[2] - x0]
 
-    def _part(self, width: int, height: int, name: str) -> _Part:
-        key = width, height, name
+    def _part(self, width: int, height: int, pixel_format: str) -> _Part:
+        """The part of this size, made if there is none; drops those that were used longest ago."""
+        key = (width, height, pixel_format)
         part = self._parts.pop(key, None)
         if part is None:
-            part = _Part(width, height, name)
-            while (
-                self._parts
-                and sum(kept.size_bytes for kept in (part, *self._parts.values()))
-                > _MAX_PARTS_BYTES
-            ):
+            part = _Part(width, height, pixel_format)
+            room = _MAX_PARTS_BYTES - part.size_bytes
+            while self._parts and sum(kept.size_bytes for kept in self._parts.values()) > room:
                 self._parts.popitem(last=False)
         self._parts[key] = part
         return part
 
 
 class _Part:
-    """A picture that parts of one size are copied to, and swscale's context for it: making them would cost more."""
+    """A picture to which parts of one size are copied, and swscale's context for it.
+
+    Both are kept, as making them costs more than using them.
+    """
 
     __slots__ = ("_scaler", "_subsampling", "picture", "planes", "size_bytes")
 
-    def __init__(self, width: int, height: int, name: str) -> None:
-        self.picture = av.VideoFrame(width, height, name)
+    def __init__(self, width: int, height: int, pixel_format: str) -> None:
+        self.picture = av.VideoFrame(width, height, pixel_format)
         self.planes = planes_of(self.picture)
         self._scaler = VideoReformatter()
         self.size_bytes = sum(plane.size for plane in self.planes)
-        self._subsampling = _SUBSAMPLING[name]
+        self._subsampling = _SUBSAMPLING[pixel_format]
 
     def corners(self, x0: int, y0: int) -> list[tuple[int, int]]:
         """Where (x0, y0), which lies on the grid, is in each plane: (x, y) in samples."""
         step_x, step_y = self._subsampling
-        return [(x0, y0), *[(x0 // step_x, y0 // step_y)] * (len(self.planes) - 1)]
+        chroma = (x0 // step_x, y0 // step_y)
+        return [(x0, y0)] + [chroma] * (len(self.planes) - 1)
 
     def rgb(self) -> Uint8Array:
-        """RGB (h, w, 3) in swscale's own memory, whose rows are longer: what needs part of it copies only that."""
+        """RGB (h, w, 3), a view of swscale's memory, whose rows are longer.
+
+        So a caller that needs part of it copies only that part.
+        """
         (plane,) = self._scaler.reformat(self.picture, format="rgb24", threads=1).planes
         return np.ndarray(
             (plane.height, plane.width, 3),
@@ -156,16 +170,18 @@ class _Part:
 
 
 def planes_of(picture: av.VideoFrame) -> Planes:
-    """Views (h, w) of a picture's planes; none where converting a part would not give the pixels of the whole."""
+    """Views (h, w) of a picture's planes.
+
+    None of them where converting a part would not give the pixels of the whole.
+    """
     subsampling = _SUBSAMPLING.get(picture.format.name)
-    # An interlaced picture's chroma lines belong to fields; a bottom-up one has negative strides.
-    if (
-        subsampling is None
-        or (picture.height % 2 and subsampling != (1, 1))
-        or picture.interlaced_frame
-    ):
+    # An interlaced picture's chroma lines belong to fields.
+    if subsampling is None or picture.interlaced_frame:
+        return ()
+    if picture.height % 2 and subsampling != (1, 1):
         return ()
     planes = picture.planes
+    # A picture that is stored bottom-up has negative strides.
     if min(plane.line_size for plane in planes) <= 0:
         return ()
     return tuple(
@@ -200,14 +216,14 @@ class Frame:
         self.width, self.height = converter.orientation.upright_size(picture.width, picture.height)
         self._picture = picture
         self._converter = converter
-        self._planes: Planes | None = None  # not looked at yet
+        self._planes: Planes | None = None  # not read yet
         self._whole: Uint8Array | None = None
 
     def __repr__(self) -> str:
         return f"Frame({self.frame_index}, {self.width}x{self.height}, {self.pts_seconds:.3f} s)"
 
     def crop_rgb(self, box: Box) -> Uint8Array:
-        """The pixels (h, w, 3) RGB of an integer half-open box; exactly those of `rgb()` there.
+        """The pixels (h, w, 3) RGB of an integer half-open box, exactly as in `rgb()`.
 
         Raises:
             ValueError: The box is empty or leaves the picture.

@@ -1,4 +1,7 @@
-"""What a video is, learned once when it is opened: its first picture, its packets, its frames, what it lacks."""
+"""Reads once, when a video is opened, all that must be known of it.
+
+Its first picture, its packets, its frames, and what is missing from its end.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +23,8 @@ from streamproc.video.index import (
 )
 from streamproc.video.pixels import Orientation
 from streamproc.video.reader import Counts, PacketReader
-from streamproc.video.source import Source, open_stream, promised_seconds, seconds_per_tick
-from streamproc.video.truncation import is_cut_off
+from streamproc.video.source import Source, declared_seconds, open_stream, seconds_per_tick
+from streamproc.video.truncation import is_truncated
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -31,13 +34,15 @@ if TYPE_CHECKING:
     from streamproc.types import Int64Array
 
 _PACKETS_FOR_FIRST_PICTURE = 500
+_NEVER_SEEK = 2**62
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Survey:
+class Probe:
     """All that is known of a video before its frames are read.
 
-    Made by `survey`, used by `Video`.
+    Made by `probe`, used by `Video`. `stored_size` is (width, height) before `orientation` is
+    applied.
     """
 
     index: PacketIndex
@@ -52,7 +57,10 @@ class Survey:
 
 
 class _FirstPicture:
-    """Decodes packets until the first picture comes out: only a picture tells size, format and display matrix."""
+    """Decodes packets until the first picture comes out.
+
+    Only a picture tells size, pixel format and display matrix.
+    """
 
     def __init__(self, stream: VideoStream) -> None:
         self._context = stream.codec_context
@@ -62,8 +70,9 @@ class _FirstPicture:
     def feed(self, packet: Packet[VideoStream] | None) -> None:
         self._decode(packet)
         if self.picture is None and not self._has_begun and packet is not None:
-            # Most decoders have it now, and keep it back until they know that none comes before it:
-            # a third of the time that opening a large video takes.
+            # Most decoders have the picture now, and keep it back until they know that none comes
+            # before it. Flushing them here saves a third of the time that opening a large video
+            # takes.
             self._decode(None)
             self._context.flush_buffers()
             if self.picture is None:
@@ -79,33 +88,33 @@ class _FirstPicture:
             self.picture = pictures[0]
 
 
-def survey(source: Source, decode_threads: int) -> Survey:
-    """Read the whole file once without decoding it, except where the packets cannot tell its frames.
+def probe(source: Source, decode_threads: int) -> Probe:
+    """Read the whole file once, without decoding it unless its packets cannot tell its frames.
 
     Raises:
         VideoError: It holds no frames, none can be decoded, or it is over a limit.
     """
     container, stream = open_stream(source, threads=1)
     with container:
-        name, tick = source.path.name, float(seconds_per_tick(stream))
-        seconds = promised_seconds(container, stream)
-        source.limits.check(name, "max_duration_seconds", seconds, "length in seconds")
-        source.limits.check(name, "max_frames", stream.frames, "number of frames")
-        index, picture = _read(source, container, stream)
-        timeline = _timeline(source, index, stream, decode_threads)
-        source.limits.check(
-            name, "max_duration_seconds", np.ptp(timeline.pts) * tick, "length in seconds"
-        )
-        missing_frames, missing_seconds = 0, 0.0
-        if is_cut_off(source.path):
+        tick_seconds = float(seconds_per_tick(stream))
+        declared = declared_seconds(container, stream)
+        _check_length(source, declared)
+        source.limits.check(source.path.name, "max_frames", stream.frames, "number of frames")
+        index, picture = _read_packets(source, container, stream)
+        timeline = _find_timeline(source, index, stream, decode_threads)
+        _check_length(source, np.ptp(timeline.pts) * tick_seconds)
+        missing_frames = 0
+        missing_seconds = 0.0
+        if is_truncated(source.path):
             timeline, lost = _without_lost_tail(source, index, timeline)
+            present = len(index) - lost
             missing_frames, missing_seconds = _missing(
-                stream.frames, seconds, len(index) - lost, timeline, tick
+                stream.frames, declared, present, timeline, tick_seconds
             )
-        return Survey(
+        return Probe(
             index=index,
             timeline=timeline,
-            seconds_per_tick=tick,
+            seconds_per_tick=tick_seconds,
             codec_name=stream.codec_context.codec.canonical_name,
             pixel_format=picture.format.name,
             stored_size=(picture.width, picture.height),
@@ -115,11 +124,17 @@ def survey(source: Source, decode_threads: int) -> Survey:
         )
 
 
-def _read(
+def _check_length(source: Source, seconds: float) -> None:
+    source.limits.check(source.path.name, "max_duration_seconds", seconds, "length in seconds")
+
+
+def _read_packets(
     source: Source, container: InputContainer, stream: VideoStream
 ) -> tuple[PacketIndex, av.VideoFrame]:
+    """Index all packets, and decode the first picture on the way."""
     first = _FirstPicture(stream)
-    name, limits = source.path.name, source.limits
+    name = source.path.name
+    limits = source.limits
 
     def on_packet(packet: Packet[VideoStream], count: int) -> None:
         if count > limits.max_frames:
@@ -134,23 +149,26 @@ def _read(
         first.feed(None)
     if first.picture is None:
         raise VideoError(
-            f"{name}: no picture can be decoded from its {len(index)} packets; it is damaged or no video"
+            f"{name}: no picture can be decoded from its {len(index)} packets; "
+            "it is damaged or no video"
         )
     size = first.picture.width * first.picture.height
     limits.check(name, "max_pixels_per_frame", size, "frame size in pixels")
     return index, first.picture
 
 
-def _timeline(
+def _find_timeline(
     source: Source, index: PacketIndex, stream: VideoStream, decode_threads: int
 ) -> Timeline:
     codec = stream.codec_context.codec.canonical_name
-    timeline = None if must_decode_to_count(index, stream) else timeline_from_packets(index, codec)
+    timeline = None
+    if not must_decode_to_count(index, stream):
+        timeline = timeline_from_packets(index, codec)
     if timeline is None:
         output_pts = _decoded_pts(source, index, 0, decode_threads)
-        timeline = timeline_from_packets(index, codec, output_pts) or timeline_of_outputs(
-            _filled(output_pts, index, stream)
-        )
+        timeline = timeline_from_packets(index, codec, output_pts)
+        if timeline is None:
+            timeline = timeline_of_outputs(_fill_in_times(output_pts, index, stream))
     if not len(timeline.pts):
         raise VideoError(
             f"{source.path.name}: the decoder puts out no frames; record or convert it again"
@@ -159,8 +177,9 @@ def _timeline(
 
 
 def _decoded_pts(source: Source, index: PacketIndex, first: int, decode_threads: int) -> Int64Array:
+    """The times, in ticks, of the pictures that come out from packet `first` on."""
     reader = PacketReader(
-        source, index, Counts(), seek_gap_bytes=2**62, decode_threads=decode_threads
+        source, index, Counts(), seek_gap_bytes=_NEVER_SEEK, decode_threads=decode_threads
     )
     try:
         reader.go_to(first)
@@ -173,37 +192,44 @@ def _decoded_pts(source: Source, index: PacketIndex, first: int, decode_threads:
     return np.array(times, np.int64)
 
 
-def _filled(pts: Int64Array, index: PacketIndex, stream: VideoStream) -> Int64Array:
-    """Times for frames that have none: as many ticks apart as the stream's rate or its packets say."""
+def _fill_in_times(pts: Int64Array, index: PacketIndex, stream: VideoStream) -> Int64Array:
+    """Give frames without a time one: as many ticks apart as the packets or the rate say."""
     rate = stream.average_rate or stream.guessed_rate
-    step = index.last_duration or (round(1 / (rate * seconds_per_tick(stream))) if rate else 1)
+    step = index.last_duration
+    if not step:
+        step = round(1 / (rate * seconds_per_tick(stream))) if rate else 1
     return np.where(pts == NO_TIME, np.arange(len(pts)) * step, pts).astype(np.int64)
 
 
 def _without_lost_tail(
     source: Source, index: PacketIndex, timeline: Timeline
 ) -> tuple[Timeline, int]:
-    """A cut-off file's last packets may be halves: leave out what its last group of pictures does not give."""
+    """Leave out frames of the last group of pictures that do not come out; return how many.
+
+    A truncated file's last packets may be incomplete.
+    """
     if not timeline.exact:
         return timeline, 0
     start = int(timeline.starts[-1])
     given = _decoded_pts(source, index, start, decode_threads=1)
-    lost = np.flatnonzero((timeline.ordinals >= start) & ~np.isin(timeline.pts, given))
-    lost = lost[
-        timeline.pts[lost] >= index.pts[start]
-    ]  # leading pictures cannot be judged from here
+    is_lost = (timeline.ordinals >= start) & ~np.isin(timeline.pts, given)
+    is_leading = timeline.pts < index.pts[start]  # these cannot be decoded from here
+    lost = np.flatnonzero(is_lost & ~is_leading)
     kept = timeline.without(lost.tolist())
     return (kept, len(lost)) if len(kept.pts) else (timeline, 0)
 
 
 def _missing(
-    promised_frames: int, promised: float, present: int, timeline: Timeline, tick: float
+    declared_frames: int, declared: float, present: int, timeline: Timeline, tick_seconds: float
 ) -> tuple[int, float]:
-    """Frames and seconds that a cut-off file promised beyond what it has, as far as its header says either."""
-    span = float(np.ptp(timeline.pts)) * tick
+    """The frames and seconds that a truncated file's header declares and that it does not hold.
+
+    `declared` is in seconds; each of the two is 0 where the header does not declare it.
+    """
+    span = float(np.ptp(timeline.pts)) * tick_seconds
     frame_seconds = span / (len(timeline.pts) - 1) if span else 0.0
-    seconds = max(0.0, promised - span - frame_seconds)
-    if promised_frames:
-        frames = max(0, promised_frames - present)
+    seconds = max(0.0, declared - span - frame_seconds)
+    if declared_frames:
+        frames = max(0, declared_frames - present)
         return frames, max(seconds, frames * frame_seconds)
     return (round(seconds / frame_seconds) if frame_seconds else 0), seconds

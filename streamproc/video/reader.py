@@ -1,4 +1,4 @@
-"""Packets in file order, each with its proved ordinal, and the decoder that they are fed to."""
+"""Reads packets in file order, checks which packet each is, and feeds them to the decoder."""
 
 from __future__ import annotations
 
@@ -63,17 +63,17 @@ class PacketReader:
         self._stream: VideoStream
         self._container, self._stream = open_stream(self._source, self._decode_threads)
         self._packets: Iterator[Packet[VideoStream]] = self._container.demux(self._stream)
-        self._ahead: Packet[VideoStream] | None = None
-        self._next = 0
+        self._next_ordinal = 0
+        self._next_packet: Packet[VideoStream] | None = None  # where a seek has read it already
         self._is_fed = False
         self._has_sought = False
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._container.close()
 
     def go_to(self, ordinal: int) -> None:
-        """Empty the decoder and stand before packet `ordinal`.
+        """Empty the decoder, and go to where packet `ordinal` is read next.
 
         Raises:
             VideoError: The packet is not there any more.
@@ -81,45 +81,55 @@ class PacketReader:
         if self._is_fed:
             self._stream.codec_context.flush_buffers()
             self._is_fed = False
-        gap = self._index.bytes_between(self._next, ordinal) if ordinal > self._next else 0
-        if self._may_seek and (gap > self._seek_gap_bytes or 0 < ordinal < self._next):
+        if self._may_seek and self._is_worth_a_seek(ordinal):
             self._seek(ordinal)
         if not self._read_up_to(ordinal):
             self.close()
             self._open()
             if not self._read_up_to(ordinal):
-                raise self._changed()
+                raise self._file_changed()
+
+    def _is_worth_a_seek(self, ordinal: int) -> bool:
+        if ordinal > self._next_ordinal:
+            gap = self._index.bytes_between(self._next_ordinal, ordinal)
+            return gap > self._seek_gap_bytes
+        return 0 < ordinal < self._next_ordinal
 
     def _read_up_to(self, ordinal: int) -> bool:
-        while self._next < ordinal and self._read() is not None:
+        while self._next_ordinal < ordinal and self._read() is not None:
             pass
-        return self._next == ordinal
+        return self._next_ordinal == ordinal
 
     def _seek(self, ordinal: int) -> None:
-        """Stand at or before the packet, if a seek gets there; if not, at the end, and never seek again."""
+        """Go to the packet or to one before it.
+
+        Where no seek gets there, go to the end, and never seek again.
+        """
         self._counts.seeks += 1
         self._has_sought = True
-        times = [
-            time for time in (self._index.pts[ordinal], self._index.dts[ordinal]) if time != NO_TIME
-        ]
+        times = (self._index.pts[ordinal], self._index.dts[ordinal])
         try:
-            self._container.seek(min(times), stream=self._stream)
+            earliest = min(time for time in times if time != NO_TIME)
+            self._container.seek(earliest, stream=self._stream)
             self._packets = self._container.demux(self._stream)
             for packet, _ in zip(self._packets, range(_PACKETS_TO_IDENTIFY), strict=False):
                 landed = self._index.locate(packet) if packet.size else None
                 if landed is not None and landed <= ordinal:
-                    self._next, self._ahead = landed, packet
+                    self._next_ordinal = landed
+                    self._next_packet = packet
                     return
         except av.FFmpegError:
             pass  # some formats cannot seek: reading on from the start always can
-        self._lose_track()
+        self._lose_position()
 
-    def _lose_track(self) -> None:
+    def _lose_position(self) -> None:
         self._may_seek = False
-        self._next, self._ahead = len(self._index), None
+        self._next_ordinal = len(self._index)
+        self._next_packet = None
 
     def _read(self) -> Packet[VideoStream] | None:
-        packet, self._ahead = self._ahead, None
+        packet = self._next_packet
+        self._next_packet = None
         try:
             while packet is None or not packet.size:  # the last are empty, to flush the decoder
                 packet = next(self._packets)
@@ -127,25 +137,28 @@ class PacketReader:
             packet = None
         except av.FFmpegError:
             packet = None  # the same damage that ended the index
-        if packet is None or self._next >= len(self._index):
+        if packet is None or self._next_ordinal >= len(self._index):
             return None
-        if not self._index.matches(self._next, packet):
+        if not self._index.matches(self._next_ordinal, packet):
             if not self._has_sought:
-                raise self._changed()
-            self._lose_track()
+                raise self._file_changed()
+            self._lose_position()
             return None
-        self._next += 1
+        self._next_ordinal += 1
         return packet
 
-    def _changed(self) -> VideoError:
+    def _file_changed(self) -> VideoError:
         return VideoError(
             f"{self._source.path.name}: changed while it was read; leave it alone and try again"
         )
 
     def decode_through(self, last: int, skip: bytes = b"") -> Iterator[VideoFrame]:
-        """Feed the packets up to `last`, but none whose byte in `skip` is set; give every picture that comes out."""
-        while self._next <= last:
-            ordinal = self._next
+        """Decode from the next packet to packet `last`, and yield every picture that comes out.
+
+        Packets whose byte in `skip` is set are not fed to the decoder.
+        """
+        while self._next_ordinal <= last:
+            ordinal = self._next_ordinal
             packet = self._read()
             if packet is None:
                 break

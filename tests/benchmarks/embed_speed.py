@@ -28,11 +28,12 @@ from common import SHARED, print_machine
 from PIL import Image
 from torchvision import transforms
 
+from streamproc.networks.parallel import NETWORK_THREAD
+from streamproc.networks.sessions import open_session
 from streamproc.networks.weights import read_checkpoint
 from streamproc.reid import Embedder, find_weights
-from streamproc.reid.embedder import _thread
 from streamproc.reid.gpu_network import GpuNetwork
-from streamproc.reid.onnx_backend import BATCH_CROPS, open_session
+from streamproc.reid.onnx_backend import BATCH_CROPS
 from streamproc.reid.osnet import ConvBN, LightConv3x3, OSNet, OSNetConfig, from_state
 from streamproc.reid.preprocessing import IMAGENET_MEAN, IMAGENET_STD, normalise
 from streamproc.reid.torch_backend import BATCH_SIZES, TorchBackend, _compile, seconds_a_run
@@ -110,7 +111,7 @@ def cpu_part(weights: Path, *, threads: int, rounds: int, seconds: float, clock:
     with tempfile.TemporaryDirectory() as cache:
         found = find_weights(str(weights), cache_folder=Path(cache))
         embedder = Embedder(found, threads=threads, device="cpu")
-        session = _thread.submit(lambda: open_session(found, threads)).result()
+        session = NETWORK_THREAD.submit(lambda: open_session(found, threads)).result()
     name = session.get_inputs()[0].name
     crops = people(32)
     ready = normalise(crops)
@@ -132,9 +133,8 @@ def cpu_part(weights: Path, *, threads: int, rounds: int, seconds: float, clock:
     expected = theirs().numpy()
     least = float(((vectors * expected).sum(1) / np.linalg.norm(expected, axis=1)).min())
     measured = "" if clock is time.perf_counter else ", seconds of processor time"
-    print(
-        f"CPU, {threads} threads{measured}, {weights.name} as published; least cosine of ours to eager {least:.6f}"
-    )
+    print(f"CPU, {threads} threads{measured}, {weights.name} as published")
+    print(f"least cosine of ours to eager {least:.6f}")
     sides = [
         Side("eager torch, torchreid's way, batch 8, crops in, vectors out", THEIR_BATCH, theirs),
         Side("ours, crops in, vectors out", len(crops), lambda: embedder.embed(crops)),
@@ -142,7 +142,7 @@ def cpu_part(weights: Path, *, threads: int, rounds: int, seconds: float, clock:
         Side(
             f"onnxruntime, the network alone, batch {BATCH_CROPS}",
             len(crops),
-            lambda: _thread.submit(bare).result(),
+            lambda: NETWORK_THREAD.submit(bare).result(),
         ),
     ]
     for number in range(rounds + 1):
@@ -165,7 +165,7 @@ def cpu_part(weights: Path, *, threads: int, rounds: int, seconds: float, clock:
 
 
 def bytes_a_crop(weights: Path) -> float:
-    """Least memory traffic in half precision: each layer reads its input and writes its output once."""
+    """Least memory traffic in half precision: each layer reads and writes its values once."""
     moved = [float(np.prod((256, 128, 3)))]
 
     def count(_: torch.nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
@@ -207,10 +207,10 @@ def gpu_part(weights: Path, *, device: str, sizes: list[int], runs: int) -> None
     )
     start = time.perf_counter()
     backend.compile_now()
-    print(
-        f"GPU: {name}; {weights.name}; batch sizes {backend.sizes}; compiled in {time.perf_counter() - start:.0f} s"
-    )
-    bandwidth, least_bytes = bytes_a_second(device, 1024 if on_gpu else 16), bytes_a_crop(weights)
+    compiled = f"compiled in {time.perf_counter() - start:.0f} s"
+    print(f"GPU: {name}; {weights.name}; batch sizes {backend.sizes}; {compiled}")
+    bandwidth = bytes_a_second(device, 1024 if on_gpu else 16)
+    least_bytes = bytes_a_crop(weights)
     print(
         f"copies {bandwidth / 1e9:.0f} GB/s; at least {least_bytes / 1e6:.1f} MB a crop", flush=True
     )
@@ -233,13 +233,12 @@ def gpu_part(weights: Path, *, device: str, sizes: list[int], runs: int) -> None
                 size / _seconds(f, runs, on_gpu=on_gpu) for f in functions
             )
         share = ours_on * least_bytes / bandwidth
-        print(
-            f"batch {size}: on the device eager {eager_on:.0f} ours {ours_on:.0f} crops/s "
-            f"ratio={ours_on / eager_on:.2f}, {share:.0%} of the memory bandwidth; from the host eager "
-            f"{eager_host:.0f} ours {ours_host:.0f} crops/s ratio={ours_host / eager_host:.2f}; "
+        parts = [
+            f"on the device {_compared(eager_on, ours_on)}, {share:.0%} of the memory bandwidth",
+            f"from the host {_compared(eager_host, ours_host)}",
             f"least cosine {float(least):.5f}",
-            flush=True,
-        )
+        ]
+        print(f"batch {size}: {'; '.join(parts)}", flush=True)
 
     count = PIPELINE_CROPS if on_gpu else 2
     cut = [crop[: 60 + 5 * i, : 30 + 2 * i].copy() for i, crop in enumerate(people(count))]
@@ -255,9 +254,13 @@ def gpu_part(weights: Path, *, device: str, sizes: list[int], runs: int) -> None
         count / _seconds(f, runs, on_gpu=on_gpu) for f in (resized, partial(backend.run, cut))
     )
     print(
-        f"{count} crops of as many sizes, from the host, as a worker's batch: eager, resized by Pillow "
-        f"{theirs:.0f} ours {ours:.0f} crops/s ratio={ours / theirs:.2f}"
+        f"{count} crops of as many sizes, from the host, as a worker's batch, eager's resized by "
+        f"Pillow: {_compared(theirs, ours)}"
     )
+
+
+def _compared(eager: float, ours: float) -> str:
+    return f"eager {eager:.0f} ours {ours:.0f} crops/s ratio={ours / eager:.2f}"
 
 
 def _from_host(network: OSNet, device: str, images: torch.Tensor) -> torch.Tensor:

@@ -1,13 +1,14 @@
-"""The matcher beside a bare Faust agent, on a broker of its own: `matcher_speed.py [--quick]`.
+"""The matcher beside a bare Faust agent, on a broker of its own.
+
+    matcher_speed.py [--quick]
+    matcher_speed.py --against COMMIT [--quick] [--runs N]    beside the matcher of an older commit
 
 The bare agent takes the same events as raw bytes, writes each as a row of the same size
 (`table[key] = value`, rocksdict) and does nothing else: no parsing, no comparing, no waiting for
 acknowledgements. Each side is a process of its own; numpy has one thread on both.
 
-Load: persons with vectors of 512 numbers in a cone, as OSNet's are (cosines .45 on average, none of
-them above .7 by chance); one in 50 is a noisy copy of another, so that it has a candidate.
-Galleries are filled through the changelog, so that what is timed is the event into a gallery of
-that size, and the time to read it is the recovery time.
+With --against both commits run their own matcher_speed.py as processes in turn, each with a broker
+of its own, and their matchers' times are compared for each size.
 """
 
 from __future__ import annotations
@@ -24,14 +25,15 @@ import tempfile
 import time
 import uuid
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from common import print_machine
+from common import add_comparison, compare_commits, print_machine, run_python
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import kafka
+import brokers
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from persons import closed, person
 from services import Stream
@@ -39,14 +41,24 @@ from services import Stream
 from streamproc.kafka.topics import changelog_of
 from streamproc.services.matcher.table import EntryKey, now_ms, partition_of
 
+LOAD = """\
+Load: persons with vectors of 512 numbers in a cone, as OSNet's are (cosines .45 on average, none of
+them above .7 by chance); one in 50 is a noisy copy of another, so that it has a candidate.
+Galleries are filled through the changelog, so that what is timed is the event into a gallery of
+that size, and the time to read it is the recovery time."""
 DIM = 512
 SIZES = {100: (20, 3000), 1000: (4, 3000), 10_000: (1, 1500), 100_000: (1, 300)}
-"""Rows in each gallery: how many galleries there are, so that they do not grow much, and how many events are timed."""
-LATENCY_EVENTS, LATENCY_HZ, COPY_EVERY = 300, 33, 50
+"""Rows in each gallery: how many galleries there are, and how many events are timed.
 
-os.environ["OPENBLAS_NUM_THREADS"] = (
-    "1"  # for the processes begun here; BLAS threads spin where cores are shared
-)
+So many galleries, so that they do not grow much.
+"""
+LATENCY_EVENTS = 300
+LATENCY_HZ = 33
+COPY_EVERY = 50
+LOAD_HZ = 100
+
+# For the processes begun here: BLAS threads spin where cores are shared.
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 
 class Load:
@@ -57,23 +69,16 @@ class Load:
         self._rng = np.random.default_rng(7)
         self._centre = self._rng.normal(size=DIM)
         self._last = self._vector()
-        crops = [
-            {
-                "frame_index": 25 * k,
-                "pts_seconds": k,
-                "box_xyxy": [10.5, 20.5, 110.25, 310.75],
-                "quality": 0.75,
-            }
-            for k in range(8)
-        ]
-        event = json.loads(person(0, np.ones(DIM), gallery_id="GALLERY").to_json()) | {
-            "crops": crops
-        }
-        event["vector"]["data"], event["person_id"], event["person_key"] = "VECTOR", 0, "v/ID"
-        self._template = json.dumps(event, separators=(",", ":")).replace(
-            '"person_id":0', '"person_id":ID'
-        )
-        self._next, self._gallery = 1, "bench0"
+        crop = {"box_xyxy": [10.5, 20.5, 110.25, 310.75], "quality": 0.75}
+        event = json.loads(person(0, np.ones(DIM), gallery_id="GALLERY").to_json())
+        event["crops"] = [{"frame_index": 25 * k, "pts_seconds": k} | crop for k in range(8)]
+        event["vector"]["data"] = "VECTOR"
+        event["person_id"] = 0
+        event["person_key"] = "v/ID"
+        text = json.dumps(event, separators=(",", ":"))
+        self._template = text.replace('"person_id":0', '"person_id":ID')
+        self._next = 1
+        self._gallery = "bench0"
 
     def _vector(self) -> np.ndarray:
         vector = self._rng.normal(size=DIM) + 0.9 * self._centre
@@ -140,10 +145,11 @@ class Client:
             pass
 
     async def rate(self, load: Load, count: int, pid: int) -> Speed:
-        """Of events from the first being sent to the answers to all galleries' closings being read."""
+        """From sending the first of `count` events to reading all answers to closings."""
         events = load.events(count)
         closings = {f"end{count}-{gallery}": gallery for gallery in range(load.galleries)}
-        start, cpu = time.perf_counter(), cpu_seconds(pid)
+        start = time.perf_counter()
+        cpu = cpu_seconds(pid)
         ends = [closing(video_id, gallery) for video_id, gallery in closings.items()]
         sending = asyncio.ensure_future(self.send(*events, *ends))
         while closings:
@@ -154,7 +160,7 @@ class Client:
         return Speed(len(events) / seconds, 1e6 * (cpu_seconds(pid) - cpu) / len(events))
 
     async def latencies_ms(self, load: Load, *, background_hz: float = 0) -> np.ndarray:
-        """From an event being sent to its answer being read, at a steady rate; with other events between."""
+        """From sending an event to reading its answer, at a steady rate, with others between."""
         found = []
         await self.send(load.event())
         others = asyncio.ensure_future(self._others(load, background_hz)) if background_hz else None
@@ -195,6 +201,11 @@ async def client(bootstrap: str, prefix: str):
         yield Client(producer, consumer, prefix)
 
 
+def field_of(raw: bytes, name: bytes) -> str:
+    """A field with text of an event, without reading the rest."""
+    return re.search(rb'"%s":"([^"]+)"' % name, raw)[1].decode()
+
+
 async def fill(stream: Stream, load: Load, count: int) -> None:
     """Put rows into the changelog, as a matcher would have."""
     settings = stream.settings
@@ -203,13 +214,10 @@ async def fill(stream: Stream, load: Load, count: int) -> None:
     )
     await producer.start()
     for raw in load.events(count):
-        gallery, name = (
-            re.search(rb'"%s":"([^"]+)"' % field, raw)[1]
-            for field in (b"gallery_id", b"person_key")
-        )
-        key = EntryKey(gallery.decode(), "person", name.decode()).to_bytes()
+        gallery = field_of(raw, b"gallery_id")
+        key = EntryKey(gallery, "person", field_of(raw, b"person_key")).to_bytes()
         value = b'{"at":%d,"neighbours":{},"person":%b}' % (now_ms(), raw)
-        partition = partition_of(gallery.decode(), settings.topics.person_embeddings.partitions)
+        partition = partition_of(gallery, settings.topics.person_embeddings.partitions)
         await producer.send(changelog_of(settings), value, key=key, partition=partition)
     await producer.flush()
     await producer.stop()
@@ -323,33 +331,33 @@ async def matcher_side(bootstrap: str, rows: int, galleries: int, count: int) ->
             await here.rate(load, 100, pid)
             before = matcher.metrics()
             speed = await here.rate(load, count, pid)
+            # compare_commits reads this line, of older commits too.
             print(
-                f"matcher, {galleries} galleries of {rows:,} to {rows + count // galleries:,}: {speed}; "
-                + _stages(before, matcher.metrics(), count)
+                f"matcher, {galleries} galleries of {rows:,} to {rows + count // galleries:,}: "
+                f"{speed}; {_stages(before, matcher.metrics(), count)}"
             )
             if rows == 1000:
                 report("  latency, unloaded", await here.latencies_ms(load))
-                report(
-                    "  latency beside 100 events/s",
-                    await here.latencies_ms(load, background_hz=100),
-                )
+                beside = await here.latencies_ms(load, background_hz=LOAD_HZ)
+                report(f"  latency beside {LOAD_HZ} events/s", beside)
         matcher.stop()
         if rows == 100_000:
-            began = time.perf_counter()
-            again = await asyncio.to_thread(start, stream)
-            here_seconds = time.perf_counter() - began
-            read = [
-                line.partition("read")[2].strip()
-                for line in again.log.splitlines()
-                if " read " in line
-            ]
-            print(
-                f"  start until it serves, {rows:,} rows: {from_kafka:.1f} s with all rows from Kafka, "
-                f"{here_seconds:.1f} s with the local copy ({read[-1]})"
-            )
+            await recovery(stream, rows, from_kafka=from_kafka)
     finally:
         stream.close()
     return speed
+
+
+async def recovery(stream: Stream, rows: int, *, from_kafka: float) -> None:
+    """Print how long a matcher takes to serve with a local copy of the table, and without."""
+    began = time.perf_counter()
+    again = await asyncio.to_thread(start, stream)
+    from_copy = time.perf_counter() - began
+    read = [line.partition("read")[2] for line in again.log.splitlines() if " read " in line]
+    print(
+        f"  start until it serves, {rows:,} rows: {from_kafka:.1f} s with all rows from Kafka, "
+        f"{from_copy:.1f} s with the local copy ({read[-1].strip()})"
+    )
 
 
 def _stages(before: dict[str, float], after: dict[str, float], count: int) -> str:
@@ -362,13 +370,15 @@ def _stages(before: dict[str, float], after: dict[str, float], count: int) -> st
 
 def report(what: str, latencies_ms: np.ndarray) -> None:
     p50, p99 = np.percentile(latencies_ms, (50, 99))
-    print(
-        f"{what}: p50 {p50:.1f} ms, p99 {p99:.1f} ms ({len(latencies_ms)} events, {LATENCY_HZ}/s at most)"
-    )
+    rate = f"{len(latencies_ms)} events, {LATENCY_HZ}/s at most"
+    print(f"{what}: p50 {p50:.1f} ms, p99 {p99:.1f} ms ({rate})")
 
 
 async def compare(bootstrap: str, *, quick: bool) -> None:
-    """Print both sides: the bare agent before, between and after the sizes, as the machine may change meanwhile."""
+    """Print both sides.
+
+    The bare agent runs before, between and after the sizes, as the machine may change meanwhile.
+    """
     speeds: dict[int, Speed] = {}
     bares = [await bare_rate(bootstrap, 4000)]
     for rows, (galleries, count) in SIZES.items():
@@ -385,19 +395,45 @@ async def compare(bootstrap: str, *, quick: bool) -> None:
         )
 
 
+def by_commit(tree: Path, *, quick: bool) -> dict[str, float]:
+    """Microseconds an event for each size, as the benchmark of a checkout prints them."""
+    with tempfile.TemporaryDirectory() as home:
+        jars, reason = brokers.jars_or_reason()
+        assert jars is not None, reason
+        (Path(home) / "libs").symlink_to(jars)  # every commit takes an installation
+        printed = run_python(
+            tree,
+            str(tree / "tests" / "benchmarks" / Path(__file__).name),
+            *(["--quick"] if quick else []),
+            environment={"KAFKA_HOME": home},
+        )
+    line = re.compile(r"matcher, \d+ galleries of ([\d,]+) .*: ([\d,]+)/s \((\d+) us")
+    figures = {}
+    for rows, per_second, cpu_microseconds in line.findall(printed):
+        name = f"an event into a gallery of {rows}"
+        figures[f"{name}, us"] = 1e6 / int(per_second.replace(",", ""))
+        figures[f"{name}, us of processor time"] = float(cpu_microseconds)
+    return figures
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="without the gallery of 100,000")
     parser.add_argument("--bare", nargs=3, help=argparse.SUPPRESS)
+    add_comparison(parser, runs=3)
     options = parser.parse_args()
     if options.bare:
         bare(*options.bare)
         return
     print_machine()
-    print(__doc__.split("\n\n")[2])
-    broker = kafka.start_broker(Path(tempfile.mkdtemp()))
+    if options.against is not None:
+        measure = partial(by_commit, quick=options.quick)
+        compare_commits(options.against, measure, runs=options.runs)
+        return
+    print(LOAD)
+    broker = brokers.start_broker(Path(tempfile.mkdtemp()))
     try:
         asyncio.run(compare(broker.bootstrap, quick=options.quick))
     finally:

@@ -23,10 +23,8 @@ def median_seconds(command: list[str]) -> float:
 def main() -> None:
     """Print both."""
     print_machine()
-    ours, bare = (
-        median_seconds([sys.executable, "-m", "streamproc", "--help"]),
-        median_seconds([sys.executable, "-c", "pass"]),
-    )
+    ours = median_seconds([sys.executable, "-m", "streamproc", "--help"])
+    bare = median_seconds([sys.executable, "-c", "pass"])
     print(f"streamproc --help {ours:.3f} s, python -c pass {bare:.3f} s")
     print(f"ratio={ours / bare:.2f}")
 

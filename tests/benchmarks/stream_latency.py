@@ -1,6 +1,6 @@
 """From a person's bucket being full to its candidates on the topic.
 
-`stream_latency.py [--videos N]`.
+    stream_latency.py [--videos N]
 
 Worker and matcher run as processes on a real broker; nothing else does, and the client only waits,
 or sends persons of another gallery to the matcher, so many a second. Each video is the sample clip
@@ -31,8 +31,8 @@ from common import ROOT, print_machine
 from matcher_speed import Load
 
 sys.path.insert(0, str(ROOT / "tests"))
-import kafka
-from services import Stream, eventually
+import brokers
+from services import Stream
 
 from streamproc.kafka.topics import create_topics
 from streamproc.tracks import load_tracks
@@ -42,30 +42,6 @@ WARM_UP_VIDEOS = 10
 IDLE_SECONDS = 0.5
 LOAD_HZ = 100
 
-WORKER = r"""
-import json, os, sys, time
-from streamproc import stages
-from streamproc.cli import main
-
-notes = open(os.environ["NOTES"], "a", buffering=1)
-submit = stages.EmbedStage.submit
-
-async def noted_submit(self, bucket):
-    full, ahead = time.time(), sum(bucket.crops[i] in self._vectors for i in bucket.embedded)
-
-    def noted(_):
-        counts = [ahead, self.crops_ahead, self.crops_ahead_used]
-        notes.write(json.dumps([bucket.person_id, full, time.time(), *counts]) + "\n")
-
-    vectors = await submit(self, bucket)
-    vectors.add_done_callback(noted)
-    return vectors
-
-stages.EmbedStage.submit = noted_submit
-sys.argv = ["streamproc", sys.argv[1]]
-main()
-"""
-
 
 def two_people(path: Path) -> None:
     """The tracks of `PERSONS` as MOT text."""
@@ -73,14 +49,10 @@ def two_people(path: Path) -> None:
     for track in load_tracks(ROOT / "tests" / "sample" / "sample.persons.npz").tracks:
         if track.person_id in PERSONS:
             for frame, (x0, y0, x1, y1) in zip(track.frame_indices, track.boxes_xyxy, strict=True):
-                rows.append(
-                    (
-                        frame + 1,
-                        track.person_id,
-                        f"{x0:.2f},{y0:.2f},{x1 - x0:.2f},{y1 - y0:.2f},1,-1,-1,-1",
-                    )
-                )
-    path.write_text("".join(f"{frame},{person},{rest}\n" for frame, person, rest in sorted(rows)))
+                box = f"{x0:.2f},{y0:.2f},{x1 - x0:.2f},{y1 - y0:.2f}"
+                rows.append((frame + 1, track.person_id, box))
+    lines = [f"{frame},{person},{box},1,-1,-1,-1\n" for frame, person, box in sorted(rows)]
+    path.write_text("".join(lines))
 
 
 def lines_of(notes: Path) -> list[list]:
@@ -113,23 +85,25 @@ def start(stream: Stream) -> None:
     (stream.media / "a.mp4").write_bytes((ROOT / "tests" / "sample" / "sample.mp4").read_bytes())
     two_people(stream.media / "a.mot.txt")
     asyncio.run(create_topics(stream.settings))
-    stream.start("worker", code=WORKER)
+    stream.start("worker", script="worker_that_notes_its_buckets.py")
     stream.start("matcher")
 
 
 def measure(stream: Stream, notes: Path, numbers: range) -> dict[str, np.ndarray]:
-    """Of each video after the first ones: ms from full to candidate and to vectors, crops that were ahead of 8."""
-    noted, announced = [], []
+    """The times of each video after the first ones, and how many of 8 crops were ahead."""
+    noted: list[list] = []
+    announced: list[float] = []
     for number in numbers:
         before = len(lines_of(notes))
         announced.append(time.time())
         stream.announce("a.mp4", video_id=f"v{number}", gallery_id=f"g{number}")
-        eventually(
+        stream.eventually(
             lambda before=before: len(lines_of(notes)[before:]) == len(PERSONS), f"video {number}"
         )
         time.sleep(IDLE_SECONDS)
         noted.append(lines_of(notes)[-1])
-    sent, made = {}, {}
+    sent: dict[str, int] = {}
+    made: dict[str, int] = {}
     for record in stream.records("person-embeddings"):
         if b'"crops":' in record.value:  # a person, not a video's end
             sent[record.key.decode()] = record.timestamp
@@ -138,10 +112,10 @@ def measure(stream: Stream, notes: Path, numbers: range) -> dict[str, np.ndarray
         if event["state"] == "proposed":
             made[event["gallery_id"]] = record.timestamp
     _, full, embedded, ahead, crops_ahead, crops_used = np.array(noted).T
-    event, candidate = (np.array([of[f"g{number}"] for number in numbers]) for of in (sent, made))
-    print(
-        f"crops embedded ahead so far: {crops_ahead[-1]:.0f}, chosen of them {crops_used[-1]:.0f}"
-    )
+    event = np.array([sent[f"g{number}"] for number in numbers])
+    candidate = np.array([made[f"g{number}"] for number in numbers])
+    ahead_and_used = f"{crops_ahead[-1]:.0f}, chosen of them {crops_used[-1]:.0f}"
+    print(f"crops embedded ahead so far: {ahead_and_used}")
     found = {
         "bucket full to candidate, ms": candidate - 1000 * full,
         "video announced to candidate, ms": candidate - 1000 * np.array(announced),
@@ -163,18 +137,16 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp())
     notes = folder / "notes"
     notes.touch()
-    broker = kafka.start_broker(Path(tempfile.mkdtemp()))
+    broker = brokers.start_broker(Path(tempfile.mkdtemp()))
     stream = Stream(broker.bootstrap, folder, "latency.")
-    environment = stream.environment
-    stream.environment = lambda **more: environment(**more) | {"NOTES": str(notes)}  # type: ignore[method-assign]
+    stream.variables = {"NOTES": str(notes)}
     try:
         start(stream)
         for hz, first in ((0, 0), (LOAD_HZ, 10**6)):
             with others(stream, hz) if hz else nullcontext():
                 found = measure(stream, notes, range(first, first + WARM_UP_VIDEOS + videos))
-            print(
-                f"beside {hz} persons a second" if hz else "unloaded (asked: p50 25 ms, p99 100 ms)"
-            )
+            unloaded = "unloaded (asked: p50 25 ms, p99 100 ms)"
+            print(f"beside {hz} persons a second" if hz else unloaded)
             for what, values in found.items():
                 p50, p99 = np.percentile(values, (50, 99))
                 print(f"  {what}: p50 {p50:.1f}, p99 {p99:.1f} ({len(values)} videos)", flush=True)

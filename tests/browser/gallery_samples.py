@@ -1,4 +1,4 @@
-"""Galleries to look at: walking figures drawn with Pillow, and vectors that agree with their clothes."""
+"""Galleries to look at: figures drawn with Pillow, and vectors that agree with their clothes."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import math
 from datetime import UTC, datetime
 
 import numpy as np
+from persons import candidate
 from PIL import Image, ImageDraw
 
 from streamproc.animation import encode_webp
 from streamproc.offline.directory import OutputDirectory
-from streamproc.offline.report import GalleryReport, Pair, PersonEntry
+from streamproc.offline.report import GalleryReport, PersonEntry, VetoedPair
 from streamproc.types import Crop
 
 THRESHOLD = 0.70
@@ -70,7 +71,10 @@ def walk(person_id, look, count=12, *, aspect_ratio=0.42):
 
 
 def looks_alike(looks, seed=7):
-    """Unit rows (N, 32) and their cosines (N, N): about .9 for one look, about .55 to .7 for others, as with OSNet."""
+    """Unit rows (N, 32) and their cosines (N, N), spread as OSNet's are.
+
+    They are about .9 for one look, and about .55 to .7 for two.
+    """
     random = np.random.default_rng(seed)
     everyone = random.normal(size=32)
     own = {look: random.normal(size=32) for look in sorted(set(looks))}
@@ -87,6 +91,7 @@ def entry(person_id, place, *, video_name="entrance.mp4", webp=None, webp_error=
     frames = 25 + 17 * place % 90
     return PersonEntry(
         id=person_id,
+        person_key=person_id if isinstance(person_id, str) else f"v/{person_id}",
         video_name=video_name,
         frames_tracked=frames,
         first_frame_index=first,
@@ -100,10 +105,10 @@ def entry(person_id, place, *, video_name="entrance.mp4", webp=None, webp_error=
     )
 
 
-def pairs_of(ids, cosines, entries):
+def pairs_of(cosines, entries):
     """Pairs above the threshold: candidates, and those vetoed since both are seen at once."""
     candidates, vetoed = [], []
-    for i, j in zip(*np.triu_indices(len(ids), 1), strict=True):
+    for i, j in zip(*np.triu_indices(len(entries), 1), strict=True):
         if cosines[i, j] <= THRESHOLD:
             continue
         a, b = entries[i], entries[j]
@@ -112,9 +117,11 @@ def pairs_of(ids, cosines, entries):
             - max(a.first_frame_index, b.first_frame_index)
             + 1
         )
-        pair = Pair(ids[i], ids[j], float(cosines[i, j]), frames_apart=max(0, both))
-        one_video = str(a.id).rpartition("/")[0] == str(b.id).rpartition("/")[0]
-        (vetoed if one_video and both >= 3 else candidates).append(pair)
+        similarity = float(cosines[i, j])
+        if a.person_key.rpartition("/")[0] == b.person_key.rpartition("/")[0] and both >= 3:
+            vetoed.append(VetoedPair((a.person_key, b.person_key), similarity))
+        else:
+            candidates.append(candidate(a.person_key, b.person_key, similarity))
     return tuple(candidates), tuple(vetoed)
 
 
@@ -136,7 +143,7 @@ def report_of(entries, *, looks=None, title="entrance.mp4", notices=(), **change
             if looks
             else (np.zeros((0, 32), np.float32), np.zeros((0, 0), np.float32))
         )
-        candidates, vetoed = pairs_of(ids, cosines, entries)
+        candidates, vetoed = pairs_of(cosines, entries)
         values |= {
             "embedded_ids": ids,
             "embeddings": rows,

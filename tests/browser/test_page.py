@@ -30,7 +30,10 @@ HOSTILE = "<img src=x onerror=document.title=1>"
 
 @pytest.fixture(scope="module")
 def chromium():
-    """One browser for all tests here (Playwright holds an event loop while it is open, so not for longer)."""
+    """One browser for all tests here.
+
+    Not for longer: Playwright holds an event loop while it is open.
+    """
     if not CHROMIUM.exists():
         reason = f"needs {CHROMIUM} (apt-get install chromium)"
         if os.environ.get("CI"):
@@ -46,8 +49,13 @@ def chromium():
 
 @pytest.fixture
 def open_page(chromium):
-    """Open a gallery's page; at the end there must have been no trouble and no request but to files."""
-    contexts, troubles = [], []
+    """Open a gallery's page; at the end there must be no trouble and no request but to files."""
+    contexts = []
+    troubles = []
+
+    def note_request(request):
+        if not request.url.startswith(("file:", "data:")):
+            troubles.append(f"asked for {request.url}")
 
     def opened(folder, *, width=1280, scheme="light", motion="no-preference"):
         context = chromium.new_context(
@@ -58,14 +66,7 @@ def open_page(chromium):
         page.on("console", lambda message: troubles.append(f"{message.type}: {message.text}"))
         page.on("pageerror", lambda error: troubles.append(str(error)))
         page.on("requestfailed", lambda request: troubles.append(f"failed: {request.url[:200]}"))
-        page.on(
-            "request",
-            lambda request: (
-                None
-                if request.url.startswith(("file:", "data:"))
-                else troubles.append(f"asked for {request.url}")
-            ),
-        )
+        page.on("request", note_request)
         page.goto((folder / "webp_viewer" / "person_selection.html").as_uri())
         return page
 
@@ -84,7 +85,7 @@ def usual(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def hostile(tmp_path_factory):
-    """A gallery whose every text is an attack or far too long."""
+    """A gallery of which every text is an attack or far too long."""
     folder = tmp_path_factory.mktemp("hostile")
     ids = [f"{HOSTILE}/7", f"gate-{'2' * 60}/12", "a&b</script><script>/7"]
     report = samples.write_gallery(
@@ -99,6 +100,7 @@ def hostile(tmp_path_factory):
 
 
 def write(folder, report, *animated):
+    """Write a report and the animations of some persons."""
     with OutputDirectory(folder) as out:
         for person_id in animated:
             out.write_webp(person_id, encode_webp(samples.walk(person_id, 3)))
@@ -118,6 +120,7 @@ def scroll_through(page):
 
 
 def heatmap(page):
+    """The values that the heatmap shows, in rows."""
     page.wait_for_function("document.getElementById('heatmap').data !== undefined")
     return page.evaluate("document.getElementById('heatmap').data[0].z")
 
@@ -126,6 +129,7 @@ def heatmap(page):
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("gallery", ["usual", "hostile"])
 def test_nothing_overflows_and_every_image_loads(gallery, width, scheme, open_page, request):
+    """On a desk or a phone, light or dark, nothing is cut off and no image is missing."""
     folder, _ = request.getfixturevalue(gallery)
     page = open_page(folder, width=width, scheme=scheme)
     heatmap(page)
@@ -133,11 +137,14 @@ def test_nothing_overflows_and_every_image_loads(gallery, width, scheme, open_pa
     scroll_through(page)
     page.wait_for_function("[...document.images].every((image) => image.naturalWidth > 0)")
     assert page.evaluate("document.scrollingElement.scrollWidth") <= width
-    too_wide = "[...document.querySelectorAll('main *')].filter((e) => e.getBoundingClientRect().right > innerWidth + 1)"
-    assert page.evaluate(f"{too_wide}.map((e) => e.outerHTML.slice(0, 90))") == []
+    too_wide = page.evaluate("""[...document.querySelectorAll('main *')]
+        .filter((element) => element.getBoundingClientRect().right > innerWidth + 1)
+        .map((element) => element.outerHTML.slice(0, 90))""")
+    assert too_wide == []
 
 
 def test_the_heatmap_holds_the_matrix(usual, open_page):
+    """The heatmap shows the similarity of every two persons."""
     folder, report = usual
     rows = heatmap(open_page(folder))
     assert (len(rows), {len(row) for row in rows}) == (len(LOOKS), {len(LOOKS)})
@@ -145,6 +152,7 @@ def test_the_heatmap_holds_the_matrix(usual, open_page):
 
 
 def test_candidates_come_first_and_the_most_similar_of_them_first(usual, open_page):
+    """The page begins with all candidates, sorted by similarity."""
     folder, report = usual
     page = open_page(folder)
     values = [float(text) for text in page.locator("#candidates .value b").all_inner_texts()]
@@ -154,18 +162,20 @@ def test_candidates_come_first_and_the_most_similar_of_them_first(usual, open_pa
 
 
 def test_a_click_on_a_cell_shows_the_pair(usual, open_page):
+    """A click on a cell of the heatmap compares its row's person with its column's."""
     page = open_page(usual[0])
     heatmap(page)
     page.locator("#heatmap").scroll_into_view_if_needed()
     plot = page.locator("#heatmap .nsewdrag").first.bounding_box()
-    cell = plot["width"] / len(LOOKS), plot["height"] / len(LOOKS)
-    page.mouse.click(plot["x"] + 9.5 * cell[0], plot["y"] + 4.5 * cell[1])
+    width, height = plot["width"] / len(LOOKS), plot["height"] / len(LOOKS)
+    page.mouse.click(plot["x"] + 9.5 * width, plot["y"] + 4.5 * height)
     page.wait_for_function(
         "document.querySelector('#compare-result h3').textContent === '5 and 10'"
     )
 
 
 def test_two_persons_are_compared_without_a_mouse(usual, open_page):
+    """Any two persons can be chosen from lists, with why they are no candidate."""
     page = open_page(usual[0])
     page.locator("#compare-a").select_option(label="5")
     page.locator("#compare-b").select_option(label="12")
@@ -174,6 +184,7 @@ def test_two_persons_are_compared_without_a_mouse(usual, open_page):
 
 
 def test_vetoed_pairs_are_folded_away_and_say_why(usual, open_page):
+    """Pairs that were ruled out show on demand, each with its reason."""
     folder, report = usual
     page = open_page(folder)
     assert not page.locator("#vetoed-list").is_visible()
@@ -185,6 +196,7 @@ def test_vetoed_pairs_are_folded_away_and_say_why(usual, open_page):
 
 
 def test_hostile_texts_stay_texts(hostile, open_page):
+    """Markup in names, ids and notices is shown as text and never runs."""
     page = open_page(hostile[0])
     heatmap(page)
     assert page.title() == "</title>$data<!--.mp4 · streamproc"
@@ -194,7 +206,7 @@ def test_hostile_texts_stay_texts(hostile, open_page):
 
 
 def test_videos_of_one_name_are_told_apart_by_their_ids(tmp_path, open_page):
-    """Two cameras write clip.mp4: when each person was seen is no reason for or against a pair of both."""
+    """Two cameras write clip.mp4: times in them say nothing for or against a pair of both."""
     people = [
         samples.entry(person_id, 0, video_name="clip.mp4") for person_id in ("gate/1", "hall/1")
     ]
@@ -206,6 +218,7 @@ def test_videos_of_one_name_are_told_apart_by_their_ids(tmp_path, open_page):
 
 
 def test_persons_are_found_and_sorted(usual, open_page):
+    """Persons can be sorted by frames and found by their id."""
     page = open_page(usual[0])
     page.locator("#persons-sort").select_option("frames")
     frames = [
@@ -219,6 +232,7 @@ def test_persons_are_found_and_sorted(usual, open_page):
 
 
 def test_animations_stand_still_for_who_wants_less_motion(usual, open_page):
+    """With reduced motion animations stand still until Play is pressed."""
     page = open_page(usual[0], motion="reduce")
     page.wait_for_selector("#candidates canvas")
     button = page.locator("#motion")
@@ -244,6 +258,7 @@ def test_animations_stand_still_for_who_wants_less_motion(usual, open_page):
     ids=["no-persons", "one-person", "no-candidates", "no-similarity"],
 )
 def test_what_is_missing_is_said(entries, looks, notices, texts, tmp_path, open_page):
+    """Without persons, pairs, weights or animations the page says what is missing."""
     people = [
         samples.entry(i, place, webp_error="no room on the disk") for place, i in enumerate(entries)
     ]
@@ -252,13 +267,13 @@ def test_what_is_missing_is_said(entries, looks, notices, texts, tmp_path, open_
     shown = page.locator("body").inner_text()
     assert [text for text in texts if text not in shown] == []
     assert page.evaluate("document.scrollingElement.scrollWidth") <= 390
-    assert (tmp_path / "webp_viewer/assets/plotly.min.js").exists() == (
-        looks is not None and len(looks) > 1
-    )
+    has_heatmap = looks is not None and len(looks) > 1
+    assert (tmp_path / "webp_viewer/assets/plotly.min.js").exists() == has_heatmap
 
 
 @pytest.mark.slow
 def test_six_hundred_persons_stay_usable(tmp_path, open_page):
+    """With 600 persons lists are cut to what can be shown, and the page stays small."""
     people = [samples.entry(i, i, webp="webp/person_0.webp") for i in range(600)]
     report = samples.report_of(people, looks=[i // 3 for i in range(600)])
     write(tmp_path, report, 0)

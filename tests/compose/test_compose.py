@@ -1,9 +1,8 @@
-"""`docker compose up` as the README has it, run for real.
+"""`docker compose up` as the README has it, run for real by `make test-compose`.
 
-`make test-compose`. Needs a Docker engine and minutes.
-
-One stack for all tests, under a project name, ports and a media folder of its own, which are gone
-afterwards. The tests build on each other in the order in which they stand.
+Needs a Docker engine and minutes. One stack serves all tests, under a project name, ports and a
+media folder of its own, which are gone afterwards. The tests build on each other in the order in
+which they stand.
 """
 
 from __future__ import annotations
@@ -26,11 +25,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from aiokafka import AIOKafkaConsumer
+from processes import eventually
 
 from streamproc.ids import video_id_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE_IMAGES = Path(
@@ -60,18 +60,9 @@ def _docker(
     return done
 
 
-def _until(what: str, holds: Callable[[], object], *, seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not (found := holds()):
-        assert time.monotonic() < end, (
-            f"not within {seconds:.0f} s: {what}; the last look gave {found!r}"
-        )
-        time.sleep(0.5)
-
-
 @dataclass
 class Stack:
-    """One running `docker compose up` of the repository's file, and the user at this machine's terminal."""
+    """One running `docker compose up` of the repository's file, and a user at a terminal."""
 
     project: str
     media: Path
@@ -85,13 +76,15 @@ class Stack:
 
     def up(self, **scale: int) -> None:
         """As the README says, in the background; returns when all are healthy."""
-        flags = [flag for name, count in scale.items() for flag in ("--scale", f"{name}={count}")]
+        flags = []
+        for name, count in scale.items():
+            flags += ["--scale", f"{name}={count}"]
         self.compose("up", "-d", *flags, timeout=240)
         for service in ("kafka", *OURS):
             count = scale.get(service, 1)
-            _until(
-                f"{service} healthy",
+            eventually(
                 lambda s=service, n=count: self.health(s) == ["healthy"] * n,
+                f"{service} healthy",
                 seconds=90,
             )
 
@@ -114,22 +107,18 @@ class Stack:
         return self.compose("exec", "-T", "kafka", *command, **more)
 
     def publish(self, *uris: str) -> None:
-        """Publish as somebody does who knows nothing of streamproc but the topic; several get keys, to spread them."""
+        """Publish as somebody does who knows nothing of streamproc but the topic.
+
+        Several videos get keys, which spread them over the partitions.
+        """
         lines = [json.dumps({"video_uri": uri}) for uri in uris]
-        keyed = (
-            ()
-            if len(uris) == 1
-            else ("--reader-property", "parse.key=true", "--reader-property", "key.separator=|")
-        )
-        if keyed:
+        properties = []
+        if len(uris) > 1:
             lines = [f"{video_id_of(uri)}|{line}" for uri, line in zip(uris, lines, strict=True)]
-        self.kafka(
-            "console-producer",
-            "--topic",
-            "video-ready",
-            *keyed,
-            input="".join(f"{line}\n" for line in lines),
-        )
+            properties = ["--reader-property", "parse.key=true"]
+            properties += ["--reader-property", "key.separator=|"]
+        text = "".join(f"{line}\n" for line in lines)
+        self.kafka("console-producer", "--topic", "video-ready", *properties, input=text)
 
     def consume(self, topic: str, count: int) -> list[dict]:
         limits = ("--max-messages", str(count), "--timeout-ms", "30000")
@@ -173,7 +162,7 @@ class Stack:
         ]
 
     def pairs(self, names: list[str], *, seconds: float) -> dict[str, set[frozenset[int]]]:
-        """Wait until all these videos are done; then each one's candidates, as pairs of person ids."""
+        """Wait until all these videos are done; each one's candidates, as pairs of person ids."""
         videos = {video_id_of(name): name for name in names}
         return asyncio.run(asyncio.wait_for(self._pairs(videos), seconds))
 
@@ -182,29 +171,28 @@ class Stack:
         consumer = AIOKafkaConsumer(
             *topics, bootstrap_servers=self.bootstrap, auto_offset_reset="earliest"
         )
-        found: dict[str, set[frozenset[int]]] = {name: set() for name in videos.values()}
-        missing, ends = set(videos), None
+        events: list[dict] = []
+        missing = set(videos)
+        ends = None
         await consumer.start()
         try:
             while ends is None or any(
                 [await consumer.position(place) < end for place, end in ends.items()]
             ):
                 for records in (await consumer.getmany(timeout_ms=500)).values():
-                    for event in (json.loads(record.value) for record in records):
-                        if event.get("state") == "done":
-                            missing.discard(event["video_id"])
-                        elif "persons" in event and (
-                            name := videos.get(event["persons"][0]["video_id"])
-                        ):
-                            found[name].add(
-                                frozenset(person["person_id"] for person in event["persons"])
-                            )
-                if (
-                    not missing and ends is None
-                ):  # a video's candidates are published before its `done`
+                    events += [json.loads(record.value) for record in records]
+                missing -= {each["video_id"] for each in events if each.get("state") == "done"}
+                # A video's candidates are published before its `done`.
+                if not missing and ends is None:
                     ends = await consumer.end_offsets(consumer.assignment())
         finally:
             await consumer.stop()
+        found: dict[str, set[frozenset[int]]] = {name: set() for name in videos.values()}
+        for candidate in [each for each in events if "persons" in each]:
+            name = videos.get(candidate["persons"][0]["video_id"])
+            if name is not None:
+                ids = frozenset(person["person_id"] for person in candidate["persons"])
+                found[name].add(ids)
         return found
 
     def add_video(self, name: str) -> Path:
@@ -215,6 +203,11 @@ class Stack:
         return self.media / f"{name}.mp4"
 
 
+def _person_ids(candidates: list[dict]) -> set[frozenset[int]]:
+    """The pairs; one may be proposed when a person comes and updated when the video is closed."""
+    return {frozenset(person["person_id"] for person in each["persons"]) for each in candidates}
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -223,7 +216,8 @@ def _free_port() -> int:
 
 def _ask(container: str, port: int, path: str) -> str:
     """GET from inside a container: only the matchers' port is published."""
-    ask = f"import urllib.request as r; print(r.urlopen('http://127.0.0.1:{port}{path}').read().decode())"
+    address = f"http://127.0.0.1:{port}{path}"
+    ask = f"import urllib.request as r; print(r.urlopen('{address}').read().decode())"
     return _docker("exec", container, "python", "-c", ask).stdout
 
 
@@ -236,7 +230,10 @@ def _videos_running(container: str) -> bool:
 
 
 def _have_images() -> None:
-    """Make or pull what docker-compose.yml and the Dockerfile start from; skip with the reason where neither works."""
+    """Make or pull what docker-compose.yml and the Dockerfile start from.
+
+    Skip with the reason where neither works.
+    """
     if BASE_IMAGES.is_file():
         done = subprocess.run(
             [BASE_IMAGES], capture_output=True, text=True, timeout=900, check=False
@@ -245,15 +242,15 @@ def _have_images() -> None:
         return
     if shutil.which("docker") is None or _docker("info", check=False).returncode:
         pytest.skip(
-            f"no Docker engine answers, and no script at STREAMPROC_BASE_IMAGES={BASE_IMAGES} to install one"
+            "no Docker engine answers, and there is no script to install one at "
+            f"STREAMPROC_BASE_IMAGES={BASE_IMAGES}"
         )
     for image in PUBLIC_IMAGES:
         if _docker("image", "inspect", image, check=False).returncode:
             pulled = _docker("pull", "--quiet", image, timeout=600, check=False)
             if pulled.returncode:
-                pytest.skip(
-                    f"{image} cannot be pulled here ({pulled.stderr.strip()[:200]}), nor made: {BASE_IMAGES}"
-                )
+                reason = pulled.stderr.strip()[:200]
+                pytest.skip(f"{image} cannot be pulled ({reason}), and {BASE_IMAGES} is missing")
 
 
 @contextmanager
@@ -287,9 +284,8 @@ def stack(tmp_path_factory) -> Iterator[Stack]:
     built = time.monotonic()
     with _running(stack):
         stack.up()
-        print(
-            f"image built in {built - begun:.0f} s, all healthy {time.monotonic() - built:.0f} s later"
-        )
+        until_healthy = time.monotonic() - built
+        print(f"image built in {built - begun:.0f} s, all healthy {until_healthy:.0f} s later")
         yield stack
 
 
@@ -302,6 +298,7 @@ def _say_what_the_containers_said(stack, request) -> Iterator[None]:
 
 
 def test_all_topics_are_there_and_right_seen_from_the_host(stack) -> None:
+    """`topics check` on the host finds every topic that the containers made."""
     names = [line.split("\t")[0] for line in stack.user("topics", "check").splitlines()]
     assert {"video-ready", "person-embeddings", "duplicate-candidates", "dead-letters"} <= set(
         names
@@ -310,13 +307,11 @@ def test_all_topics_are_there_and_right_seen_from_the_host(stack) -> None:
 
 
 def test_a_line_from_the_console_producer_gives_the_pair_and_the_animations(stack) -> None:
+    """One line of JSON on the topic gives the pair, six animations and their hashes."""
     stack.add_video("sample")
     stack.publish("sample.mp4")
     found = stack.candidates(video_id_of("sample.mp4"))
-    # Proposed when the person came, and perhaps updated when the video was closed.
-    assert {frozenset(person["person_id"] for person in each["persons"]) for each in found} == {
-        PAIR
-    }
+    assert _person_ids(found) == {PAIR}
     seen_inside = stack.consume("duplicate-candidates", 1)
     assert [each["event_id"] for each in seen_inside] == [found[0]["event_id"]]
 
@@ -324,29 +319,20 @@ def test_a_line_from_the_console_producer_gives_the_pair_and_the_animations(stac
     assert {each["person_id"] for each in animations} == {1, 2, 3, 4, 5, 6}
     for each in animations:
         assert each["state"] == "ready"
-        content = (
-            stack.media / each["uri"]
-        ).read_bytes()  # relative to the media root, whoever reads it
+        # Relative to the media root, whoever reads it.
+        content = (stack.media / each["uri"]).read_bytes()
         assert content[:4] == b"RIFF"
         assert hashlib.sha256(content).hexdigest() == each["sha256"]
 
 
 def test_submit_on_the_host_names_the_same_file_and_the_matrix_can_be_read(stack) -> None:
+    """`submit` and `matrix` on the host work with what the containers see."""
     video = stack.add_video("second")
-    video_id = stack.user(
-        "submit",
-        str(video),
-        "--persons",
-        str(video.with_suffix(".persons.npz")),
-        "--gallery",
-        "lobby",
-    )
+    tracks = str(video.with_suffix(".persons.npz"))
+    video_id = stack.user("submit", str(video), "--persons", tracks, "--gallery", "lobby")
     assert video_id.strip() == video_id_of("second.mp4")
     found = stack.candidates(video_id.strip())
-    # Proposed when the person came, and perhaps updated when the video was closed.
-    assert {frozenset(person["person_id"] for person in each["persons"]) for each in found} == {
-        PAIR
-    }
+    assert _person_ids(found) == {PAIR}
     assert {each["gallery_id"] for each in found} == {"lobby"}
 
     url = f"http://{stack.compose('port', 'matcher', '8082').strip()}"
@@ -359,6 +345,8 @@ def test_submit_on_the_host_names_the_same_file_and_the_matrix_can_be_read(stack
 
 @pytest.mark.parametrize("service", OURS)
 def test_a_service_is_nobody_and_can_write_only_where_it_must(stack, service) -> None:
+    """A service runs without root and capabilities, on a file system it cannot change."""
+
     def inside(*command: str, check: bool = True) -> str:
         return stack.compose("exec", "-T", service, *command, check=check)
 
@@ -368,28 +356,19 @@ def test_a_service_is_nobody_and_can_write_only_where_it_must(stack, service) ->
         for line in inside("cat", "/proc/1/status").splitlines()
         if ":\t" in line
     )
-    assert (int(status["CapEff"], 16), int(status["CapBnd"], 16), status["NoNewPrivs"]) == (
-        0,
-        0,
-        "1",
-    )
-    script = "for f in /x /opt/streamproc/x /etc/x /media/x /state/x /tmp/x; do touch $f 2>/dev/null && echo $f; done"
+    assert int(status["CapEff"], 16) == int(status["CapBnd"], 16) == 0
+    assert status["NoNewPrivs"] == "1"
+    places = "/x /opt/streamproc/x /etc/x /media/x /state/x /tmp/x"
+    script = f"for f in {places}; do touch $f 2>/dev/null && echo $f; done"
     written = inside("sh", "-c", script, check=False).split()
-    assert (
-        written
-        == {"worker": ["/tmp/x"], "matcher": ["/state/x", "/tmp/x"], "animator": ["/tmp/x"]}[
-            service
-        ]
-    )
-    assert (
-        "Read-only file system"
-        in _docker(
-            "exec", stack.containers(service)[0], "touch", "/opt/streamproc/x", check=False
-        ).stderr
-    )
+    assert written == (["/state/x", "/tmp/x"] if service == "matcher" else ["/tmp/x"])
+    container = stack.containers(service)[0]
+    refused = _docker("exec", container, "touch", "/opt/streamproc/x", check=False)
+    assert "Read-only file system" in refused.stderr
 
 
 def test_two_workers_and_two_matchers_share_the_work(stack) -> None:
+    """Scaled to two each, all videos are done, and either matcher answers for all."""
     stack.up(worker=2, matcher=2)
     names = [stack.add_video(f"many-{number}").name for number in range(8)]
     stack.publish(*names)
@@ -408,58 +387,52 @@ def test_two_workers_and_two_matchers_share_the_work(stack) -> None:
 
 
 def test_a_killed_worker_is_started_again_and_every_video_is_done(stack) -> None:
+    """Docker starts a killed worker again, and no video of its is lost."""
     victim = stack.containers("worker")[0]
     restarts = ("inspect", "-f", "{{.RestartCount}}", victim)
     assert _docker(*restarts).stdout.strip() == "0"
     names = [stack.add_video(f"killed-{number}").name for number in range(16)]
     stack.publish(*names)
-    _until("the victim has a video in work", lambda: _videos_running(victim), seconds=30)
+    eventually(lambda: _videos_running(victim), "the victim has a video in work", seconds=30)
     # `docker kill` would count as "stopped by a user", after which Docker restarts nothing: kill
     # the process itself.
     pid = _docker("inspect", "-f", "{{.State.Pid}}", victim).stdout.strip()
-    kill = ("-c", f"import os; os.kill({pid}, 9)")
-    _docker(
-        "run",
-        "--rm",
-        "--pid",
-        "host",
-        "--user",
-        "0",
-        "--entrypoint",
-        "python",
-        "streamproc:local",
-        *kill,
-    )
+    root_on_the_host = ("--rm", "--pid", "host", "--user", "0", "--entrypoint", "python")
+    kill = f"import os; os.kill({pid}, 9)"
+    _docker("run", *root_on_the_host, "streamproc:local", "-c", kill)
     assert stack.pairs(names, seconds=150) == {name: {PAIR} for name in names}
-    _until("restarted", lambda: _docker(*restarts).stdout.strip() == "1", seconds=30)
-    _until("both healthy", lambda: stack.health("worker") == ["healthy", "healthy"], seconds=60)
+    eventually(lambda: _docker(*restarts).stdout.strip() == "1", "restarted", seconds=30)
+    eventually(lambda: stack.health("worker") == ["healthy", "healthy"], "both healthy", seconds=60)
 
 
 def test_nothing_was_given_up(stack) -> None:
+    """There is no dead letter after all that."""
     assert stack.user("dead-letters", "list") == ""
 
 
 def test_up_again_changes_nothing(stack) -> None:
+    """A second `up` leaves the containers as they are."""
     before = [stack.containers(service) for service in OURS]
     stack.up(worker=2, matcher=2)
     assert [stack.containers(service) for service in OURS] == before
 
 
 def test_services_stop_by_themselves_when_asked(stack) -> None:
+    """`stop` ends all services with exit code 0 within their grace period."""
     stack.compose("stop", *OURS, timeout=90)
     for service in OURS:
         assert set(stack.inspect(service, "{{.State.ExitCode}}")) == {"0"}, service
 
 
 def test_down_and_up_again_goes_on_where_it_was(stack) -> None:
-    """What the named volumes are for; the pair across two videos needs the rows of the first, from before."""
+    """After `down` and `up` a new video forms a pair with one from before: the volumes kept it."""
     stack.compose("down", timeout=120)
     try:
         stack.up()
     except AssertionError:
         if "already formatted" in stack.compose("logs", "--no-color", "kafka", check=False):
             pytest.skip(
-                "this stand-in for apache/kafka does not start on data of its own; the real image does"
+                "this stand-in for apache/kafka does not start on its data; the real image does"
             )
         raise
     video = stack.add_video("third")
@@ -470,6 +443,7 @@ def test_down_and_up_again_goes_on_where_it_was(stack) -> None:
 
 
 def test_down_leaves_nothing(stack) -> None:
+    """`down --volumes` leaves no container, volume or network."""
     every = _docker(
         "inspect",
         "-f",

@@ -1,9 +1,11 @@
-"""What can be known of deploy/ and docker-compose.yml without running them: schemas, linter, and that all agree."""
+"""What can be known of deploy/ and docker-compose.yml without running them.
+
+They fit their schemas, linters have nothing to say, and they agree with each other and the code.
+"""
 
 from __future__ import annotations
 
 import difflib
-import itertools
 import re
 import shutil
 import subprocess
@@ -28,10 +30,8 @@ MANIFESTS = [
 ]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
 OURS = {name: service for name, service in COMPOSE["services"].items() if name != "kafka"}
-KUBERNETES_VERSIONS = (
-    "1.30",
-    "1.37",
-)  # the least that is promised, and the newest that the schemas know
+# The oldest that is promised, and the newest that the schemas know.
+KUBERNETES_VERSIONS = ("1.30", "1.37")
 
 
 def _closed(required: str, **properties: dict) -> dict:
@@ -44,11 +44,9 @@ def _closed(required: str, **properties: dict) -> dict:
     }
 
 
-_STRING, _COUNT, _BOOL = (
-    {"type": "string", "minLength": 1},
-    {"type": "integer", "minimum": 0},
-    {"enum": ["true", "false"]},
-)
+_STRING = {"type": "string", "minLength": 1}
+_COUNT = {"type": "integer", "minimum": 0}
+_BOOL = {"enum": ["true", "false"]}
 _METADATA = _closed(
     "name", name=_STRING, labels={"type": "object", "additionalProperties": _STRING}
 )
@@ -150,6 +148,7 @@ def _tool(name: str) -> str | None:
     ("path", "index", "manifest"), MANIFESTS, ids=lambda value: getattr(value, "name", None)
 )
 def test_a_manifest_is_what_its_schema_says(path, index, manifest, version) -> None:
+    """Every manifest fits Kubernetes' or KEDA's schema strictly."""
     if manifest["kind"] in KEDA:
         jsonschema.validate(manifest, KEDA[manifest["kind"]])
         return
@@ -160,6 +159,7 @@ def test_a_manifest_is_what_its_schema_says(path, index, manifest, version) -> N
     "scaled", _of_kind("ScaledObject"), ids=lambda scaled: scaled["metadata"]["name"]
 )
 def test_keda_scales_what_is_there_by_the_lag_that_the_services_have(scaled) -> None:
+    """Consumer group, topic, threshold and most replicas are those of the settings."""
     settings, spec = Settings(), scaled["spec"]
     target = spec["scaleTargetRef"]["name"]
     assert "replicas" not in _named("Deployment", target)["spec"], "KEDA owns the number"
@@ -179,7 +179,7 @@ def test_keda_scales_what_is_there_by_the_lag_that_the_services_have(scaled) -> 
     "scaled", _of_kind("ScaledObject"), ids=lambda scaled: scaled["metadata"]["name"]
 )
 def test_the_scaling_behavior_is_kubernetes_own(scaled) -> None:
-    """KEDA hands it on to an autoscaler as it is, so that one's schema holds."""
+    """KEDA gives the behavior to an autoscaler as it is, so that one's schema holds."""
     spec = scaled["spec"]
     autoscaler = {
         "apiVersion": "autoscaling/v2",
@@ -196,6 +196,7 @@ def test_the_scaling_behavior_is_kubernetes_own(scaled) -> None:
 
 @pytest.mark.parametrize(("name", "template"), _pods().items(), ids=_pods())
 def test_a_pod_is_locked_down_and_has_time_to_finish(name, template) -> None:
+    """A pod has no rights that it does not need, and ends after its service's grace period."""
     pod = template["spec"]
     assert pod["enableServiceLinks"] is False, (
         "variables made of the names of our Services would be refused as settings"
@@ -212,15 +213,15 @@ def test_a_pod_is_locked_down_and_has_time_to_finish(name, template) -> None:
         }
         assert "memory" in container["resources"]["limits"]
         assert set(container["resources"]["requests"]) == {"cpu", "memory"}
-        volumes = {volume["name"] for volume in pod["volumes"]} | (
-            {"state"} if "matcher" in name else set()
-        )
+        volumes = {volume["name"] for volume in pod["volumes"]}
+        if "matcher" in name:
+            volumes.add("state")
         assert {mount["name"] for mount in container["volumeMounts"]} == volumes
-        if (service := container["name"]) in PORTS:
-            grace = int(
-                _named("ConfigMap", "streamproc")["data"]["STREAMPROC_SERVICE__GRACE_SECONDS"]
-            )
-            assert pod["terminationGracePeriodSeconds"] > grace
+        service = container["name"]
+        if service in PORTS:
+            variables = _named("ConfigMap", "streamproc")["data"]
+            grace_seconds = int(variables["STREAMPROC_SERVICE__GRACE_SECONDS"])
+            assert pod["terminationGracePeriodSeconds"] > grace_seconds
             assert container["ports"] == [{"name": "http", "containerPort": PORTS[service]}]
             assert template["metadata"]["annotations"]["prometheus.io/port"] == str(PORTS[service])
             assert container["livenessProbe"]["httpGet"]["path"] == "/healthz"
@@ -233,6 +234,7 @@ def test_a_pod_is_locked_down_and_has_time_to_finish(name, template) -> None:
     ids=lambda manifest: f"{manifest['kind']}-{manifest['metadata']['name']}",
 )
 def test_a_selector_finds_exactly_its_pods(manifest) -> None:
+    """No selector finds the pods of another workload."""
     selector = manifest["spec"]["selector"]
     labels = selector.get("matchLabels", selector)
     found = [
@@ -242,6 +244,7 @@ def test_a_selector_finds_exactly_its_pods(manifest) -> None:
 
 
 def test_manifests_name_no_namespace() -> None:
+    """Whoever applies the manifests chooses the namespace."""
     assert [
         path.name for path, _, manifest in MANIFESTS if "namespace" in manifest["metadata"]
     ] == []
@@ -249,6 +252,7 @@ def test_manifests_name_no_namespace() -> None:
 
 @pytest.mark.parametrize("components", [[], ["keda"]], ids=["plain", "keda"])
 def test_kustomize_builds_what_the_files_say(components, tmp_path) -> None:
+    """kustomize builds every manifest that is no example, and KEDA's only on demand."""
     kubectl, kustomize = shutil.which("kubectl"), shutil.which("kustomize")
     if not (kubectl or kustomize):
         pytest.skip("neither kubectl nor kustomize is here")
@@ -262,29 +266,29 @@ def test_kustomize_builds_what_the_files_say(components, tmp_path) -> None:
     built = subprocess.run(
         [*command, str(folder)], capture_output=True, text=True, timeout=60, check=True
     ).stdout
-    names = sorted((each["kind"], each["metadata"]["name"]) for each in yaml.safe_load_all(built))
-    assert names == sorted(
+    names = [(each["kind"], each["metadata"]["name"]) for each in yaml.safe_load_all(built)]
+    folders = {"kubernetes", *components}
+    expected = [
         (manifest["kind"], manifest["metadata"]["name"])
         for path, _, manifest in MANIFESTS
-        if "example" not in path.name
-        and (path.parent.name == "kubernetes" or path.parent.name in components)
-    )
+        if "example" not in path.name and path.parent.name in folders
+    ]
+    assert sorted(names) == sorted(expected)
     assert "image: streamproc:local" in built
 
 
 def test_the_two_dockerfiles_differ_in_extras_labels_a_compiler_and_what_nvidia_reads() -> None:
-    cpu, cuda = (
-        (DEPLOY / name).read_text(encoding="utf-8").splitlines()
-        for name in ("Dockerfile", "Dockerfile.cuda")
-    )
+    """The GPU's Dockerfile is the other one but for what a GPU needs."""
+    cpu = (DEPLOY / "Dockerfile").read_text(encoding="utf-8").splitlines()
+    cuda = (DEPLOY / "Dockerfile.cuda").read_text(encoding="utf-8").splitlines()
     changes = [
         line
         for line in difflib.ndiff(cpu, cuda)
         if line[0] in "+-" and not line[2:].startswith("#")
     ]
     allowed = re.compile(
-        r"[+-] (ARG EXTRAS=|LABEL org|\s+org\.opencontainers|\s+NVIDIA_|RUN apt-get update| && apt-get install.* gcc |"
-        r" && rm -rf /var/lib/apt/lists)"
+        r"[+-] (ARG EXTRAS=|LABEL org|\s+org\.opencontainers|\s+NVIDIA_|RUN apt-get update|"
+        r" && apt-get install.* gcc | && rm -rf /var/lib/apt/lists)"
     )
     assert [line for line in changes if not allowed.match(line)] == []
     assert '+ ARG EXTRAS="s3,gpu"' in changes
@@ -293,6 +297,7 @@ def test_the_two_dockerfiles_differ_in_extras_labels_a_compiler_and_what_nvidia_
 
 @pytest.mark.parametrize("name", ["Dockerfile", "Dockerfile.cuda"])
 def test_the_linter_has_nothing_to_say(name) -> None:
+    """hadolint accepts both Dockerfiles."""
     hadolint = _tool("hadolint")
     if hadolint is None:
         pytest.skip("no hadolint: it comes with `make test-compose`")
@@ -303,25 +308,24 @@ def test_the_linter_has_nothing_to_say(name) -> None:
 
 
 def test_every_variable_of_ours_is_a_setting() -> None:
+    """Each STREAMPROC_ variable in the files is one that the settings know."""
     files = [ROOT / "docker-compose.yml", *DEPLOY.rglob("*.yaml"), *DEPLOY.glob("Dockerfile*")]
-    named = set(
-        itertools.chain.from_iterable(
-            re.findall(r"STREAMPROC_\w+", file.read_text()) for file in files
-        )
-    )
+    named = set()
+    for file in files:
+        named |= set(re.findall(r"STREAMPROC_\w+", file.read_text()))
     keys = {f"STREAMPROC_{key.upper().replace('.', '__')}" for key in known_keys()}
     assert named - keys - {"STREAMPROC_"} == set()
 
 
 @pytest.mark.parametrize("name", OURS)
 def test_a_container_of_ours_is_locked_down(name) -> None:
+    """A container has a read-only file system and no capabilities."""
     service = OURS[name]
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
-    if (
-        name == "media-folder"
-    ):  # gives one folder to the animator's user, reaches nothing else, and ends
+    # It gives one folder to the animator's user, reaches nothing else, and ends.
+    if name == "media-folder":
         assert (service["network_mode"], service["cap_add"]) == ("none", ["CHOWN", "DAC_OVERRIDE"])
         return
     assert "cap_add" not in service
@@ -329,6 +333,7 @@ def test_a_container_of_ours_is_locked_down(name) -> None:
 
 
 def test_published_ports_are_this_machine_s_only() -> None:
+    """Compose publishes no port beyond the loopback."""
     ports = [port for service in COMPOSE["services"].values() for port in service.get("ports", ())]
     assert ports
     assert all(port.startswith("127.0.0.1:") for port in ports)
@@ -336,13 +341,10 @@ def test_published_ports_are_this_machine_s_only() -> None:
 
 @pytest.mark.parametrize("profile", [[], ["--profile", "gpu"]], ids=["plain", "gpu"])
 def test_compose_reads_its_file(profile) -> None:
+    """Docker finds the services that are meant, and the GPU worker only with its profile."""
     docker = _tool("docker")
-    if (
-        docker is None
-        or subprocess.run(
-            [docker, "compose", "version"], capture_output=True, check=False
-        ).returncode
-    ):
+    version = [docker or "docker", "compose", "version"]
+    if docker is None or subprocess.run(version, capture_output=True, check=False).returncode:
         pytest.skip("no docker compose here")
     command = [docker, "compose", *profile, "config", "--services"]
     services = subprocess.run(

@@ -1,13 +1,14 @@
-"""The broker that the integration tests share."""
+"""The broker that the integration tests share, and installations of the stream on it."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import uuid
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
-import kafka
+import brokers
 import pytest
 import services
 
@@ -20,18 +21,34 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def bootstrap(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of a running broker; each test takes topics of its own (`kafka.isolated`)."""
-    words, source = kafka.broker_source()
+    """Address of a running broker; each installation on it has topics of its own."""
+    words, source = brokers.broker_source()
     if source is None:
-        pytest.skip(words)
+        _skip(words)
     if isinstance(source, str):
         yield source
         return
-    broker = kafka.start_broker(tmp_path_factory.mktemp("kafka"))
+    broker = brokers.start_broker(tmp_path_factory.mktemp("kafka"))
     try:
         yield broker.bootstrap
     finally:
         broker.stop()
+
+
+@pytest.fixture(scope="session")
+def jars() -> Path:
+    """Kafka's jars, for a broker of a test's own."""
+    folder, reason = brokers.jars_or_reason()
+    if folder is None:
+        _skip(reason)
+    return folder
+
+
+def _skip(reason: str) -> NoReturn:
+    """CI must be able to run a broker; elsewhere the tests without one are worth a run too."""
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""`streamproc calibrate` as its users run it: as a process, on replayed clips and on events written to folders."""
+"""`streamproc calibrate` as its users run it: a process, on clips and on made events."""
 
 from __future__ import annotations
 
@@ -59,7 +59,8 @@ def placed(event, lane, first_frame):
 def people_seen_twice(seed, *, video_id="v", gallery_id="g", weights=UNKNOWN, people=PEOPLE):
     """Tracks 2 i and 2 i + 1 are one person; all people are alike in that they are people."""
     rng = np.random.default_rng(seed)
-    common, persons = unit_vector(rng.normal(size=DIM)), []
+    common = unit_vector(rng.normal(size=DIM))
+    persons = []
     for i in range(people):
         centre = 1.8 * common + unit_vector(rng.normal(size=DIM))
         for half in (0, 1):
@@ -79,45 +80,45 @@ def people_seen_twice(seed, *, video_id="v", gallery_id="g", weights=UNKNOWN, pe
 
 
 def folder_of(path, persons):
+    """An output folder with these events."""
     path.mkdir(parents=True)
-    (path / "person_embeddings.jsonl").write_bytes(
-        b"".join(event.to_json() + b"\n" for event in persons)
-    )
+    lines = [event.to_json() + b"\n" for event in persons]
+    (path / "person_embeddings.jsonl").write_bytes(b"".join(lines))
     return path
 
 
 def truth_of(path, people=PEOPLE):
     """Person i + 1 stands in lane i, in all frames."""
-    rows = [
-        f"{frame + 1},{i + 1},{30 * i},0,10,20,1,1,1"
-        for i in range(people)
-        for frame in (*range(8), *range(100, 108))
-    ]
-    path.write_text("\n".join(rows) + "\n")
+    frames = (*range(8), *range(100, 108))
+    rows = []
+    for i in range(people):
+        rows += [f"{frame + 1},{i + 1},{30 * i},0,10,20,1,1,1\n" for frame in frames]
+    path.write_text("".join(rows))
     return path
 
 
 def pairs_of(path, persons):
     """All pairs of persons as csv."""
-    lines = [
-        f"{a.person_key},{b.person_key},{int(a.person_id // 2 == b.person_id // 2)}"
-        for a, b in combinations(persons, 2)
-    ]
-    path.write_text("\n".join(lines) + "\n")
+    lines = []
+    for a, b in combinations(persons, 2):
+        is_same = a.person_id // 2 == b.person_id // 2
+        lines.append(f"{a.person_key},{b.person_key},{int(is_same)}\n")
+    path.write_text("".join(lines))
     return path
 
 
 @pytest.fixture
 def out(tmp_path):
+    """An output folder of people who are each seen twice."""
     return folder_of(tmp_path / "out", people_seen_twice(1))
 
 
 def test_a_curve_for_weights_that_had_none(out, tmp_path) -> None:
-    """Figures on stdout, the curve and the diagram as files, and nothing beside them."""
-    curve, plot = tmp_path / "curve.json", tmp_path / "plot.svg"
-    done = run(
-        "calibrate", out, "--truth", truth_of(tmp_path / "truth.txt"), "-o", curve, "--plot", plot
-    )
+    """Metrics come on stdout, the curve and the diagram as files, and nothing beside them."""
+    curve = tmp_path / "curve.json"
+    plot = tmp_path / "plot.svg"
+    truth = truth_of(tmp_path / "truth.txt")
+    done = run("calibrate", out, "--truth", truth, "-o", curve, "--plot", plot)
     assert done.returncode == 0, done.stderr
     assert "40 true and" in done.stderr
     assert "the package has no curve for these weights" in done.stderr
@@ -127,7 +128,7 @@ def test_a_curve_for_weights_that_had_none(out, tmp_path) -> None:
     assert [row[0] for row in rows[1:]] == ["after, at arrival", "after, when closed"]
     assert all(0 <= float(value) < 0.5 for row in rows[1:] for value in row[1:])
     fitted = load_curves(curve)[UNKNOWN]
-    assert fitted.arrival[1] > 0
+    assert fitted.arrival_coefficients[1] > 0
     assert fitted.closed[1] > 0
     assert ET.parse(plot).getroot().tag.endswith("svg")
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -139,24 +140,22 @@ def test_a_curve_for_weights_that_had_none(out, tmp_path) -> None:
 
 
 def test_truth_and_pairs_of_the_same_people_give_the_same_curve(out, tmp_path) -> None:
-    curves = [tmp_path / "truth.json", tmp_path / "pairs.json"]
-    by = [
-        ("--truth", truth_of(tmp_path / "truth.txt")),
-        ("--pairs", pairs_of(tmp_path / "p.csv", people_seen_twice(1))),
-    ]
-    done = [
-        run("calibrate", out, *labels, "-o", path, "--json")
-        for labels, path in zip(by, curves, strict=True)
-    ]
-    said = [json.loads(one.stdout) for one in done]
+    """Labels by place and labels by pair of the same people are the same labels."""
+    truth = ("--truth", truth_of(tmp_path / "truth.txt"))
+    pairs = ("--pairs", pairs_of(tmp_path / "p.csv", people_seen_twice(1)))
+    said, curves = [], []
+    for name, labels in (("truth.json", truth), ("pairs.json", pairs)):
+        done = run("calibrate", out, *labels, "-o", tmp_path / name, "--json")
+        said.append(json.loads(done.stdout))
+        curves.append(load_curves(tmp_path / name)[UNKNOWN])
     assert said[0]["true_pairs"] == said[1]["true_pairs"] == PEOPLE
     assert said[0]["wrong_pairs"] == said[1]["wrong_pairs"] > 100
-    np.testing.assert_allclose(*(load_curves(path)[UNKNOWN].closed for path in curves), rtol=1e-6)
+    np.testing.assert_allclose(curves[0].closed, curves[1].closed, rtol=1e-6)
     assert said[1]["before"] is None
 
 
 def test_videos_of_one_gallery_are_compared_with_each_other(tmp_path) -> None:
-    """As replay leaves them: a folder each, one for the gallery; keys of both videos in one line."""
+    """The gallery's folder and the folders of its videos, as replay leaves them, say the same."""
     persons = people_seen_twice(2)
     first = [person.model_copy() for person in persons if person.person_id % 2 == 0]
     second = [
@@ -182,22 +181,22 @@ def test_videos_of_one_gallery_are_compared_with_each_other(tmp_path) -> None:
 
 
 def test_too_few_pairs_are_refused_and_nothing_is_written(tmp_path) -> None:
+    """Fewer than 10 pairs of a kind are a usage error, and no curve is written."""
     out = folder_of(tmp_path / "out", people_seen_twice(1, people=9))
-    done = run(
-        "calibrate", out, "--truth", truth_of(tmp_path / "truth.txt"), "-o", tmp_path / "curve.json"
-    )
+    truth = truth_of(tmp_path / "truth.txt")
+    done = run("calibrate", out, "--truth", truth, "-o", tmp_path / "curve.json")
     assert "9 true and" in refused(done)
     assert "expected at least 10 of each" in done.stderr
     assert not (tmp_path / "curve.json").exists()
 
 
 def test_few_pairs_are_called_few(tmp_path) -> None:
+    """Fewer than 30 pairs of a kind give a curve and a note."""
     out = folder_of(tmp_path / "out", people_seen_twice(1, people=15))
-    done = run(
-        "calibrate", out, "--truth", truth_of(tmp_path / "truth.txt"), "-o", tmp_path / "curve.json"
-    )
+    truth = truth_of(tmp_path / "truth.txt")
+    done = run("calibrate", out, "--truth", truth, "-o", tmp_path / "curve.json")
     assert done.returncode == 0
-    assert "note: fewer than 30 pairs of a kind" in done.stderr
+    assert "fewer than 30 pairs of a kind" in done.stderr
 
 
 @pytest.fixture
@@ -212,15 +211,16 @@ def replayed(sample, tmp_path):
 
 def write_truth(folder) -> None:
     """The clip's own tracks as MOT text, with 6 called 1."""
-    rows = [
-        f"{frame + 1},{1 if track.person_id == 6 else track.person_id},{x},{y},{right - x},{bottom - y},1,1,1"
-        for track in load_tracks(folder / "sample.persons.npz").tracks
-        for frame, (x, y, right, bottom) in zip(track.frame_indices, track.boxes_xyxy, strict=True)
-    ]
-    (folder / "truth.txt").write_text("\n".join(rows) + "\n")
+    rows = []
+    for track in load_tracks(folder / "sample.persons.npz").tracks:
+        who = 1 if track.person_id == 6 else track.person_id
+        for frame, (x, y, right, bottom) in zip(track.frame_indices, track.boxes_xyxy, strict=True):
+            rows.append(f"{frame + 1},{who},{x},{y},{right - x},{bottom - y},1,1,1\n")
+    (folder / "truth.txt").write_text("".join(rows))
 
 
 def test_the_sample_clip_has_too_few_people_and_says_so(replayed) -> None:
+    """One true pair is no basis for a curve, and the message counts it."""
     write_truth(replayed)
     done = run("calibrate", "out", "--truth", "truth.txt", "-o", "curve.json", cwd=replayed)
     assert "1 true and" in refused(done)
@@ -236,17 +236,19 @@ def test_replay_uses_the_curve_by_flag_and_by_environment(replayed) -> None:
     )
     mine = load_curves(replayed / "mine.json")[sha256].calibration_id
     path = str(replayed / "mine.json")
-    asked = (("--calibration", path), {}), ((), {"STREAMPROC_CLUSTERING__CALIBRATION": path})
-    for flags, env in asked:
-        done = run(
-            "replay", "sample.mp4", "--no-animations", "--json", "-q", *flags, cwd=replayed, env=env
-        )
+    replay = ("replay", "sample.mp4", "--no-animations", "--json", "-q")
+    variable = {"STREAMPROC_CLUSTERING__CALIBRATION": path}
+    for done in (
+        run(*replay, "--calibration", path, cwd=replayed),
+        run(*replay, cwd=replayed, env=variable),
+    ):
         (candidate,) = json.loads(done.stdout)["candidates"]
         assert candidate["calibration_id"] == mine
 
 
 @pytest.mark.parametrize("content", [None, "{}", '{"curves": {"a": {}}}', "no json"])
 def test_a_bad_calibration_file_is_one_line(replayed, content) -> None:
+    """A calibration file that cannot be read is a usage error in one line."""
     if content is not None:
         (replayed / "mine.json").write_text(content)
     done = run(
@@ -258,56 +260,32 @@ def test_a_bad_calibration_file_is_one_line(replayed, content) -> None:
 
 @pytest.mark.slow
 def test_pets_from_replay_to_replay(shared, tmp_path) -> None:
-    """Twelve pairs of PETS are one person: so few move the package's curve little, and the file is used again."""
+    """Twelve true pairs move the package's curve little, and replay takes the new file."""
     data = shared / "data"
     tracks = data / "persons" / "PETS09-S2L1.canonical_persons.npz"
     # At 0.70 the package's weights leave too few wrong pairs to fit on.
-    video = (
-        data / "videos" / "vtest.avi",
-        "--persons",
-        tracks,
-        "--no-animations",
-        "--threshold",
-        "0.6",
-        "-q",
-    )
-    assert run("replay", *video, "--out", "out", cwd=tmp_path).returncode == 0
+    flags = ("--persons", tracks, "--no-animations", "--threshold", "0.6", "-q")
+    replay = ("replay", data / "videos" / "vtest.avi", *flags)
+    assert run(*replay, "--out", "out", cwd=tmp_path).returncode == 0
     who = json.loads((data / "gt" / "PETS09-S2L1.identity.json").read_text())["track_to_person"]
-    events = [
-        json.loads(line)
-        for line in (tmp_path / "out" / "person_embeddings.jsonl").read_text().splitlines()
-    ]
-    lines = [
-        f"{a['person_key']},{b['person_key']},{int(who[str(a['person_id'])] == who[str(b['person_id'])])}"
-        for a, b in combinations(events, 2)
-    ]
-    (tmp_path / "pairs.csv").write_text("\n".join(lines) + "\n")
-    done = run(
-        "calibrate",
-        "out",
-        "--pairs",
-        "pairs.csv",
-        "-o",
-        "c.json",
-        "--plot",
-        "p.svg",
-        "--json",
-        cwd=tmp_path,
-    )
+    text = (tmp_path / "out" / "person_embeddings.jsonl").read_text()
+    lines = []
+    for a, b in combinations(map(json.loads, text.splitlines()), 2):
+        is_same = who[str(a["person_id"])] == who[str(b["person_id"])]
+        lines.append(f"{a['person_key']},{b['person_key']},{int(is_same)}\n")
+    (tmp_path / "pairs.csv").write_text("".join(lines))
+    files = ("--pairs", "pairs.csv", "-o", "c.json", "--plot", "p.svg")
+    done = run("calibrate", "out", *files, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     assert said["labelled_pairs"] == 171
     assert said["true_pairs"] == 12
-    assert (
-        abs(said["after"]["when closed"]["log_loss"] - said["before"]["when closed"]["log_loss"])
-        < 0.05
-    )
+    losses = [said[side]["when closed"]["log_loss"] for side in ("before", "after")]
+    assert abs(losses[1] - losses[0]) < 0.05
     assert said["gain"][0] <= said["gain"][1] <= said["gain"][2]
-    again = run(
-        "replay", *video, "--out", "again", "--json", "--calibration", "c.json", cwd=tmp_path
-    )
-    ids = {candidate["calibration_id"] for candidate in json.loads(again.stdout)["candidates"]}
-    assert ids == {said["calibration_id"]}
+    again = ("--out", "again", "--json", "--calibration", "c.json")
+    candidates = json.loads(run(*replay, *again, cwd=tmp_path).stdout)["candidates"]
+    assert {each["calibration_id"] for each in candidates} == {said["calibration_id"]}
 
 
 # Bad input: one line, exit code 2.
@@ -327,6 +305,7 @@ def test_pets_from_replay_to_replay(shared, tmp_path) -> None:
     ],
 )
 def test_folders_that_cannot_be_used(out, tmp_path, arguments, words) -> None:
+    """A folder that replay did not write, or of other weights, is a usage error in one line."""
     folder_of(tmp_path / "others", people_seen_twice(2, weights="b" * 64, video_id="w"))
     folder_of(tmp_path / "empty", [])
     lines = (out / "person_embeddings.jsonl").read_text().splitlines()
@@ -360,20 +339,12 @@ def test_folders_that_cannot_be_used(out, tmp_path, arguments, words) -> None:
     ],
 )
 def test_pairs_that_cannot_be_used(out, tmp_path, content, words) -> None:
+    """A pairs file with a mistake is a usage error that names the line or the persons."""
     folder_of(tmp_path / "other", people_seen_twice(2, video_id="w", gallery_id="h"))
     if content is not None:
         (tmp_path / "pairs.csv").write_bytes(content.encode("utf-8", "surrogateescape"))
-    done = run(
-        "calibrate",
-        out,
-        tmp_path / "other",
-        "--pairs",
-        "pairs.csv",
-        "-o",
-        "curve.json",
-        cwd=tmp_path,
-    )
-    assert words in refused(done)
+    files = ("--pairs", "pairs.csv", "-o", "curve.json")
+    assert words in refused(run("calibrate", out, tmp_path / "other", *files, cwd=tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -389,30 +360,24 @@ def test_pairs_that_cannot_be_used(out, tmp_path, content, words) -> None:
     ],
 )
 def test_labels_that_do_not_fit_the_folders(out, tmp_path, arguments, words) -> None:
+    """Labels must be one --truth for each folder, or --pairs."""
     truth_of(tmp_path / "t.txt")
     assert words in refused(run("calibrate", out, *arguments, "-o", "curve.json", cwd=tmp_path))
 
 
 def test_a_truth_is_of_one_video(tmp_path) -> None:
-    both = folder_of(
-        tmp_path / "both", [*people_seen_twice(1), *people_seen_twice(2, video_id="w")]
-    )
-    done = run(
-        "calibrate", both, "--truth", truth_of(tmp_path / "t.txt"), "-o", "curve.json", cwd=tmp_path
-    )
+    """--truth with a folder of two videos is refused, and the message names what to do."""
+    persons = [*people_seen_twice(1), *people_seen_twice(2, video_id="w")]
+    both = folder_of(tmp_path / "both", persons)
+    truth = truth_of(tmp_path / "t.txt")
+    done = run("calibrate", both, "--truth", truth, "-o", "curve.json", cwd=tmp_path)
     assert "give its subfolders, or --pairs" in refused(done)
 
 
 def test_a_file_that_cannot_be_written_is_a_failure(out, tmp_path) -> None:
+    """A curve that cannot be written is exit code 1, not a usage error."""
     (tmp_path / "file").write_text("")
-    done = run(
-        "calibrate",
-        out,
-        "--truth",
-        truth_of(tmp_path / "t.txt"),
-        "-o",
-        tmp_path / "file" / "curve.json",
-        cwd=tmp_path,
-    )
+    truth = truth_of(tmp_path / "t.txt")
+    done = run("calibrate", out, "--truth", truth, "-o", tmp_path / "file" / "curve.json")
     assert done.returncode == 1
     assert "cannot be written" in done.stderr

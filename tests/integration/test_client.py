@@ -1,4 +1,7 @@
-"""What people type: topics, submit, cancel, watch, matrix, dead letters; on a real broker, as processes."""
+"""What people type, as processes on a real broker.
+
+Topics, submit, cancel, watch, matrix and dead letters.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ import io
 import json
 
 import numpy as np
-from services import eventually
 
 from streamproc.ids import video_id_of
 
@@ -20,6 +22,7 @@ def one_line(result, code, text) -> None:
 
 
 def test_topics_are_made_once_and_checked(stream):
+    """`topics create` leaves what is there; `topics check` names what is missing or wrong."""
     stream = stream()
     assert stream.cli("topics", "create").stdout == ""  # the fixture made them
     lines = stream.cli("topics", "check").stdout.splitlines()
@@ -36,6 +39,7 @@ def test_topics_are_made_once_and_checked(stream):
 
 
 def test_topics_are_made_as_the_settings_say(stream):
+    """Retention, event size and compaction of the topics are those of the settings."""
     stream = stream(
         kafka__topic_prefix="made.",
         topics__video_ready__retention_hours=3,
@@ -51,6 +55,7 @@ def test_topics_are_made_as_the_settings_say(stream):
 
 
 def test_a_broker_that_is_away_is_one_line(stream):
+    """Each command says in one line that no broker answers, and exits with 1."""
     stream = stream()
     for command in (
         ["topics", "check"],
@@ -64,6 +69,7 @@ def test_a_broker_that_is_away_is_one_line(stream):
 
 
 def test_submit_names_files_under_the_media_root_and_refuses_others(stream, tmp_path):
+    """A file outside the media root is refused without --copy, and copied with it."""
     stream = stream()
     inside = stream.cli(
         "submit", str(stream.media / "a.mp4"), "--gallery", "lobby", "--threshold", "0.8", "--json"
@@ -91,22 +97,20 @@ def test_submit_names_files_under_the_media_root_and_refuses_others(stream, tmp_
     assert [e["video_uri"] for e in stream.events("video-ready")].count("a.mp4") == 1
 
 
-def test_a_dead_letter_is_listed_mended_and_sent_back(stream):
+def test_a_dead_letter_is_listed_repaired_and_sent_back(stream):
+    """A video that was missing is done after its dead letter is replayed."""
     stream = stream()
     stream.start("worker")
     stream.start("matcher")
     stream.announce("later.mp4", tracks={"uri": "a.persons.npz"})
     stream.send("video-ready", (b"k", b"{"))
-    eventually(lambda: len(stream.dead()) == 2, "dead letters")
+    stream.eventually(lambda: len(stream.dead()) == 2, "dead letters")
     listed = [line.split("\t") for line in stream.cli("dead-letters", "list").stdout.splitlines()]
     (bad,) = [line for line in listed if line[1] == "bad-video"]
     assert "later.mp4" in bad[3]
-    (as_json,) = [
-        letter
-        for line in stream.cli("dead-letters", "list", "--json").stdout.splitlines()
-        if (letter := json.loads(line))["error_code"] == "bad-event"
-    ]
-    assert as_json["value_size_bytes"] == "1"
+    in_json = stream.cli("dead-letters", "list", "--json").stdout.splitlines()
+    (broken,) = [line for line in map(json.loads, in_json) if line["error_code"] == "bad-event"]
+    assert broken["value_size_bytes"] == "1"
     one_line(stream.cli("dead-letters", "replay"), 2, "expected places")
     one_line(stream.cli("dead-letters", "replay", "7@7"), 2, "no dead letter at 7@7")
     (stream.media / "later.mp4").write_bytes((stream.media / "a.mp4").read_bytes())
@@ -116,10 +120,11 @@ def test_a_dead_letter_is_listed_mended_and_sent_back(stream):
     key = video_id_of("later.mp4")
     lines = watched.stdout.splitlines()
     assert lines[0].startswith(f"proposed\t{key}/1\t{key}/6\t0.99")
-    assert lines[-1].endswith("\tlikely")  # settled when the video closed
+    assert lines[-1].endswith("\tlikely")  # judged again when the video closed
 
 
 def test_watch_ends_with_its_own_code_where_the_video_fails(stream):
+    """`watch --until-done` exits with 4 and the reason where the video fails."""
     stream = stream()
     stream.start("worker")
     stream.announce("missing.mp4", tracks={"uri": "a.persons.npz"})
@@ -129,14 +134,13 @@ def test_watch_ends_with_its_own_code_where_the_video_fails(stream):
 
 
 def test_the_growing_matrix_can_be_read_at_any_time(stream):
+    """`matrix` writes a symmetric matrix of all persons of a gallery that there are so far."""
     stream = stream()
     stream.start("worker")
     matcher = stream.start("matcher")
     stream.announce("a.mp4", gallery_id="lobby")
     stream.announce("b.mp4", gallery_id="lobby")
-    eventually(
-        lambda: [e["state"] for e in stream.events("video-progress")].count("done") == 2, "done"
-    )
+    stream.eventually(lambda: stream.states().count("done") == 2, "done")
     target = stream.folder / "matrix.npy"
     written = stream.cli("matrix", "--gallery", "lobby", "-o", str(target), "--url", matcher.url)
     assert written.returncode == 0, written.stderr

@@ -1,4 +1,7 @@
-"""The wiring of the stages: what leaves when, what waits for whom, and what a fault in one does to the others."""
+"""The wiring of the stages.
+
+What leaves when, what waits for whom, and what a fault in one does to the others.
+"""
 
 from __future__ import annotations
 
@@ -10,22 +13,19 @@ from concurrent.futures import Future
 import numpy as np
 import pytest
 
-from streamproc.crops import CropOptions, cut_frames
+from streamproc.crops import CropOptions, cut_frames, plan_crops
 from streamproc.errors import MachineError
 from streamproc.events import PersonEmbedding, VideoClosed
-from streamproc.pipeline.job import VideoJob
-from streamproc.pipeline.pipeline import (
-    FRAMES_A_CALL,
-    FRAMES_A_CALL_LAST,
-    FRAMES_LAST,
-    Pipeline,
-    Stop,
-    _Run,
-)
+from streamproc.pipeline.job import Stop, VideoJob
+from streamproc.pipeline.pipeline import Pipeline
 from streamproc.pipeline.resources import VideoStats
+from streamproc.pipeline.run import FRAMES_A_BATCH, FRAMES_A_LATE_BATCH, LATE_FRAMES
 from streamproc.reid import Embedder, find_weights
-from streamproc.tracks import load_tracks
-from streamproc.video import Limits
+from streamproc.tracks import TracksFound, TracksFromFile, load_tracks
+from streamproc.types import FrameBoxes
+from streamproc.video import Limits, open_video
+
+PERSONS = {1, 2, 3, 4, 5, 6}  # in the sample
 
 
 @pytest.fixture(scope="module")
@@ -33,12 +33,16 @@ def embedder(tmp_path_factory):
     return Embedder(find_weights(None, cache_folder=tmp_path_factory.mktemp("cache")))
 
 
-def job(sample, video_id="v", **options) -> VideoJob:
+def known_tracks(sample) -> TracksFromFile:
+    return TracksFromFile(lambda: load_tracks(sample / "sample.persons.npz"))
+
+
+def job(sample, video_id="v", tracks=None, **options) -> VideoJob:
     return VideoJob(
         path=sample / "sample.mp4",
         video_id=video_id,
         gallery_id="g",
-        load_tracks=lambda: load_tracks(sample / "sample.persons.npz"),
+        tracks=tracks or known_tracks(sample),
         submitted_at="2026-11-24T12:00:00Z",
         options=CropOptions(**options),
         similarity_threshold=0.7,
@@ -83,16 +87,18 @@ async def process(embedder, a_job, **more):
 
 @pytest.fixture
 def gate(monkeypatch):
-    """Lots that begin after frame 62 are cut only once this is set: what must happen before can be waited for."""
+    """Frames after those of the batch with frame 62 are cut only once this is set.
+
+    So what must happen before can be waited for.
+    """
     opened = threading.Event()
+    last_of_batch = 62 + FRAMES_A_BATCH
 
     def cut_when_open(frames, cuts, store):
-        assert frames[0].frame_index <= 62 or opened.wait(60), (
-            "what should have come before has not"
-        )
+        assert frames[0].frame_index <= last_of_batch or opened.wait(60), "nothing came before"
         return cut_frames(frames, cuts, store)
 
-    monkeypatch.setattr("streamproc.pipeline.pipeline.cut_frames", cut_when_open)
+    monkeypatch.setattr("streamproc.pipeline.run.cut_frames", cut_when_open)
     return opened
 
 
@@ -116,23 +122,31 @@ async def test_a_person_is_published_at_their_last_planned_frame_while_the_video
 
 
 async def test_the_same_job_gives_the_same_events(embedder, sample) -> None:
-    first, second = [(await process(embedder, job(sample)))[0] for _ in range(2)]
-    assert {e.event_id for e in first.events} == {e.event_id for e in second.events}
+    """Two runs of a job have the same event ids; another option makes another run."""
+    first, _, _ = await process(embedder, job(sample))
+    second, _, _ = await process(embedder, job(sample))
+    ids = {event.event_id for event in first.events}
+    assert len(ids) == 7
+    assert {event.event_id for event in second.events} == ids
     other, _, _ = await process(embedder, job(sample, crops_per_person=20))
     assert other.events[0].run_id != first.events[0].run_id
 
 
 async def test_a_tiny_memory_budget_changes_no_vector(embedder, sample) -> None:
-    """Crops beyond the budget go through the temporary file."""
+    """Crops beyond the budget go through the temporary file, and come back as they were."""
     roomy, _, _ = await process(embedder, job(sample))
     tight, _, _ = await process(embedder, job(sample), memory=1)
+    assert tight.vectors().keys() == roomy.vectors().keys() == PERSONS
     for person, vector in roomy.vectors().items():
         np.testing.assert_array_equal(tight.vectors()[person], vector)
 
 
 async def test_embedding_ahead_changes_nothing_but_when(embedder, sample) -> None:
+    """With crops embedded ahead events and vectors are those of the plain way."""
     plain, plain_stats, _ = await process(embedder, job(sample))
-    ahead, stats, published = None, VideoStats(), Published()
+    ahead = None
+    stats = VideoStats()
+    published = Published()
     async with pipeline(embedder, published, embed_ahead=True) as running:
         await running.ready()
         await running.process(job(sample), stats, Stop())
@@ -144,6 +158,7 @@ async def test_embedding_ahead_changes_nothing_but_when(embedder, sample) -> Non
     assert ahead > 0
     assert stats.crops_embedded == plain_stats.crops_embedded == 48
     assert [e.event_id for e in published.events] == [e.event_id for e in plain.events]
+    assert plain.vectors().keys() == PERSONS
     for one, other in zip(plain.events[:-1], published.events[:-1], strict=True):
         assert (one.person_id, one.crops, one.crop_count) == (
             other.person_id,
@@ -157,31 +172,35 @@ async def test_embedding_ahead_changes_nothing_but_when(embedder, sample) -> Non
 async def test_frames_come_few_at_a_time_where_a_bucket_is_nearly_full_and_is_embedded_ahead(
     embedder, sample, monkeypatch, embed_ahead
 ) -> None:
-    lots = []
-    cut = _Run._cut
+    """Near a full bucket few frames are cut at once, so that few crops are left to embed."""
+    batches = []
 
-    def noted(run, frames):
-        lots.append([frame.frame_index for frame in frames])
-        return cut(run, frames)
+    def note(frames, cuts, store):
+        batches.append([frame.frame_index for frame in frames])
+        return cut_frames(frames, cuts, store)
 
-    monkeypatch.setattr(_Run, "_cut", noted)
-    _, _, summary = await process(embedder, job(sample), embed_ahead=embed_ahead)
-    plan = summary.plan
-    assert [frame for lot in lots for frame in lot] == plan.frame_indices.tolist()
-    assert max(map(len, lots)) == FRAMES_A_CALL
-    nearly_full = {
-        frame
-        for last in plan.last_frame.values()
-        for frame in plan.frame_indices[plan.frame_indices <= last][-FRAMES_LAST:].tolist()
-    }
+    monkeypatch.setattr("streamproc.pipeline.run.cut_frames", note)
+    await process(embedder, job(sample), embed_ahead=embed_ahead)
+    tracks = load_tracks(sample / "sample.persons.npz").tracks
+    with open_video(sample / "sample.mp4") as video:
+        size = {"width": video.width, "height": video.height}
+        plan = plan_crops(tracks, video.frame_table, options=CropOptions(), **size)
+    assert [frame for batch in batches for frame in batch] == plan.frame_indices.tolist()
+    assert max(map(len, batches)) == FRAMES_A_BATCH
+    nearly_full = set()
+    for last in plan.last_frame.values():
+        until_full = plan.frame_indices[plan.frame_indices <= last]
+        nearly_full |= set(until_full[-LATE_FRAMES:].tolist())
     assert nearly_full < set(plan.frame_indices.tolist())
     if embed_ahead:
-        assert all(len(lot) <= FRAMES_A_CALL_LAST for lot in lots if nearly_full & set(lot))
+        late = [batch for batch in batches if nearly_full & set(batch)]
+        assert all(len(batch) <= FRAMES_A_LATE_BATCH for batch in late)
     else:
-        assert {len(lot) for lot in lots[:-1]} == {FRAMES_A_CALL}
+        assert {len(batch) for batch in batches[:-1]} == {FRAMES_A_BATCH}
 
 
 async def test_nothing_is_embedded_ahead_while_videos_share_the_network(embedder, sample) -> None:
+    """With two videos in work no crop is embedded before a bucket is full."""
     published = Published()
     async with pipeline(embedder, published, embed_ahead=True) as running:
         await running.ready()
@@ -198,6 +217,7 @@ async def test_nothing_is_embedded_ahead_while_videos_share_the_network(embedder
 
 
 async def test_videos_at_the_same_time_share_batches_and_do_not_mix(embedder, sample) -> None:
+    """Two videos at once have each the vectors that one has alone."""
     alone, _, _ = await process(embedder, job(sample))
     stats = [VideoStats(), VideoStats()]
     events = []
@@ -215,12 +235,13 @@ async def test_videos_at_the_same_time_share_batches_and_do_not_mix(embedder, sa
             for e in events
             if e.video_id == f"v{i}" and isinstance(e, PersonEmbedding)
         }
-        assert own.keys() == alone.vectors().keys()
+        assert own.keys() == alone.vectors().keys() == PERSONS
         for person, vector in own.items():
             np.testing.assert_allclose(vector, alone.vectors()[person], atol=1e-5)
 
 
 async def test_animations_that_hang_hold_up_no_embedding(embedder, sample) -> None:
+    """All persons are published while no animation can be written."""
     gate = threading.Event()
     stats = VideoStats()
     published = Published()
@@ -235,6 +256,8 @@ async def test_animations_that_hang_hold_up_no_embedding(embedder, sample) -> No
 
 
 async def test_animations_that_fail_are_named_each_and_stop_nothing(embedder, sample) -> None:
+    """Each animation that fails is listed with its person, and the others are made."""
+
     def fail(_video_id, bucket):
         if bucket.person_id % 2:
             raise OSError(28, "No space left on device")
@@ -249,6 +272,7 @@ async def test_animations_that_fail_are_named_each_and_stop_nothing(embedder, sa
 
 
 async def test_decoding_begins_while_the_network_still_loads(embedder, sample, monkeypatch) -> None:
+    """Frames are cut before the network is there."""
     cut = threading.Event()
 
     def tell(frames, cuts, store):
@@ -259,7 +283,7 @@ async def test_decoding_begins_while_the_network_still_loads(embedder, sample, m
         assert cut.wait(60), "nothing was decoded before the network was there"
         return embedder
 
-    monkeypatch.setattr("streamproc.pipeline.pipeline.cut_frames", tell)
+    monkeypatch.setattr("streamproc.pipeline.run.cut_frames", tell)
     published, stats = Published(), VideoStats()
     running = Pipeline(
         load_network=load,
@@ -275,6 +299,7 @@ async def test_decoding_begins_while_the_network_still_loads(embedder, sample, m
 
 
 async def test_without_a_network_animations_come_and_the_video_closes_with_nobody(sample) -> None:
+    """Without a network every person has an animation and no vector."""
     drawn = []
     stats = VideoStats()
     published = Published()
@@ -298,11 +323,14 @@ class BrokenNetwork:
 
 
 async def test_a_fault_of_the_machine_ends_the_video_with_its_own_error(sample) -> None:
+    """What the network raises is what `process` raises."""
     with pytest.raises(MachineError, match="failed on a batch"):
         await process(BrokenNetwork(), job(sample))
 
 
 async def test_a_publisher_that_fails_ends_the_video_and_leaves_no_task(embedder, sample) -> None:
+    """What the publisher raises is what `process` raises, and nothing runs on."""
+
     async def publish(_event):
         raise MachineError("the broker is away")
 
@@ -314,6 +342,7 @@ async def test_a_publisher_that_fails_ends_the_video_and_leaves_no_task(embedder
 
 
 async def test_stopping_finishes_what_is_begun(embedder, sample, gate) -> None:
+    """After a stop the persons in work are published and the closing says `cancelled`."""
     stop, stats = Stop(), VideoStats()
     events = []
 
@@ -334,6 +363,8 @@ async def test_stopping_finishes_what_is_begun(embedder, sample, gate) -> None:
 
 
 async def test_a_network_that_cannot_be_loaded_ends_the_video_with_its_own_error(sample) -> None:
+    """What loading raises is what `process` raises."""
+
     def load():
         raise MachineError("no memory for the network")
 
@@ -347,3 +378,105 @@ async def test_a_network_that_cannot_be_loaded_ends_the_video_with_its_own_error
     with pytest.raises(MachineError, match="no memory for the network"):
         async with running:
             await running.process(job(sample), VideoStats(), Stop())
+
+
+class HandedOut:
+    """A tracker that hands out the boxes of a track file, frame by frame."""
+
+    def __init__(self, tracks) -> None:
+        self._rows = {}
+        self._last = {}
+        for track in tracks:
+            self._last[track.person_id] = int(track.frame_indices[-1])
+            columns = (track.frame_indices.tolist(), track.boxes_xyxy, track.confidences)
+            for frame, box, confidence in zip(*columns, strict=True):
+                self._rows.setdefault(frame, []).append((track.person_id, box, confidence))
+        self.frames = []
+
+    def update(self, frames):
+        return [self._boxes(frame.frame_index) for frame in frames]
+
+    def _boxes(self, frame_index) -> FrameBoxes:
+        self.frames.append(frame_index)
+        rows = self._rows.get(frame_index, [])
+        return FrameBoxes(
+            frame_index,
+            np.array([person for person, _, _ in rows], np.int64),
+            np.array([box for _, box, _ in rows], np.float32).reshape(-1, 4),
+            np.array([confidence for _, _, confidence in rows], np.float32),
+            tuple(person for person, last in self._last.items() if last == frame_index),
+        )
+
+
+async def found(embedder, sample, tracks=None, **options):
+    """Process the sample clip with tracks that are found while it is decoded."""
+    trackers = []
+
+    def open_tracker(facts):
+        assert (facts.width, facts.height, facts.frame_count) == (640, 360, 150)
+        assert facts.frames_per_second == pytest.approx(25)
+        given = load_tracks(sample / "sample.persons.npz").tracks if tracks is None else tracks
+        trackers.append(HandedOut(given))
+        return trackers[-1]
+
+    source = TracksFound(open_tracker, identity="handed out")
+    published, stats, summary = await process(embedder, job(sample, tracks=source, **options))
+    assert trackers[0].frames == list(range(150)), "each frame is looked at once, in order"
+    return published, stats, summary
+
+
+async def test_tracks_that_are_found_while_decoding_give_the_same_persons(embedder, sample) -> None:
+    """Boxes handed out frame by frame give the persons, times and vetoes of boxes known before."""
+    known, _, planned = await process(embedder, job(sample))
+    grown, stats, summary = await found(embedder, sample)
+    assert summary.run_id != planned.run_id
+    assert stats.persons_embedded == stats.persons_total == 6
+    assert summary.tracks == planned.tracks
+    before = {event.person_id: event for event in known.events[:-1]}
+    for event in grown.events[:-1]:
+        expected = before[event.person_id]
+        assert event.seen_with == expected.seen_with
+        assert event.frames_tracked == expected.frames_tracked
+        assert event.first_seen_seconds == expected.first_seen_seconds
+        assert event.last_seen_seconds == expected.last_seen_seconds
+        assert event.vector.numpy() @ expected.vector.numpy() > 0.98
+        assert len(event.crops) == 8
+    closed = grown.events[-1]
+    assert (closed.outcome, closed.person_ids) == ("done", [1, 2, 3, 4, 5, 6])
+
+
+async def test_a_found_track_is_published_when_it_ends_while_the_video_goes_on(
+    embedder, sample, gate
+) -> None:
+    """Person 1 leaves at frame 62; were they published at the end, the gate would never open."""
+    tracks = load_tracks(sample / "sample.persons.npz").tracks
+    source = TracksFound(lambda _: HandedOut(tracks), identity="handed out")
+    events = []
+
+    async def publish(event):
+        events.append(event)
+        gate.set()
+
+    async with pipeline(embedder, publish) as running:
+        await running.process(job(sample, tracks=source), VideoStats(), Stop())
+    assert events[0].person_id == 1
+    assert isinstance(events[-1], VideoClosed)
+
+
+async def test_of_found_tracks_only_those_asked_for_are_published(embedder, sample) -> None:
+    """`top_persons` counts boxes at the video's end, `min_track_frames` at a track's."""
+    published, _, summary = await found(embedder, sample, top_persons=2, min_track_frames=70)
+    most = sorted(summary.tracks, key=lambda person: -summary.tracks[person].box_count)
+    assert published.events[-1].person_ids == sorted(most)
+    assert len(most) == 2
+    reasons = {skip.person_id: skip.reason for skip in summary.skipped}
+    assert reasons.keys() | set(most) == {1, 2, 3, 4, 5, 6}
+    assert any("not among the 2 persons" in reason for reason in reasons.values())
+    assert any("fewer than the 70 asked for" in reason for reason in reasons.values())
+
+
+async def test_a_video_in_which_nobody_is_found_closes_with_nobody(embedder, sample) -> None:
+    """No box in any frame is a result, not a fault."""
+    published, _, summary = await found(embedder, sample, tracks=())
+    assert [event.person_ids for event in published.events] == [[]]
+    assert summary.outcome == "done"

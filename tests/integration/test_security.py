@@ -4,81 +4,70 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-import kafka
+import brokers
 import pytest
 import services
-from services import eventually
 
 from streamproc.ids import video_id_of
-from streamproc.kafka import local_broker as broker_module
+from streamproc.kafka import local_broker
 
-USER, PASSWORD = "streamproc", "a secret"
+if TYPE_CHECKING:
+    from pathlib import Path
+
+USER = "streamproc"
+PASSWORD = "a secret"
+LISTENERS = """
+listeners=SASL_SSL://127.0.0.1:{{port}},PLAINTEXT://127.0.0.1:{inner},\
+CONTROLLER://127.0.0.1:{{controller_port}}
+advertised.listeners=SASL_SSL://127.0.0.1:{{port}},PLAINTEXT://127.0.0.1:{inner}
+listener.security.protocol.map=SASL_SSL:SASL_SSL,PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+inter.broker.listener.name=PLAINTEXT
+sasl.enabled.mechanisms=PLAIN
+listener.name.sasl_ssl.plain.sasl.jaas.config=\
+org.apache.kafka.common.security.plain.PlainLoginModule required user_{user}="{password}";
+ssl.keystore.location={store}
+ssl.keystore.type=PKCS12
+ssl.keystore.password=changeit
+"""
+"""Replace the broker's properties that begin alike; LocalBroker fills in the ports."""
 
 
 @pytest.fixture
-def secured(tmp_path, monkeypatch):
-    """A broker whose listener for clients speaks TLS and asks for a name; the certificate that signs it."""
-    if not isinstance(kafka.broker_source()[1], Path):
-        pytest.skip("needs a broker of its own, there is " + kafka.broker_source()[0])
-    store, certificate = tmp_path / "broker.p12", tmp_path / "ca.pem"
-    keytool = [
-        shutil.which("keytool") or "keytool",
-        "-keystore",
-        str(store),
-        "-storepass",
-        "changeit",
-        "-alias",
-        "broker",
-    ]
-    names = [
-        "-dname",
-        "CN=127.0.0.1",
-        "-ext",
-        "san=ip:127.0.0.1",
-        "-validity",
-        "2",
-        "-keyalg",
-        "RSA",
-    ]
-    subprocess.run(
-        [*keytool, "-genkeypair", "-storetype", "PKCS12", *names], check=True, capture_output=True
+def secured(jars, tmp_path, monkeypatch):
+    """A broker that speaks TLS and asks for a name; and the certificate that signs it."""
+    store = tmp_path / "broker.p12"
+    certificate = tmp_path / "ca.pem"
+    names = ["-dname", "CN=127.0.0.1", "-ext", "san=ip:127.0.0.1"]
+    keytool(
+        store, "-genkeypair", "-storetype", "PKCS12", *names, "-validity", "2", "-keyalg", "RSA"
     )
-    subprocess.run(
-        [*keytool, "-exportcert", "-rfc", "-file", str(certificate)],
-        check=True,
-        capture_output=True,
+    keytool(store, "-exportcert", "-rfc", "-file", str(certificate))
+    replaced = ("listeners", "advertised", "listener.sec", "inter.broker")
+    lines = local_broker._PROPERTIES.splitlines()
+    kept = [line for line in lines if not line.startswith(replaced)]
+    listeners = LISTENERS.format(
+        inner=local_broker.free_port(), user=USER, password=PASSWORD, store=store
     )
-    inner = broker_module.free_port()
-    login = f'org.apache.kafka.common.security.plain.PlainLoginModule required user_{USER}="{PASSWORD}";'
-    lines = broker_module._PROPERTIES.splitlines()
-    kept = [
-        line
-        for line in lines
-        if not line.startswith(("listeners", "advertised", "listener.sec", "inter.broker"))
-    ]
-    own = [
-        f"listeners=SASL_SSL://127.0.0.1:{{port}},PLAINTEXT://127.0.0.1:{inner},CONTROLLER://127.0.0.1:{{controller_port}}",
-        f"advertised.listeners=SASL_SSL://127.0.0.1:{{port}},PLAINTEXT://127.0.0.1:{inner}",
-        "listener.security.protocol.map=SASL_SSL:SASL_SSL,PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
-        "inter.broker.listener.name=PLAINTEXT",
-        "sasl.enabled.mechanisms=PLAIN",
-        f"listener.name.sasl_ssl.plain.sasl.jaas.config={login}",
-        f"ssl.keystore.location={store}",
-        "ssl.keystore.type=PKCS12",
-        "ssl.keystore.password=changeit",
-    ]
-    monkeypatch.setattr(broker_module, "_PROPERTIES", "\n".join([*kept, *own]) + "\n")
-    running = kafka.start_broker(tmp_path / "kafka")
+    monkeypatch.setattr(local_broker, "_PROPERTIES", "\n".join(kept) + listeners)
+    running = brokers.start_broker(tmp_path / "kafka")
     try:
         yield running.bootstrap, certificate
     finally:
         running.stop()
 
 
-@pytest.mark.long  # certificates and a broker of its own: a tenth of what the tests with a broker take
+def keytool(store: Path, *arguments: str) -> None:
+    """Run Java's tool for certificates on one entry of `store`."""
+    program = shutil.which("keytool") or "keytool"
+    command = [program, "-keystore", str(store), "-storepass", "changeit", "-alias", "broker"]
+    subprocess.run([*command, *arguments], check=True, capture_output=True)
+
+
+@pytest.mark.long  # certificates and a broker of its own: a tenth of all tests with a broker
 def test_every_client_speaks_tls_and_gives_its_password(secured, tmp_path, sample):
+    """All services and commands work over TLS with a password, and no log shows it."""
     bootstrap, certificate = secured
     stream = services.Stream(
         bootstrap,
@@ -99,7 +88,9 @@ def test_every_client_speaks_tls_and_gives_its_password(secured, tmp_path, sampl
         watched = stream.cli("watch", "--until-done", video_id_of("a.mp4"), "--from-beginning")
         assert watched.returncode == 0, watched.stderr
         assert watched.stdout.startswith("proposed")
-        eventually(lambda: len(list(stream.media.glob("animations/*/*/*.webp"))) == 6, "animations")
+        stream.eventually(
+            lambda: len(list(stream.media.glob("animations/*/*/*.webp"))) == 6, "animations"
+        )
         wrong = stream.cli("topics", "check", kafka__sasl_password="wrong")
         assert wrong.returncode == 1
         assert len(wrong.stderr.strip().splitlines()) == 1, wrong.stderr

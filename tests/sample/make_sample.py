@@ -24,7 +24,10 @@ WIDTH, HEIGHT, FRAMES, FRAMES_PER_SECOND = 640, 360, 150, 25
 
 @dataclass(frozen=True)
 class Walk:
-    """One figure on its way: from frame `start` to `end`, x from `x0` to `x1`, feet at `y`, `tall` pixels high."""
+    """One figure on its way from x0 to x1, between the frames `start` and `end`.
+
+    Its feet are at `y`, and it is `tall` pixels high.
+    """
 
     person_id: int
     look: str
@@ -97,10 +100,13 @@ def figure(
     phase: float,
 ) -> None:
     """Draw one walking figure with its feet at (x, y)."""
-    swing, unit = np.sin(phase), tall / 8
-    hip, neck = y - 4 * unit, y - 6.8 * unit
+    swing = np.sin(phase)
+    unit = tall / 8
+    hip = y - 4 * unit
+    neck = y - 6.8 * unit
     for side in (-1, 1):
-        knee, foot = x + side * swing * unit * 0.6, x + side * swing * unit * 1.2
+        knee = x + side * swing * unit * 0.6
+        foot = x + side * swing * unit * 1.2
         draw.line(
             [(x, hip), (knee, y - 2 * unit), (foot, y)],
             fill=look["legs"],

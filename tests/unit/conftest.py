@@ -1,4 +1,4 @@
-"""Fixtures of the tests of media access: a media root, servers on the loopback, and what is allowed to reach them."""
+"""Fixtures of the tests of media access: a media root, and a server on the loopback."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from media_servers import running_server
 
 @pytest.fixture
 def root(tmp_path):
+    """An empty media root."""
     folder = tmp_path / "media"
     folder.mkdir()
     return folder
@@ -15,5 +16,6 @@ def root(tmp_path):
 
 @pytest.fixture
 def server():
+    """A running HTTP server that answers as the test says."""
     with running_server() as made:
         yield made

@@ -16,18 +16,21 @@ from streamproc.animation.webp import BACKGROUND_RGB
 from streamproc.types import Crop
 
 
-def crop(colour=(200, 60, 40), *, aspect_ratio=0.5, slot=0):
+def crop(colour=(200, 60, 40), *, aspect_ratio=0.5, crop_index=0):
     """A crop with its left half in `colour` and its right half in its negative."""
     pixels = np.empty((256, 128, 3), np.uint8)
     pixels[:, :64] = colour
     pixels[:, 64:] = 255 - np.array(colour, np.uint8)
-    return Crop(7, slot, slot, slot / 10, (0.0, 0.0, 1.0, 1.0), 0.5, aspect_ratio, pixels)
+    return Crop(
+        7, crop_index, crop_index, crop_index / 10, (0.0, 0.0, 1.0, 1.0), 0.5, aspect_ratio, pixels
+    )
 
 
 def pictures(data):
     """The decoded pictures (n, size, size, 3) and their durations in ms."""
     image = Image.open(io.BytesIO(data))
-    decoded, durations = [], []
+    decoded = []
+    durations = []
     for position in range(image.n_frames):
         image.seek(position)
         decoded.append(np.asarray(image.convert("RGB")))
@@ -42,9 +45,10 @@ def place_of_figure(picture):
 
 
 def test_each_crop_is_a_picture_shown_as_long_as_the_rate_says():
+    """At 10 pictures a second each crop is one picture in its own colour, shown for 100 ms."""
     colours = [(250, 10, 10), (10, 250, 10), (10, 10, 250)]
     data = encode_webp(
-        [crop(colour, slot=i) for i, colour in enumerate(colours)], frames_per_second=10
+        [crop(colour, crop_index=i) for i, colour in enumerate(colours)], frames_per_second=10
     )
     decoded, durations = pictures(data)
     assert decoded.shape == (3, 256, 256, 3)
@@ -54,18 +58,21 @@ def test_each_crop_is_a_picture_shown_as_long_as_the_rate_says():
 
 
 def test_pictures_that_are_alike_are_not_merged():
+    """Five equal crops stay five pictures, which last half a second together."""
     decoded, durations = pictures(encode_webp([crop()] * 5))
     assert (len(decoded), sum(durations)) == (5, 500)
 
 
 @pytest.mark.parametrize("scaled_bytes", [webp._SCALED_BYTES, 2 * 64 * 64 * 3 // 2, 1])
 def test_crops_of_any_size_come_in_their_order(monkeypatch, scaled_bytes):
-    """They are scaled by size, here all at once, two at a time and one at a time."""
+    """Crops of different sizes keep their order, however many are scaled at once."""
     monkeypatch.setattr(webp, "_SCALED_BYTES", scaled_bytes)
-    reds, heights = [20, 240, 60, 200, 130], [90, 30, 256, 30, 60]
+    reds = [20, 240, 60, 200, 130]
+    heights = [90, 30, 256, 30, 60]
     crops = [
         replace(
-            crop((red, 30, 30), slot=i), pixels=np.full((height, 40, 3), (red, 30, 30), np.uint8)
+            crop((red, 30, 30), crop_index=i),
+            pixels=np.full((height, 40, 3), (red, 30, 30), np.uint8),
         )
         for i, (red, height) in enumerate(zip(reds, heights, strict=True))
     ]
@@ -74,12 +81,14 @@ def test_crops_of_any_size_come_in_their_order(monkeypatch, scaled_bytes):
 
 
 def test_it_loops_for_ever():
+    """The file is an animation whose loop count is 0: it repeats without end."""
     image = Image.open(io.BytesIO(encode_webp([crop(), crop()])))
     assert isinstance(image, WebPImagePlugin.WebPImageFile)
     assert (image.is_animated, image.info["loop"]) == (True, 0)
 
 
 def test_one_crop_is_a_valid_file():
+    """One crop gives a file with one picture of the full size."""
     decoded, _ = pictures(encode_webp([crop()]))
     assert decoded.shape == (1, 256, 256, 3)
 
@@ -89,7 +98,7 @@ def test_one_crop_is_a_valid_file():
     ratios=[0.5, 0.4, 0.5, 0.3], size_px=200
 )  # the last is painted where the second was, which was wider
 def test_the_shape_comes_back_letter_boxed(ratios, size_px):
-    """Every picture shows its own crop, centred and in its own shape, with nothing left of the one before it."""
+    """Each picture shows its own crop alone, centred and in the crop's shape."""
     decoded, _ = pictures(
         encode_webp([crop(aspect_ratio=ratio) for ratio in ratios], size_px=size_px)
     )
@@ -103,10 +112,7 @@ def test_the_shape_comes_back_letter_boxed(ratios, size_px):
 
 
 def test_a_walking_person_stays_small_and_close_to_the_crop():
-    """Soft noise, as the worst that a camera gives.
-
-    50 pictures in less than 1 MiB, and no visible damage.
-    """
+    """50 pictures of soft noise, the worst of a camera, take under 1 MiB and keep 30 dB PSNR."""
     random = np.random.default_rng(1)
     coarse = random.integers(60, 200, (50, 32, 16, 3), dtype=np.uint8)
     smooth = [
@@ -124,23 +130,28 @@ def test_a_walking_person_stays_small_and_close_to_the_crop():
 
 
 def test_no_crops_are_refused():
+    """Encoding no crops raises a ValueError that asks for one crop or more."""
     with pytest.raises(ValueError, match="one crop or more"):
         encode_webp([])
 
 
 @pytest.mark.parametrize("ratio", [0.0, -1.0, float("nan"), float("inf")])
 def test_an_impossible_shape_is_refused(ratio):
+    """An aspect ratio that is zero, negative or not finite is refused by name."""
     with pytest.raises(ValueError, match="aspect ratio"):
         encode_webp([crop(aspect_ratio=ratio)])
 
 
 @pytest.mark.parametrize("options", [{"size_px": 8}, {"size_px": 5000}, {"frames_per_second": 0}])
 def test_an_impossible_size_or_rate_is_refused(options):
+    """A size or a rate out of range raises a ValueError that says what was expected."""
     with pytest.raises(ValueError, match="expected"):
         encode_webp([crop()], **options)
 
 
 def test_what_the_encoder_raises_is_let_out(monkeypatch):
+    """An OSError of the encoder reaches the caller."""
+
     class Failing:
         @staticmethod
         def create(*_args):
@@ -152,7 +163,7 @@ def test_what_the_encoder_raises_is_let_out(monkeypatch):
 
 
 def test_colours_are_those_of_the_crop_up_to_the_edge():
-    """No edge shares a chroma sample with the background."""
+    """A crop keeps its colour up to its edge, and nothing of it shows beyond."""
     red = Crop(
         7, 0, 0, 0.0, (0.0, 0.0, 1.0, 1.0), 0.5, 0.4, np.full((64, 32, 3), (220, 30, 40), np.uint8)
     )

@@ -25,7 +25,10 @@ SIZE = {"width": 640, "height": 480}
 
 
 def table(frame_count, gop=10, *, disposable=False, exact=True) -> FrameTable:
-    """A file in which decode order is presentation order; every second picture can be disposable."""
+    """A file in which decode order is presentation order.
+
+    Every second picture can be disposable.
+    """
     index = np.arange(frame_count)
     return FrameTable(
         pts_seconds=index / 25,
@@ -37,42 +40,52 @@ def table(frame_count, gop=10, *, disposable=False, exact=True) -> FrameTable:
 
 
 def track(person_id, frames, box=(100, 100, 150, 250), confidence=0.9):
+    """A track of one person that has the same box in all frames."""
     k = len(frames)
     boxes = np.broadcast_to(np.array(box, np.float32), (k, 4)).copy()
     return Track(person_id, np.array(frames, np.int64), boxes, np.full(k, confidence, np.float32))
 
 
 def plan(tracks, frames=300, gop=10, **options):
+    """The plan of these tracks for a video of 640x480."""
     return plan_crops(tracks, table(frames, gop), **SIZE, options=CropOptions(**options))
 
 
-def slots(made, person_id):
-    return [
-        (frame, cut.slot)
-        for frame, cuts in made.cuts.items()
-        for cut in cuts
-        if cut.person_id == person_id
-    ]
+def planned_crops(made, person_id):
+    """The (frame, cut) pairs that are planned of one person, in the order of the frames."""
+    found = []
+    for frame, cuts in made.cuts.items():
+        found += [(frame, cut) for cut in cuts if cut.person_id == person_id]
+    return found
+
+
+def planned_frames(made, person_id):
+    """The frames in which one person is cut out."""
+    return [frame for frame, _ in planned_crops(made, person_id)]
 
 
 def test_each_person_gets_crops_spread_over_the_whole_track() -> None:
+    """Each of 20 equal windows of a track gives one crop, in order."""
     made = plan([track(1, range(200))], crops_per_person=20)
-    frames = [frame for frame, _ in slots(made, 1)]
-    assert [slot for _, slot in slots(made, 1)] == list(range(20))
-    assert all(10 * slot <= frame < 10 * slot + 10 for slot, frame in enumerate(frames))
+    assert [cut.crop_index for _, cut in planned_crops(made, 1)] == list(range(20))
+    for window, frame in enumerate(planned_frames(made, 1)):
+        assert 10 * window <= frame < 10 * window + 10
 
 
 def test_a_short_track_gives_all_its_boxes() -> None:
-    assert [f for f, _ in slots(plan([track(1, [3, 4, 5, 9, 11])]), 1)] == [3, 4, 5, 9, 11]
+    """A track of fewer boxes than crops are wanted gives all of them."""
+    made = plan([track(1, [3, 4, 5, 9, 11])])
+    assert planned_frames(made, 1) == [3, 4, 5, 9, 11]
 
 
 def test_frames_early_in_their_group_of_pictures_are_taken() -> None:
-    """Windows of 20 hold two key frames each: only key frames need to be decoded."""
+    """Windows that hold a key frame give only key frames, which cost the least to decode."""
     made = plan([track(1, range(300))], gop=10, crops_per_person=15)
     assert (made.frame_indices % 10 == 0).all()
 
 
 def test_persons_share_frames_where_that_is_as_good() -> None:
+    """Two persons together need fewer than 1.6 times the frames of one."""
     alone = plan([track(1, range(300))], gop=300, crops_per_person=10)
     both = plan(
         [track(1, range(300)), track(2, range(7, 287), (300, 100, 350, 250))],
@@ -83,14 +96,16 @@ def test_persons_share_frames_where_that_is_as_good() -> None:
 
 
 def test_a_much_better_box_is_worth_its_cost() -> None:
-    """In each window only the last frame shows the person whole."""
+    """Where the last frame of a window alone shows the person whole, it is taken."""
     one = track(1, range(100))
     one.boxes_xyxy[:, [0, 2]] = (-40, 10)
     one.boxes_xyxy[9::10, [0, 2]] = (100, 150)
-    assert [f for f, _ in slots(plan([one], crops_per_person=10), 1)] == list(range(9, 100, 10))
+    made = plan([one], crops_per_person=10)
+    assert planned_frames(made, 1) == list(range(9, 100, 10))
 
 
 def test_disposable_pictures_are_avoided() -> None:
+    """Frames that no other frame needs are not planned where others are as good."""
     made = plan_crops(
         [track(1, range(300))],
         table(300, 300, disposable=True),
@@ -102,7 +117,7 @@ def test_disposable_pictures_are_avoided() -> None:
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.integers(1, 40), st.booleans())
 def test_a_plan_equals_the_plain_loops(seed, count, gop, disposable) -> None:
-    """Windows by numpy's split, candidates and costs one window after the other."""
+    """The plan equals one made by plain loops over windows, candidates and costs."""
     rng = np.random.default_rng(seed)
     tracks = []
     for person in range(3):
@@ -117,15 +132,16 @@ def test_a_plan_equals_the_plain_loops(seed, count, gop, disposable) -> None:
     for one, own in zip(tracks, hidden, strict=True):
         quality = placement_quality(one, own, **SIZE)
         rows = np.flatnonzero(usable(one.boxes_xyxy, **SIZE))
-        for slot, part in enumerate(
-            np.array_split(rows, min(count, rows.size)) if rows.size else []
-        ):
+        parts = np.array_split(rows, min(count, rows.size)) if rows.size else []
+        for crop_index, part in enumerate(parts):
             good = part[quality[part] >= EQUALLY_GOOD * quality[part].max()]
             nearest = good[np.argsort(np.abs(good - part[len(part) // 2]), kind="stable")]
-            windows.append((len(nearest), part[0], one, slot, nearest))
-    expected, chosen, reached = {}, set(), {}
+            windows.append((len(nearest), part[0], one, crop_index, nearest))
+    expected = {}
+    chosen = set()
+    reached = {}
     needed = ~frame_table.disposable
-    for _, _, one, slot, nearest in sorted(windows, key=lambda window: window[:2]):
+    for _, _, one, crop_index, nearest in sorted(windows, key=lambda window: window[:2]):
         costs = []
         for frame in one.frame_indices[nearest].tolist():
             start = int(frame_table.start_order[frame])
@@ -136,12 +152,16 @@ def test_a_plan_equals_the_plain_loops(seed, count, gop, disposable) -> None:
         _, frame, start, depth = costs[place]
         chosen.add(frame)
         reached[start] = max(reached.get(start, 0), depth)
-        expected[one.person_id, slot] = frame
-    got = {(cut.person_id, cut.slot): frame for frame, cuts in made.cuts.items() for cut in cuts}
-    assert got == expected
+        expected[one.person_id, crop_index] = frame
+    found = {}
+    for person_id in range(3):
+        for frame, cut in planned_crops(made, person_id):
+            found[person_id, cut.crop_index] = frame
+    assert found == expected
 
 
 def test_short_tracks_and_those_not_among_the_top_are_skipped_with_the_reason() -> None:
+    """A track that is too short or not among the longest is skipped with its reason."""
     made = plan([track(1, range(4)), track(2, range(50)), track(3, range(60))], top_persons=1)
     assert {s.person_id: s.reason for s in made.skipped} == {
         1: "4 boxes, fewer than the 5 asked for",
@@ -151,26 +171,30 @@ def test_short_tracks_and_those_not_among_the_top_are_skipped_with_the_reason() 
 
 
 def test_a_person_with_no_usable_crop_is_skipped() -> None:
+    """A person whose boxes all lie outside the picture is skipped with that reason."""
     made = plan([track(1, range(9), (638, 100, 700, 300)), track(2, range(9))])
     assert [(s.person_id, s.reason.split(":")[0]) for s in made.skipped] == [(1, "no usable crop")]
 
 
 def test_no_tracks_give_an_empty_plan() -> None:
+    """Without tracks no frame is planned and nobody is skipped."""
     made = plan([])
     assert (len(made.frame_indices), made.skipped) == (0, ())
 
 
 def test_seen_with_needs_three_frames_apart() -> None:
+    """Two persons rule each other out after three frames with separate boxes."""
     left, right = (0, 0, 50, 100), (200, 0, 250, 100)
     apart = find_overlaps(
         [track(7, [0, 1, 2], left), track(9, [0, 1, 2], right), track(8, [0, 1], (400, 0, 450, 99))]
     )
     assert apart.seen_with == {7: (9,), 9: (7,)}
-    double = find_overlaps([track(1, range(9), left), track(2, range(9), (2, 2, 52, 102))])
-    assert double.seen_with == {}, "two boxes on one person are a double count, no veto"
+    together = find_overlaps([track(1, range(9), left), track(2, range(9), (2, 2, 52, 102))])
+    assert together.seen_with == {}, "two boxes on one person are no veto"
 
 
 def test_hidden_is_the_share_that_another_box_covers_less_for_the_one_in_front() -> None:
+    """The covered share of a box counts whole behind the other box, and half in front of it."""
     hidden = find_overlaps(
         [track(1, [0], (0, 0, 100, 100)), track(2, [0], (50, 0, 150, 120))]
     ).hidden
@@ -180,6 +204,7 @@ def test_hidden_is_the_share_that_another_box_covers_less_for_the_one_in_front()
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 30))
 def test_overlaps_equal_the_plain_double_loop(seed, block) -> None:
+    """Overlaps equal those of a plain double loop, whatever the size of a block."""
     rng = np.random.default_rng(seed)
     tracks = []
     for person_id in range(5):
@@ -230,6 +255,7 @@ def test_overlaps_equal_the_plain_double_loop(seed, block) -> None:
     ],
 )
 def test_each_fault_lowers_the_quality(worse) -> None:
+    """Each fault of a box lowers its quality, and a wholly hidden box has quality 0."""
     none = np.zeros(1, np.float32)
     good = placement_quality(track(1, [0]), none, **SIZE)[0]
     assert 0 <= placement_quality(worse, none, **SIZE)[0] < good <= 1
@@ -240,10 +266,13 @@ class PlainFrame:
     """A frame of given pixels, as `video.Frame` behaves."""
 
     def __init__(self, pixels, frame_index=0):
-        self.pixels, self.frame_index, self.pts_seconds = pixels, frame_index, frame_index / 25
+        self.pixels = pixels
+        self.frame_index = frame_index
+        self.pts_seconds = frame_index / 25
         self.height, self.width = pixels.shape[:2]
 
     def crop_rgb(self, box):
+        """The pixels of a box that lies within the picture."""
         x0, y0, x1, y1 = box
         assert 0 <= x0 < x1 <= self.width
         assert 0 <= y0 < y1 <= self.height
@@ -251,11 +280,12 @@ class PlainFrame:
 
 
 def noise(height, width, seed=0):
+    """A random picture (height, width, 3)."""
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
 @pytest.mark.parametrize(
-    ("box", "is_favourite", "shrunk"),
+    ("box", "is_preselected", "shrunk"),
     [
         ((100.4, 99.6, 150.5, 250.2), True, False),
         ((100.4, 19.6, 300.5, 450.2), False, False),
@@ -264,12 +294,15 @@ def noise(height, width, seed=0):
     ],
 )
 def test_what_is_embedded_is_the_published_preprocessing_of_the_pixels_cut(
-    box, is_favourite, shrunk
+    box, is_preselected, shrunk
 ) -> None:
-    """Crops are kept as they are, unless they are large or will be embedded; the network sees the same either way."""
+    """The network sees the crop as Pillow would resize it, however the crop is kept.
+
+    A crop is kept as it is, unless it is large or will be embedded.
+    """
     frame = PlainFrame(noise(480, 640))
     (cut,) = plan([track(1, range(5), box)]).cuts[0]
-    cuts = {0: (replace(cut, is_favourite=is_favourite),)}
+    cuts = {0: (replace(cut, is_preselected=is_preselected),)}
     ((crop,),) = cut_frames([frame], cuts, PixelStore(10**7))
     x0, y0, x1, y1 = int(box[0]), int(box[1]), int(box[2]) + 1, int(box[3]) + 1
     expected = Image.fromarray(frame.pixels[y0:y1, x0:x1]).resize(
@@ -282,26 +315,26 @@ def test_what_is_embedded_is_the_published_preprocessing_of_the_pixels_cut(
 
 
 @pytest.mark.parametrize("count", [5, 40, 200])
-def test_of_equally_sharp_crops_the_plans_favourites_are_embedded(count) -> None:
+def test_of_equally_sharp_crops_the_preselected_ones_are_embedded(count) -> None:
+    """Where sharpness is equal, the crops that the plan preselected are the embedded ones."""
     half_hidden = [track(1, range(count)), track(2, range(count // 2), (110, 120, 150, 260))]
     made = plan(half_hidden)
     for person in (1, 2):
-        own = sorted(
-            (c for cuts in made.cuts.values() for c in cuts if c.person_id == person),
-            key=lambda c: c.slot,
-        )
+        own = [cut for _, cut in planned_crops(made, person)]
         chosen = choose_embedded(crops_of([cut.placement_quality for cut in own]), 8)
-        assert [cut.slot for cut in own if cut.is_favourite] == sorted(chosen)
+        assert [cut.crop_index for cut in own if cut.is_preselected] == sorted(chosen)
         assert len(chosen) == min(8, len(own))
 
 
 def test_boxes_partly_outside_are_cut_at_the_edge() -> None:
+    """A box that reaches beyond the picture is cut at its edge."""
     made = plan([track(1, range(5), (-20, -10, 60, 120))])
     ((crop,),) = cut_frames([PlainFrame(noise(480, 640))], made.cuts, PixelStore(10**7))
     assert crop.aspect_ratio == 60 / 120
 
 
 def test_a_blurred_crop_is_less_sharp() -> None:
+    """Sharpness rises from a flat crop over a blurred one to noise, within 0 and 1."""
     sharp = noise(256, 128)
     soft = np.asarray(Image.fromarray(sharp).resize((16, 32)).resize((128, 256)))
     flat, of_soft, of_sharp = sharpness([np.full((256, 128, 3), 7, np.uint8), soft, sharp])
@@ -312,7 +345,10 @@ def test_a_blurred_crop_is_less_sharp() -> None:
     "size", [(90, 33), (256, 128), (400, 160), (3, 2), (96, 48), (1, 1)], ids=str
 )
 def test_sharpness_is_that_of_pillows_resize(size) -> None:
-    """But for Pillow's rounding to whole numbers, which adds some variance of its own."""
+    """Sharpness is that of the crop as Pillow resizes it, within 0.008.
+
+    Pillow rounds to whole numbers, which adds some variance of its own.
+    """
     coarse = np.random.default_rng(3).integers(0, 256, (20, 10, 3), np.uint8)
     pixels = np.asarray(Image.fromarray(coarse).resize(size[::-1], Image.Resampling.BICUBIC))
     green = Image.fromarray(pixels[..., 1]).resize((48, 96), Image.Resampling.BILINEAR)
@@ -328,10 +364,12 @@ def test_sharpness_is_that_of_pillows_resize(size) -> None:
 
 
 def test_no_crops_have_no_sharpness() -> None:
+    """A frame without cuts gives an empty list of crops."""
     assert cut_frames([PlainFrame(noise(480, 640))], {0: ()}, PixelStore(10**7)) == [[]]
 
 
 def test_each_frame_gets_its_own_crops_however_many_are_cut_at_once() -> None:
+    """Frames cut together give the same crops as frames cut one by one."""
     boxes = [(20 * i, 10 * i, 40 + 21 * i, 90 + 12 * i) for i in range(15)]
     cuts = {
         frame: tuple(Cut(person, frame, boxes[person], 0.9, 0.5) for person in range(frame, 15))
@@ -353,19 +391,22 @@ def test_each_frame_gets_its_own_crops_however_many_are_cut_at_once() -> None:
             assert crop.quality == pytest.approx(other.quality, abs=1e-4)
 
 
-def crops_of(qualities, slots=None):
+def crops_of(qualities):
+    """Crops of one person with these qualities; their number is their crop index and frame."""
+    pixels = np.zeros((1, 1, 3), np.uint8)
     return [
-        Crop(1, slot, slot, 0.0, (0, 0, 1, 1), quality, 0.4, np.zeros((1, 1, 3), np.uint8))
-        for slot, quality in zip(slots or range(len(qualities)), qualities, strict=True)
+        Crop(1, number, number, 0.0, (0, 0, 1, 1), quality, 0.4, pixels)
+        for number, quality in enumerate(qualities)
     ]
 
 
 def test_embedded_crops_are_good_and_spread_in_time() -> None:
+    """Eight good crops are chosen at least three apart, and bad ones only where none is left."""
     qualities = [0.5 + 0.01 * (i % 5) for i in range(40)]
     chosen = choose_embedded(crops_of(qualities), 8)
     assert len(chosen) == 8
     assert min(np.diff(sorted(chosen))) >= 3
-    bad_half = [0.9 if i < 20 else 0.05 for i in range(40)]
+    bad_half = [0.9] * 20 + [0.05] * 20
     assert sum(i < 20 for i in choose_embedded(crops_of(bad_half), 8)) >= 7, (
         "a hidden half is no reason for bad crops"
     )
@@ -373,12 +414,14 @@ def test_embedded_crops_are_good_and_spread_in_time() -> None:
 
 @given(st.lists(st.floats(0, 1), max_size=60), st.integers(0, 12))
 def test_choice_is_unique_in_range_and_best_first(qualities, count) -> None:
+    """As many different crops are chosen as can be, the best first."""
     chosen = choose_embedded(crops_of(qualities), count)
     assert len(chosen) == len(set(chosen)) == min(count, len(qualities))
     assert all(qualities[a] >= qualities[b] for a, b in itertools.pairwise(chosen))
 
 
 def test_a_bucket_is_complete_at_its_last_planned_frame_while_the_video_goes_on() -> None:
+    """A bucket is complete with the last frame planned of its person, not at the video's end."""
     made = plan(
         [track(1, range(50)), track(2, range(300), (300, 100, 350, 250))], crops_per_person=5
     )
@@ -396,22 +439,27 @@ def test_a_bucket_is_complete_at_its_last_planned_frame_while_the_video_goes_on(
 
 
 def test_frames_that_never_come_leave_a_smaller_bucket() -> None:
+    """A bucket whose frames are missing is complete all the same."""
     made = plan(
         [track(1, range(50)), track(2, range(300), (300, 100, 350, 250))], crops_per_person=5
     )
     buckets = Buckets(made, crops_embedded=3)
-    done = [
-        b.person_id for index in made.frame_indices.tolist()[6:8] for b in buckets.add(index, [])
-    ]
-    assert done + [b.person_id for b in buckets.finish()] == [1, 2]
+    complete = []
+    for index in made.frame_indices.tolist()[6:8]:
+        complete += buckets.add(index, [])
+    complete += buckets.finish()
+    assert [bucket.person_id for bucket in complete] == [1, 2]
 
 
 def one_person_plan(placed, *, every=1):
-    """A plan of one person with crops of these placement qualities, in every so many-th of the planned frames."""
+    """A plan of one person with crops of these placement qualities.
+
+    One is cut in every `every`-th of the planned frames.
+    """
     frames = np.arange(len(placed) * every)
     cuts = {
-        slot * every: (Cut(1, slot, (0, 0, 1, 1), 0.9, quality),)
-        for slot, quality in enumerate(placed)
+        crop_index * every: (Cut(1, crop_index, (0, 0, 1, 1), 0.9, quality),)
+        for crop_index, quality in enumerate(placed)
     }
     last = (len(placed) - 1) * every
     return Plan(
@@ -424,18 +472,17 @@ sixteenths = st.integers(0, 16).map(lambda n: n / 16)  # sums of these are exact
 
 @given(st.lists(sixteenths, min_size=2, max_size=60), st.integers(1, 12), st.data())
 def test_what_is_likely_is_what_is_chosen_where_sharpness_stays(placed, count, data) -> None:
+    """At constant sharpness the crops foreseen are those of the final choice that exist so far."""
     so_far = data.draw(st.integers(1, len(placed) - 1))
     sharpness = data.draw(st.sampled_from([0.75, 0.875, 1.0]))
     buckets = Buckets(one_person_plan(placed), crops_embedded=count)
     crops = crops_of([sharpness * quality for quality in placed])
-    if not any(
-        placed[max(0, so_far - 3) : so_far]
-    ):  # the latest crops are worth nothing: their sharpness is unknown
-        return
+    if not any(placed[max(0, so_far - 3) : so_far]):
+        return  # the latest crops have no quality, so their sharpness is unknown
     for crop in crops[:so_far]:
         assert buckets.add(crop.frame_index, [crop]) == []
     likely = list(buckets.likely(len(placed)))
-    assert [crop.slot for crop in likely] == sorted(
+    assert [crop.crop_index for crop in likely] == sorted(
         i for i in choose_embedded(crops, count) if i < so_far
     )
     assert all(any(crop is own for own in crops) for crop in likely)
@@ -443,16 +490,20 @@ def test_what_is_likely_is_what_is_chosen_where_sharpness_stays(placed, count, d
 
 @given(st.integers(2, 60), st.integers(1, 12), st.data())
 def test_of_equal_crops_all_that_can_be_known_is_foreseen(planned, count, data) -> None:
+    """Of equal crops those foreseen are the final choice as far as it has come."""
     so_far = data.draw(st.integers(1, planned - 1))
     buckets = Buckets(one_person_plan([0.8] * planned), crops_embedded=count)
     for crop in crops_of([0.7] * so_far):
         buckets.add(crop.frame_index, [crop])
     spread = np.linspace(0, planned - 1, count).round() if planned > count else np.arange(planned)
-    assert [crop.slot for crop in buckets.likely(planned)] == [i for i in spread if i < so_far]
+    assert [crop.crop_index for crop in buckets.likely(planned)] == [
+        i for i in spread if i < so_far
+    ]
 
 
 @given(st.lists(st.integers(0, 199), min_size=1, unique=True), st.data())
 def test_a_plan_knows_after_how_many_frames_buckets_are_full(frames, data) -> None:
+    """`full_after` counts the planned frames up to each one that completes a bucket."""
     full = data.draw(st.lists(st.sampled_from(frames), max_size=5))
     made = replace(
         one_person_plan([0.5]),
@@ -465,12 +516,14 @@ def test_a_plan_knows_after_how_many_frames_buckets_are_full(frames, data) -> No
 
 
 def test_only_buckets_due_soon_are_looked_at_and_the_soonest_first() -> None:
+    """Only persons who are complete within so many frames are foreseen, the soonest first."""
     made = plan(
         [track(1, range(50)), track(2, range(60), (300, 100, 350, 250)), track(3, range(300))],
         gop=1,
     )
     buckets = Buckets(made, crops_embedded=50)
-    frame, store = PlainFrame(noise(480, 640)), PixelStore(10**8)
+    frame = PlainFrame(noise(480, 640))
+    store = PixelStore(10**8)
     for index in made.frame_indices[made.frame_indices < 45].tolist():
         frame.frame_index = index
         buckets.add(index, *cut_frames([frame], made.cuts, store))
@@ -488,10 +541,9 @@ def test_only_buckets_due_soon_are_looked_at_and_the_soonest_first() -> None:
 
 
 def test_frames_that_never_came_are_not_expected_any_more() -> None:
+    """Crops of frames that have passed without coming are not counted as still to come."""
     buckets = Buckets(one_person_plan([0.8] * 20), crops_embedded=8)
-    crops = [
-        crop for crop in crops_of([0.7] * 20) if crop.slot >= 15
-    ]  # the first 15 could not be decoded
+    crops = crops_of([0.7] * 20)[15:]  # the first 15 could not be decoded
     for crop in crops[:-1]:
         buckets.add(crop.frame_index, [crop])
     assert list(buckets.likely(20)) == crops[:-1], "with the last there are five, fewer than eight"
@@ -499,6 +551,7 @@ def test_frames_that_never_came_are_not_expected_any_more() -> None:
 
 
 def test_the_store_keeps_equal_pixels_within_its_budget_and_beyond() -> None:
+    """Kept pixels equal the originals and are read-only, in the budget and beyond it."""
     originals = [noise(100 + 16 * seed, 200, seed) for seed in range(20)]  # 59 to 238 KiB
     store = PixelStore(sum(pixels.nbytes for pixels in originals[:3]))
     kept = [store.keep(pixels) for pixels in originals]
@@ -510,6 +563,7 @@ def test_the_store_keeps_equal_pixels_within_its_budget_and_beyond() -> None:
 
 
 def test_what_nobody_holds_makes_room_again() -> None:
+    """Pixels that nobody refers to any more free their place in the store."""
     store = PixelStore(2 * noise(400, 200).nbytes)
     for seed in range(300):
         kept = [store.keep(noise(400, 200, seed + i)) for i in range(4)]

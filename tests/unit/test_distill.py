@@ -1,4 +1,4 @@
-"""The recipe of our weights runs, goes on after a stop, and leaves weights that load; on pictures made here."""
+"""The recipe of our weights: it runs, goes on after a stop, and leaves weights that load."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tarfile
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +17,10 @@ from PIL import Image
 torch = pytest.importorskip("torch", reason="torch is not installed: the extra gpu brings it")
 
 ROOT = Path(__file__).resolve().parents[2]
-PEOPLE, FRAMES = 54, 6
-VIDEOS = (
-    "e9544e9816",
-    "0000000001",
-    "0000000002",
-    "0000000003",
-    "0000000004",
-)  # the first is held out
+PEOPLE = 54
+FRAMES = 6
+# The recipe does not train on the first one.
+VIDEOS = ("e9544e9816", "0000000001", "0000000002", "0000000003", "0000000004")
 
 
 def picture(seed: int) -> bytes:
@@ -38,6 +35,7 @@ def picture(seed: int) -> bytes:
 
 
 def archive(path: Path, names: dict[str, int]) -> None:
+    """Write a tar of pictures, each named and made from its seed."""
     with tarfile.open(path, "w") as tar:
         for name, seed in names.items():
             content = picture(seed)
@@ -48,42 +46,30 @@ def archive(path: Path, names: dict[str, int]) -> None:
 
 @pytest.fixture
 def data(tmp_path):
-    """Archives named as the real ones: people before two cameras, videos with three people in each frame."""
-    market = {
-        f"{i:04d}_c{c}s1_{k:06d}_00.jpg": i
-        for i in range(1, PEOPLE + 1)
-        for c in (1, 2)
-        for k in (1, 2)
-    }
-    videos = {
-        f"{video}_{25 * frame:06d}_{who:02d}.jpg": 1000 * number + who
-        for number, video in enumerate(VIDEOS, 1)
-        for frame in range(FRAMES)
-        for who in range(3)
-    }
+    """A folder with archives named as the real ones.
+
+    One has people before two cameras, the other videos with three people in each frame.
+    """
+    market = {}
+    for i, camera, k in product(range(1, PEOPLE + 1), (1, 2), (1, 2)):
+        market[f"{i:04d}_c{camera}s1_{k:06d}_00.jpg"] = i
+    videos = {}
+    for (number, video), frame, who in product(enumerate(VIDEOS, 1), range(FRAMES), range(3)):
+        videos[f"{video}_{25 * frame:06d}_{who:02d}.jpg"] = 1000 * number + who
     archive(tmp_path / "market1501_train.tar", market)
     archive(tmp_path / "people_crops.tar", videos)
     return tmp_path
 
 
 def distill(data: Path, out: Path, *arguments: str) -> str:
-    script, teacher = (
-        ROOT / "models" / "distill.py",
-        ROOT / "models" / "osnet_x0_25_ours.safetensors",
-    )
-    command = [
-        sys.executable,
-        str(script),
-        "--data",
-        str(data),
-        "--teachers",
-        str(teacher),
-        "--out",
-        str(out),
-    ]
+    """Run the recipe on these archives with small steps; return what it prints."""
+    script = ROOT / "models" / "distill.py"
+    teacher = ROOT / "models" / "osnet_x0_25_ours.safetensors"
+    command = [sys.executable, script, "--data", data, "--teachers", teacher, "--out", out]
+    command += ["--batch", "32", "--shards", "1", "--identity", "0.05", *arguments]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*command, "--batch", "32", "--shards", "1", "--identity", "0.05", *arguments],
+        command,
         env=environment,
         capture_output=True,
         text=True,
@@ -96,6 +82,7 @@ def distill(data: Path, out: Path, *arguments: str) -> str:
 
 @pytest.mark.long
 def test_the_recipe_trains_goes_on_and_leaves_weights(data, tmp_path) -> None:
+    """A resumed training takes further steps and leaves finite weights that differ."""
     from streamproc.networks.weights import read_checkpoint
     from streamproc.reid.osnet import from_state
 
@@ -104,7 +91,7 @@ def test_the_recipe_trains_goes_on_and_leaves_weights(data, tmp_path) -> None:
     assert f"{4 * PEOPLE + 3 * FRAMES * len(VIDEOS)} crops" in first
     begun = from_state(read_checkpoint(out / "ema.pth"))
     state = torch.load(out / "checkpoint.pt", weights_only=True)
-    # However long the first steps took: on from there.
+    # The second run goes on from there, however long the first steps took.
     done_minutes = state["elapsed_s"] / 60
     distill(
         data,

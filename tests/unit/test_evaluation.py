@@ -1,4 +1,4 @@
-"""Evaluation: pairs against truth, and IDF1 before and after merging."""
+"""Evaluation: pairs against the truth, and IDF1 before and after merging."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from streamproc.types import Track
 
 
 def track(person_id, frames, x=0.0):
+    """A track with one box of 10x20 at `x` in all frames."""
     frames = np.array(list(frames), np.int64)
     boxes = np.tile(np.array([x, 0, x + 10, 20], np.float32), (len(frames), 1))
     return Track(person_id, frames, boxes, np.ones(len(frames), np.float32))
@@ -28,6 +29,7 @@ SPLIT = [track(10, range(10)), track(11, range(10, 20)), track(20, range(20), x=
 
 
 def test_merging_the_two_halves_of_a_person_makes_the_tracks_whole():
+    """Merging both halves of a person raises IDF1 to 1, and a wrong pair lowers it."""
     found = evaluate(SPLIT, TRUTH, [(10, 11, 0.9), (10, 20, 0.3)], [0.0, 0.5, 0.95])
     assert found.true_pairs == 1
     assert found.idf1 == pytest.approx(2 * 30 / 80)
@@ -40,22 +42,26 @@ def test_merging_the_two_halves_of_a_person_makes_the_tracks_whole():
 
 
 def test_a_track_that_lies_on_nobody_is_counted_and_is_nobodys_duplicate():
+    """A track on no true person is counted, and a pair with it is wrong."""
     found = evaluate([*SPLIT, track(30, range(20), x=300)], TRUTH, [(20, 30, 0.9)], [0.5])
     assert found.tracks_without_person == 1
     assert found.scored[0].precision == 0
 
 
 def test_boxes_must_overlap_by_half():
+    """A box shifted by 3 of its 10 pixels matches, and one shifted by 4 does not."""
     assert evaluate([track(1, range(20), x=3)], TRUTH, [], []).idf1 == pytest.approx(2 * 20 / 60)
     assert evaluate([track(1, range(20), x=4)], TRUTH, [], []).idf1 == 0
 
 
 def test_nothing_at_all_is_no_error():
+    """Without tracks and truth the recall is unknown."""
     assert evaluate([], [], [], [0.5]).scored[0].recall is None
 
 
 @given(st.integers(1, 5), st.integers(0, 2), st.data())
 def test_the_assignment_is_the_cheapest(n, more, data):
+    """The assignment costs as little as the best of all permutations."""
     values = st.lists(st.integers(-9, 9), min_size=n + more, max_size=n + more)
     costs = np.array(data.draw(st.lists(values, min_size=n, max_size=n)))
     chosen = assign(costs)
@@ -81,16 +87,16 @@ def output(tmp_path):
         "probability": 0.65,
     }
     (tmp_path / "duplicate_candidates.jsonl").write_text(json.dumps(event) + "\n")
-    lines = [
-        f"{f + 1},{t.person_id},{t.boxes_xyxy[0, 0]},0,10,20,1,1,1"
-        for t in TRUTH
-        for f in t.frame_indices
-    ]
+    lines = []
+    for t in TRUTH:
+        x = t.boxes_xyxy[0, 0]
+        lines += [f"{frame + 1},{t.person_id},{x},0,10,20,1,1,1" for frame in t.frame_indices]
     (tmp_path / "truth.txt").write_text("\n".join(lines) + "\n")
     return tmp_path
 
 
 def test_the_command_prints_a_line_a_threshold(output):
+    """`evaluate` prints a header and one line a threshold, and sums up on stderr."""
     done = CliRunner().invoke(cli, ["evaluate", str(output), "--truth", str(output / "truth.txt")])
     assert done.exit_code == 0, done.output
     assert "1 true pairs; IDF1 of the tracks as they are 0.750" in done.stderr
@@ -101,6 +107,7 @@ def test_the_command_prints_a_line_a_threshold(output):
 
 
 def test_the_command_prints_json(output):
+    """With --json the scores come as JSON."""
     done = CliRunner().invoke(
         cli, ["evaluate", str(output), "--truth", str(output / "truth.txt"), "--json"]
     )
@@ -108,6 +115,7 @@ def test_the_command_prints_json(output):
 
 
 def test_a_folder_that_replay_did_not_write_is_a_usage_mistake(tmp_path):
+    """A folder without a run is a usage error with exit code 2."""
     done = CliRunner().invoke(cli, ["evaluate", str(tmp_path), "--truth", "none.txt"])
     assert done.exit_code == 2
     assert "expected a folder that `streamproc replay` wrote" in done.stderr

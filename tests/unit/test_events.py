@@ -1,4 +1,4 @@
-"""Events: code, schemas and examples agree; what breaks a schema is refused in one line."""
+"""Events: classes, schemas and examples agree, and a wrong event is refused in one line."""
 
 from __future__ import annotations
 
@@ -40,13 +40,14 @@ KINDS = {"person": PersonEmbedding, "video-closed": VideoClosed, "gallery-expire
 
 
 def test_the_schema_files_are_what_the_classes_say() -> None:
-    """`python schemas/make.py` writes them."""
+    """The files in `schemas` are byte for byte what `schemas/make.py` writes."""
     made = runpy.run_path(str(SCHEMAS / "make.py"))["files"]()
-    kept = [path for pattern in ("*.json", "*.yaml") for path in SCHEMAS.glob(pattern)]
+    kept = [*SCHEMAS.glob("*.json"), *SCHEMAS.glob("*.yaml")]
     assert {path.name: path.read_bytes() for path in kept} == made
 
 
 def test_the_asyncapi_document_names_every_topic_and_its_references_lead_somewhere() -> None:
+    """The AsyncAPI document has every topic, and each of its references leads somewhere."""
     document = yaml.safe_load((SCHEMAS / "asyncapi.yaml").read_text())
     topics = {name.replace("_", "-") for name in TopicsSettings.model_fields}
     assert set(document["channels"]) == topics
@@ -68,6 +69,7 @@ def test_the_asyncapi_document_names_every_topic_and_its_references_lead_somewhe
     "path", sorted(SCHEMAS.glob("examples/*/*.json")), ids=lambda p: f"{p.parent.name}/{p.stem}"
 )
 def test_every_example_validates_and_is_read_back_equal(path) -> None:
+    """Each example fits its schema and comes back from its class unchanged, id included."""
     content = orjson.loads(path.read_bytes())
     schema = orjson.loads((SCHEMAS / f"{path.parent.name}.v1.json").read_bytes())
     jsonschema.Draft202012Validator(schema).validate(content)
@@ -79,11 +81,13 @@ def test_every_example_validates_and_is_read_back_equal(path) -> None:
 
 
 def test_every_topic_has_examples() -> None:
+    """Each topic with a schema has a folder of examples that is not empty."""
     topics = {path.name.removesuffix(".v1.json") for path in SCHEMAS.glob("*.v1.json")}
     assert {folder.name for folder in SCHEMAS.glob("examples/*") if any(folder.iterdir())} == topics
 
 
 def test_ids_say_what_an_event_says_and_not_when() -> None:
+    """Event ids are equal for equal content and differ for other content."""
     assert person(1, [1, 0]).event_id == person(1, [1, 0]).event_id
     assert person(1, [1, 0]).event_id != person(1, [0, 1]).event_id
     assert closed([1]).event_id != closed([1, 2]).event_id
@@ -104,6 +108,7 @@ def test_ids_say_what_an_event_says_and_not_when() -> None:
     ],
 )
 def test_an_event_that_breaks_the_schema_is_refused_by_field(change, text) -> None:
+    """A wrong field raises an EventError of one line that names it."""
     content = orjson.loads(person(1, [1, 0]).to_json()) | change
     with pytest.raises(EventError, match=text) as caught:
         PersonEmbedding.from_json(orjson.dumps(content))
@@ -111,6 +116,7 @@ def test_an_event_that_breaks_the_schema_is_refused_by_field(change, text) -> No
 
 
 def test_unknown_fields_are_ignored() -> None:
+    """A field that a newer producer adds changes nothing."""
     event = person(1, [1, 0])
     assert (
         PersonEmbedding.from_json(orjson.dumps(orjson.loads(event.to_json()) | {"newer": 1}))
@@ -120,12 +126,14 @@ def test_unknown_fields_are_ignored() -> None:
 
 @given(st.binary(max_size=300))
 def test_any_bytes_are_an_event_or_one_line(data) -> None:
+    """Random bytes raise an EventError of one line."""
     with pytest.raises(EventError) as caught:
         PersonEmbedding.from_json(data)
     assert "\n" not in str(caught.value)
 
 
 def test_vectors_are_equal_by_their_numbers() -> None:
+    """Vectors are equal and hash alike by their numbers, unpacked or not."""
     one, same, other = Vector.of(np.ones(4)), Vector.of(np.ones(4)), Vector.of(np.zeros(4))
     one.numpy()  # unpacked by now
     assert one == same != other
@@ -134,11 +142,13 @@ def test_vectors_are_equal_by_their_numbers() -> None:
 
 @given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=40))
 def test_a_vector_comes_back_bit_for_bit(values) -> None:
+    """Packing float32 numbers and unpacking them gives the same numbers."""
     np.testing.assert_array_equal(
         Vector.of(np.array(values, np.float32)).numpy(), np.array(values, np.float32)
     )
 
 
 def test_a_person_survives_the_wire() -> None:
+    """A person event read from its own JSON is equal to the first."""
     event = person(3, unit_vector(np.arange(1, 513)), seen_with=[1, 2])
     assert PersonEmbedding.from_json(event.to_json()) == event

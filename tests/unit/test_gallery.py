@@ -1,4 +1,4 @@
-"""The matcher's core: what any order, any repeat and any later run of the same events must come to."""
+"""The matcher's core: what any order, any repeat and any later run of events comes to."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from persons import closed, person, two_videos, unit_vector
 
 from streamproc.errors import EventError
 from streamproc.events import DuplicateCandidate, PersonEmbedding, VideoClosed, VideoProgress
-from streamproc.gallery import Gallery, apply
+from streamproc.gallery import Candidate, Gallery, Judgement, apply
 from streamproc.gallery import gallery as state
-from streamproc.gallery.matcher import MAX_NEIGHBOURS
+from streamproc.gallery.matcher import MAX_CANDIDATES
 
 THRESHOLD = 0.7
 TIME = "2026-11-24T12:00:00Z"
@@ -23,6 +23,7 @@ TIME = "2026-11-24T12:00:00Z"
 def feed(
     gallery: Gallery, *events: PersonEmbedding | VideoClosed
 ) -> list[DuplicateCandidate | VideoProgress]:
+    """Apply and write the events one after the other; return what they announce."""
     said = []
     for event in events:
         outcome = apply(gallery, event, similarity_threshold=THRESHOLD, occurred_at=TIME)
@@ -32,7 +33,8 @@ def feed(
 
 
 def standing(gallery: Gallery) -> dict[tuple[str, str], float]:
-    return {(a, b): entry.similarity for a, b, entry in gallery.pairs()}
+    """The similarity of each candidate that the gallery holds."""
+    return {(a, b): entry.similarity for a, b, entry in gallery.candidates()}
 
 
 def announced(events: list[DuplicateCandidate | VideoProgress]) -> dict[tuple[str, str], float]:
@@ -45,6 +47,7 @@ def announced(events: list[DuplicateCandidate | VideoProgress]) -> dict[tuple[st
 
 
 def test_a_pair_above_the_threshold_is_proposed_once() -> None:
+    """Of three persons the one pair above the threshold is proposed, once."""
     gallery = Gallery("g")
     said = feed(gallery, person(1, [1, 0]), person(2, [0.9, np.sqrt(1 - 0.81)]), person(3, [0, 1]))
     assert [
@@ -53,19 +56,21 @@ def test_a_pair_above_the_threshold_is_proposed_once() -> None:
 
 
 def test_the_threshold_is_strict() -> None:
+    """A similarity equal to the threshold proposes nothing, and one just above it does."""
     gallery = Gallery("g")
     assert feed(gallery, person(1, [1, 0, 0, 0]), person(2, [0.7, 0.7, 0.1, 0.1])) == []
     assert len(feed(gallery, person(3, [0.70001, -np.sqrt(1 - 0.70001**2), 0, 0]))) == 1
 
 
 def test_people_seen_apart_in_the_same_frames_are_never_a_pair() -> None:
+    """A veto of either person keeps equal vectors from being a pair."""
     gallery = Gallery("g")
     assert feed(gallery, person(1, [1, 0], seen_with=[2]), person(2, [1, 0])) == []
     assert feed(gallery, person(3, [1, 0], seen_with=[1, 2])) == []
 
 
 def test_a_veto_holds_within_one_video_only() -> None:
-    """Ids of different videos say nothing of each other."""
+    """A veto against an id says nothing of that id in another video."""
     gallery = Gallery("g")
     assert (
         len(feed(gallery, person(1, [1, 0], seen_with=[2]), person(2, [1, 0], video_id="other")))
@@ -74,6 +79,7 @@ def test_a_veto_holds_within_one_video_only() -> None:
 
 
 def test_vectors_of_different_weights_are_never_compared_but_counted() -> None:
+    """Two persons of different weights are no pair, and are counted as not compared."""
     gallery = Gallery("g")
     feed(gallery, person(1, [1, 0]))
     outcome = apply(
@@ -87,6 +93,7 @@ def test_vectors_of_different_weights_are_never_compared_but_counted() -> None:
 
 
 def test_vectors_of_different_weights_may_differ_in_length() -> None:
+    """The matrix has NaN between persons of different weights, whatever their lengths."""
     gallery = Gallery("g")
     feed(
         gallery,
@@ -100,8 +107,10 @@ def test_vectors_of_different_weights_may_differ_in_length() -> None:
 
 
 def test_the_stricter_of_two_thresholds_decides() -> None:
+    """The higher of two persons' thresholds holds, whoever comes first."""
     gallery = Gallery("g")
-    a, b = person(1, [1, 0]), person(2, [0.9, np.sqrt(1 - 0.81)], similarity_threshold=0.95)
+    a = person(1, [1, 0])
+    b = person(2, [0.9, np.sqrt(1 - 0.81)], similarity_threshold=0.95)
     assert feed(gallery, a, b) == []
     assert feed(Gallery("g"), b, a) == []
 
@@ -115,6 +124,7 @@ def test_the_stricter_of_two_thresholds_decides() -> None:
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(event, text) -> None:
+    """An event of another gallery, length or norm is refused and leaves the gallery as it was."""
     gallery = Gallery("g")
     feed(gallery, person(1, [1, 0]))
     with pytest.raises(EventError, match=text):
@@ -123,15 +133,17 @@ def test_what_does_not_fit_is_refused_by_name(event, text) -> None:
 
 
 def test_a_full_gallery_refuses_another_person_and_still_takes_known_ones() -> None:
+    """A full gallery refuses a new person and takes a new run of a known one."""
     gallery = Gallery("g", max_persons=1)
     feed(gallery, person(1, [1, 0]))
     with pytest.raises(EventError, match="full with 1 persons"):
         feed(gallery, person(2, [1, 0]))
     feed(gallery, person(1, [0, 1], run="r2", minute=1))
-    assert gallery.rows["v/1"].person.run_id == "r2"
+    assert gallery.rows["v/1"].tracklet.run_id == "r2"
 
 
 def test_apply_itself_changes_nothing() -> None:
+    """`apply` leaves the gallery's rows and videos as they are."""
     gallery = Gallery("g")
     feed(gallery, person(1, [1, 0]))
     apply(gallery, person(2, [1, 0]), similarity_threshold=THRESHOLD, occurred_at=TIME)
@@ -141,6 +153,7 @@ def test_apply_itself_changes_nothing() -> None:
 
 
 def test_a_crash_between_publishing_and_writing_gives_the_same_events_again() -> None:
+    """Applying an event twice without writing gives the same events."""
     gallery = Gallery("g")
     feed(gallery, person(1, [1, 0]))
     outcomes = [
@@ -151,8 +164,9 @@ def test_a_crash_between_publishing_and_writing_gives_the_same_events_again() ->
 
 
 def test_neighbours_are_capped_at_the_most_similar() -> None:
+    """A person with too many neighbours is paired with the most similar ones."""
     gallery = Gallery("g")
-    angles = np.linspace(0.01, 0.5, MAX_NEIGHBOURS + 10)
+    angles = np.linspace(0.01, 0.5, MAX_CANDIDATES + 10)
     feed(
         gallery,
         *(
@@ -163,11 +177,12 @@ def test_neighbours_are_capped_at_the_most_similar() -> None:
     said = feed(gallery, person(1000, [1, 0]))
     assert [e.persons for e in said] != []
     assert sorted(e.similarity for e in said) == sorted(
-        round(float(np.cos(a)), 6) for a in angles[:MAX_NEIGHBOURS]
+        round(float(np.cos(a)), 6) for a in angles[:MAX_CANDIDATES]
     )
 
 
 def test_done_counts_the_candidates_of_the_video_and_repeats_its_answer() -> None:
+    """A closing reports its video's candidates, and reports the same when it comes again."""
     gallery = Gallery("g")
     said = feed(gallery, person(1, [1, 0]), person(2, [1, 0]), closed([1, 2]))
     assert isinstance(said[-1], VideoProgress)
@@ -177,6 +192,7 @@ def test_done_counts_the_candidates_of_the_video_and_repeats_its_answer() -> Non
 
 
 def test_closing_removes_who_is_not_in_the_run_and_withdraws() -> None:
+    """Closing a run removes persons who are not in it and withdraws their candidates."""
     gallery = Gallery("g")
     feed(gallery, person(1, [1, 0]), person(2, [1, 0]), person(3, [1, 0]), closed([1, 2, 3]))
     feed(gallery, person(1, [1, 0], run="r2", minute=1), person(2, [1, 0], run="r2", minute=1))
@@ -191,6 +207,7 @@ def test_closing_removes_who_is_not_in_the_run_and_withdraws() -> None:
 
 
 def test_an_older_run_never_overwrites_a_newer_one() -> None:
+    """Events of an older run change and announce nothing."""
     gallery = Gallery("g")
     feed(gallery, person(1, [1, 0], run="new", minute=5), closed([1], run="new", minute=5))
     assert (
@@ -201,16 +218,18 @@ def test_an_older_run_never_overwrites_a_newer_one() -> None:
 
 
 def test_submitted_at_is_compared_as_time_not_as_text() -> None:
+    """Of two runs the one that was submitted later wins, in whatever time zone it says so."""
     gallery = Gallery("g")
     late = person(1, [1, 0], run="late").model_copy(update={"submitted_at": "2026-11-24T09:30:00Z"})
     early = person(1, [0, 1], run="early").model_copy(
         update={"submitted_at": "2026-11-24T10:00:00+02:00"}
     )
     feed(gallery, late, early)
-    assert gallery.rows["v/1"].person.run_id == "late"
+    assert gallery.rows["v/1"].tracklet.run_id == "late"
 
 
 def test_time_gap_needs_a_common_clock() -> None:
+    """A candidate has a time gap within one video and none across videos."""
     gallery = Gallery("g")
     said = feed(gallery, person(1, [1, 0], seconds=(0, 5)), person(2, [1, 0], seconds=(12, 20)))
     assert said[0].time_gap_seconds == 7
@@ -218,10 +237,22 @@ def test_time_gap_needs_a_common_clock() -> None:
     assert {e.time_gap_seconds for e in said} == {None}
 
 
+def test_a_candidate_names_its_fields_as_the_wire_does() -> None:
+    """Each field that a candidate gives to the wire is one of the event's, which drops others."""
+    judged = Candidate(0.9, "r1", "proposed", Judgement(0.8, "likely", "c"))
+    assert judged.wire_fields().keys() <= DuplicateCandidate.model_fields.keys()
+    assert judged.wire_fields().keys() >= {"similarity", "probability", "band", "calibration_id"}
+    assert Candidate(0.9, "r1", "suppressed").wire_fields() == {"similarity": 0.9}
+
+
 @st.composite
 def galleries(draw):
-    """Persons of two videos with random vectors (some equal) and random vetoes, and their closing events."""
-    seed, count = draw(st.integers(0, 2**32 - 1)), draw(st.integers(1, 8))
+    """The persons of two videos with random vectors and vetoes, an order of them, and a count.
+
+    Some vectors are equal.
+    """
+    seed = draw(st.integers(0, 2**32 - 1))
+    count = draw(st.integers(1, 8))
     rng = np.random.default_rng(seed)
     events = two_videos(rng, count)
     return events, draw(st.permutations(range(len(events)))), count
@@ -229,6 +260,7 @@ def galleries(draw):
 
 @given(galleries())
 def test_any_order_of_persons_gives_the_same_candidates(data) -> None:
+    """Any order of persons ends in the same candidates and announces them with the same ids."""
     events, order, count = data
     closing = [closed(list(range(count)), video_id=video) for video in ("v", "w")]
     one, other = Gallery("g"), Gallery("g")
@@ -244,6 +276,7 @@ def test_any_order_of_persons_gives_the_same_candidates(data) -> None:
 
 @given(galleries(), st.data())
 def test_any_repeat_changes_nothing(data, choose) -> None:
+    """Events that come again change neither the rows nor the ids of what is announced."""
     events, order, count = data
     sequence = [*(events[i] for i in order), closed(list(range(count)), video_id="v")]
     repeated = list(sequence)
@@ -260,7 +293,10 @@ def test_any_repeat_changes_nothing(data, choose) -> None:
 
 @given(galleries(), galleries(), st.integers(0, 8), st.integers(0, 40))
 def test_a_later_run_replaces_an_earlier_one_and_leaves_no_ghost(first, second, kept, mix) -> None:
-    """Run 2 of video v, with other vectors and fewer persons, its events mixed with late ones of run 1."""
+    """After a second run the gallery is as if that run had been the only one.
+
+    It has other vectors and fewer persons, and late events of the first come among its own.
+    """
     old, _, count = first
     new = [
         e.model_copy(update={"run_id": "r2", "submitted_at": "2026-11-24T10:00:00Z"})
@@ -281,6 +317,7 @@ def test_a_later_run_replaces_an_earlier_one_and_leaves_no_ghost(first, second, 
 
 @given(galleries())
 def test_the_arrays_agree_with_the_rows_after_any_removal(data) -> None:
+    """The matrix and the search give what the rows' vectors give, also after removals."""
     events, order, count = data
     gallery = Gallery("g")
     feed(gallery, *(events[i] for i in order), closed(list(range(0, count, 2))))
@@ -288,7 +325,7 @@ def test_the_arrays_agree_with_the_rows_after_any_removal(data) -> None:
     expected = np.array(
         [
             [
-                gallery.rows[a].person.vector.numpy() @ gallery.rows[b].person.vector.numpy()
+                gallery.rows[a].tracklet.vector.numpy() @ gallery.rows[b].tracklet.vector.numpy()
                 for b in keys
             ]
             for a in keys
@@ -298,21 +335,21 @@ def test_the_arrays_agree_with_the_rows_after_any_removal(data) -> None:
         gallery.matrix(keys), expected.reshape(len(keys), len(keys)), atol=1e-6
     )
     for key in keys:
-        near, _ = gallery.more_similar(gallery.rows[key].person.vector.numpy(), "a" * 64, 0.999)
+        near, _ = gallery.more_similar(gallery.rows[key].tracklet.vector.numpy(), "a" * 64, 0.999)
         assert key in near
 
 
 @given(st.integers(0, 2**32 - 1))
 def test_what_is_foreseen_is_what_is_found(seed) -> None:
-    """Comparing ahead changes nothing, whatever rows come and go in between."""
+    """Comparing ahead changes no result, whatever rows come and go in between."""
     rng = np.random.default_rng(seed)
     gallery = Gallery("g")
-    with mock.patch.object(state, "_FORESEEN_ROWS", 1):
+    with mock.patch.object(state, "_LEAST_ROWS_TO_PRECOMPUTE", 1):
         vectors = [unit_vector(rng.normal(size=4)) for _ in range(12)]
         for i in range(6):
             feed(gallery, person(i, vectors[i]))
         asked = np.stack(vectors).astype(np.float32)
-        gallery.foresee(asked, "a" * 64)
+        gallery.precompute(asked, "a" * 64)
         for i in range(6, 12):
             before = gallery.more_similar(asked[i], "a" * 64, 0.2)
             assert before == gallery.more_similar(

@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from media_servers import CONTENT, SHA256, accesses, largest_file, never, read, refusal
 
 from streamproc.errors import MachineError, TracksError, UsageError, VideoError
-from streamproc.storage.media import _TRACK_NAMES, MediaAccess, MediaStopped
-from streamproc.tracks import find_track_file
+from streamproc.storage.media import MediaAccess, MediaStoppedError
+from streamproc.tracks import TRACK_FILE_PATTERNS, find_track_file
 
 
 @pytest.fixture
 def access(root, tmp_path):
+    """What makes a MediaAccess to the media root."""
     with accesses(root, tmp_path / "tmp") as make:
         yield make
 
@@ -37,6 +38,7 @@ def access(root, tmp_path):
     ],
 )
 def test_a_relative_uri_is_a_file_below_the_root_and_is_not_copied(access, root, uri, name):
+    """A relative URI, escaped or not, opens the file itself below the root."""
     (root / "a" / "b").mkdir(parents=True)
     (root / name).write_bytes(CONTENT)
     with access().open(uri, kind="video", stop=never) as path:
@@ -45,6 +47,7 @@ def test_a_relative_uri_is_a_file_below_the_root_and_is_not_copied(access, root,
 
 
 def test_absolute_paths_and_file_uris_serve_where_they_end_below_the_root(access, root):
+    """Absolute paths and file URIs open a file below the root."""
     (root / "clip.mp4").write_bytes(CONTENT)
     for uri in (
         f"{root}/clip.mp4",
@@ -74,6 +77,7 @@ def test_absolute_paths_and_file_uris_serve_where_they_end_below_the_root(access
     ],
 )
 def test_what_lies_outside_the_root_is_refused(access, root, tmp_path, uri):
+    """A URI that ends outside the root is refused with the setting's name."""
     (root / "a").mkdir()
     (tmp_path / "secret.mp4").write_bytes(b"secret")
     (root / "link.mp4").symlink_to(tmp_path / "secret.mp4")
@@ -106,6 +110,7 @@ def test_what_lies_outside_the_root_is_refused(access, root, tmp_path, uri):
     ],
 )
 def test_what_is_no_plain_path_is_refused_in_one_line(access, root, uri):
+    """Any URI that is no plain path is refused in one line, for videos and for tracks."""
     refusal(access(), uri)
     refusal(access(), uri, TracksError, kind="tracks")
 
@@ -170,6 +175,7 @@ def trap(tmp_path_factory):
 @example("up/root/in.mp4")
 @example("out/secret.mp4")
 def test_no_uri_ever_opens_anything_outside_the_root(trap, uri):
+    """No combination of odd parts opens a file outside the root, or takes several lines."""
     access = MediaAccess(media_root=trap, max_file_bytes=100)
     try:
         with access.open(uri, kind="video", stop=never) as path:
@@ -184,6 +190,7 @@ def test_no_uri_ever_opens_anything_outside_the_root(trap, uri):
 
 
 def test_a_root_that_is_a_link_is_followed_at_each_call(tmp_path):
+    """A media root that is a link is resolved again at each call."""
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "clip.mp4").write_text(name)
@@ -196,6 +203,7 @@ def test_a_root_that_is_a_link_is_followed_at_each_call(tmp_path):
 
 
 def test_folders_pipes_and_missing_files_are_refused_without_opening_them(access, root):
+    """Folders, pipes and missing files are refused with the reason."""
     os.mkfifo(root / "pipe.mp4")
     assert "plain file" in refusal(access(), "pipe.mp4")
     assert "plain file" in refusal(access(), ".")
@@ -204,23 +212,26 @@ def test_folders_pipes_and_missing_files_are_refused_without_opening_them(access
 
 
 def test_size_checksum_and_limit_of_a_local_file(access, root):
+    """A local file is checked for its size, its sha256 and the limit, and `stop` ends that."""
     (root / "clip.mp4").write_bytes(CONTENT)
     assert read(access(), "clip.mp4", sha256=SHA256.upper(), size_bytes=len(CONTENT)) == CONTENT
     assert SHA256 in refusal(access(), "clip.mp4", sha256="0" * 64)
     assert "256,000" in refusal(access(), "clip.mp4", size_bytes=5)
     assert "limits.max_file_bytes" in refusal(access(max_file_bytes=len(CONTENT) - 1), "clip.mp4")
-    with pytest.raises(MediaStopped):
+    with pytest.raises(MediaStoppedError):
         read(access(), "clip.mp4", sha256=SHA256, stop=lambda: True)
 
 
 def test_the_names_looked_for_on_servers_are_those_of_find_track_file(monkeypatch):
+    """The track names tried on servers are those that `find_track_file` looks for."""
     asked = []
     monkeypatch.setattr(Path, "is_file", lambda path: bool(asked.append(path.name)))
     assert find_track_file(Path("folder/clip.v2.mp4")) is None
-    assert asked == [pattern.format(stem="clip.v2") for pattern in _TRACK_NAMES]
+    assert asked == [pattern.format(stem="clip.v2") for pattern in TRACK_FILE_PATTERNS]
 
 
 def test_tracks_beside_a_local_video(access, root, tmp_path):
+    """A track file beside a local video is found as a URI, and never outside the root."""
     (root / "a b").mkdir()
     assert access().find_tracks("a%20b/clip.mp4") is None
     (root / "a b" / "clip.mot.txt").write_text("1")
@@ -244,16 +255,18 @@ def test_tracks_beside_a_local_video(access, root, tmp_path):
 @example("a:b?c#d%41 ü.mp4")
 @example("~")
 def test_a_relative_uri_leads_back_to_its_file(trap, name):
+    """The relative URI of a path is ASCII and leads back to that path."""
     if name in {".", ".."}:
         return
     path = trap / "in" / name
     access = MediaAccess(media_root=trap, max_file_bytes=100)
     uri = access.relative_uri(path)
     assert uri.isascii()
-    assert access._local_path(uri) == path.resolve() or path.is_symlink()
+    assert access._local._path_of(uri) == path.resolve() or path.is_symlink()
 
 
 def test_a_path_outside_the_root_has_no_relative_uri(access, root, tmp_path):
+    """A path outside the root, or with a backslash, is refused with the remedy."""
     (root / "link.mp4").symlink_to(tmp_path / "clip.mp4")
     for path in (tmp_path / "clip.mp4", root, root / ".." / "clip.mp4", root / "link.mp4"):
         with pytest.raises(UsageError, match="--copy"):
@@ -263,6 +276,7 @@ def test_a_path_outside_the_root_has_no_relative_uri(access, root, tmp_path):
 
 
 def test_copy_into_gives_the_same_file_the_same_place(access, root, tmp_path):
+    """Copying the same file again gives the same URI, and other content another one."""
     clip = tmp_path / "my clip.mp4"
     clip.write_bytes(CONTENT)
     uri = access().copy_into(clip)
@@ -279,6 +293,7 @@ def test_copy_into_gives_the_same_file_the_same_place(access, root, tmp_path):
 
 
 def test_copy_into_leaves_nothing_half(access, root, tmp_path):
+    """A copy that fails leaves no file, and what is no file is a usage error."""
     clip = tmp_path / "clip.mp4"
     clip.write_bytes(CONTENT)
     with largest_file(100_000), pytest.raises(MachineError):

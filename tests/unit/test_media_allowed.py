@@ -1,4 +1,4 @@
-"""The allow-lists, and how addresses are shown."""
+"""The allow-lists of hosts, and how addresses are shown."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from yarl import URL
 
 from streamproc.errors import UsageError
-from streamproc.storage.allowed import Allowed, Refused, shown
+from streamproc.storage.allowed import Allowed, RefusedError, shown
 
 
 @pytest.mark.parametrize(
@@ -39,11 +39,12 @@ from streamproc.storage.allowed import Allowed, Refused, shown
     ],
 )
 def test_the_allow_list_of_hosts(entry, uri, is_allowed):
+    """An address is allowed exactly where its host and port match the entry."""
     allowed = Allowed(hosts=[entry], buckets=[])
     if is_allowed:
         assert allowed.url(uri).host
     else:
-        with pytest.raises(Refused):
+        with pytest.raises(RefusedError):
             allowed.url(uri)
 
 
@@ -51,19 +52,22 @@ def test_the_allow_list_of_hosts(entry, uri, is_allowed):
     "entry", ["", "*", "*.", "https://x", "x/y", "a@b", "x:y", "a b", "*.*.org", "x:70000"]
 )
 def test_an_allow_list_entry_that_means_nothing_is_a_usage_error(entry):
+    """An entry that names no host is a usage error that names the setting."""
     with pytest.raises(UsageError, match=r"remote\.allowed_hosts"):
         Allowed(hosts=[entry], buckets=[])
 
 
 def test_a_redirect_from_https_to_http_is_refused():
+    """A redirect may go from http to https and never back."""
     allowed = Allowed(hosts=["a.org", "a.org:81"], buckets=[])
-    assert allowed.url("https://a.org/y", said_by=URL("http://a.org/x")).scheme == "https"
-    assert allowed.url("//a.org/y", said_by=URL("https://a.org/x")).scheme == "https"
-    with pytest.raises(Refused, match="encrypted"):
-        allowed.url("http://a.org/y", said_by=URL("https://a.org/x"))
+    assert allowed.url("https://a.org/y", redirected_from=URL("http://a.org/x")).scheme == "https"
+    assert allowed.url("//a.org/y", redirected_from=URL("https://a.org/x")).scheme == "https"
+    with pytest.raises(RefusedError, match="encrypted"):
+        allowed.url("http://a.org/y", redirected_from=URL("https://a.org/x"))
 
 
 def test_shown_hides_secrets_and_stays_on_one_line():
+    """An address is shown without password and query, on one line and of bounded length."""
     assert shown("https://u:p@h/x?sig=1") == "https://…@h/x?…"
     assert "\n" not in shown("a\nb")
     assert len(shown("a" * 9999)) <= 201

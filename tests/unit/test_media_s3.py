@@ -1,4 +1,4 @@
-"""Videos from S3: a real S3 API where moto is there, and a server that misbehaves like one."""
+"""Videos from S3: from moto where it is installed, and from a server that misbehaves."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from media_servers import (
     accesses,
     after,
     answer,
+    cut_off,
     in_turn,
     never,
     read,
@@ -17,17 +18,19 @@ from media_servers import (
 )
 
 from streamproc.errors import MachineError, UsageError
-from streamproc.storage.media import MediaStopped
+from streamproc.storage.media import MediaStoppedError
 
 
 @pytest.fixture
 def access(root, tmp_path, server):
+    """What makes a MediaAccess that may ask `server`."""
     with accesses(root, tmp_path / "tmp", server.host) as make:
         yield make
 
 
 @pytest.fixture
 def credentials(monkeypatch):
+    """Credentials for S3 in the environment; skips the test where s3fs is missing."""
     pytest.importorskip("s3fs", reason="needs the extra s3")
     for name, value in {
         "ACCESS_KEY_ID": "key",
@@ -54,6 +57,7 @@ def s3_url():
 
 @pytest.fixture
 def bucket(s3_url, credentials):
+    """A bucket with a video, its tracks, and a private video."""
     import s3fs
 
     fs = s3fs.S3FileSystem(endpoint_url=s3_url, skip_instance_cache=True)
@@ -64,6 +68,7 @@ def bucket(s3_url, credentials):
 
 
 def test_s3_objects_are_fetched_from_allowed_buckets(access, s3_url, bucket):
+    """An object below an allowed prefix is fetched and checked like a file over http."""
     media = access(allowed_buckets=["media/videos"], s3_endpoint_url=s3_url)
     uri = "s3://media/videos/clip 1#.mp4"
     with media.open(uri, kind="video", stop=never, sha256=SHA256, size_bytes=len(CONTENT)) as path:
@@ -76,7 +81,7 @@ def test_s3_objects_are_fetched_from_allowed_buckets(access, s3_url, bucket):
     assert "limits.max_file_bytes" in refusal(
         access(allowed_buckets=["media"], s3_endpoint_url=s3_url, max_file_bytes=99), uri
     )
-    with pytest.raises(MediaStopped):
+    with pytest.raises(MediaStoppedError):
         read(media, uri, stop=after(2))
 
 
@@ -96,24 +101,25 @@ def test_s3_objects_are_fetched_from_allowed_buckets(access, s3_url, bucket):
     ],
 )
 def test_s3_objects_elsewhere_are_refused(access, server, credentials, uri):
+    """An address outside the allowed prefix is refused without a request."""
     refusal(access(allowed_buckets=["media/videos/"], s3_endpoint_url=server.url), uri)
     assert server.asked == []
 
 
 def test_without_allowed_buckets_s3_is_refused(access):
+    """Without allowed buckets every S3 address is refused with the setting's name."""
     assert "remote.allowed_buckets" in refusal(access(), "s3://media/clip.mp4")
 
 
 def test_faults_of_s3(access, server, credentials):
-    """What passes is tried again; a wrong credential is the operator's fault, not the video's."""
+    """Passing faults are tried again, and wrong credentials are the machine's fault."""
 
     def fault(code, name):
         body = f"<Error><Code>{name}</Code><Message>no</Message></Error>".encode()
         return lambda handler: answer(handler, code, body, Content_Length=len(body))
 
     media = access(allowed_buckets=["media"], s3_endpoint_url=server.url)
-    short = lambda handler: answer(handler, body=CONTENT[:10], Content_Length=len(CONTENT))  # noqa: E731 - one of several routes
-    server.routes["/media/clip.mp4"] = in_turn(fault(503, "SlowDown"), short, whole())
+    server.routes["/media/clip.mp4"] = in_turn(fault(503, "SlowDown"), cut_off, whole())
     assert read(media, "s3://media/clip.mp4", sha256=SHA256) == CONTENT
     assert len(server.asked) == 3
     server.routes["/media/clip.mp4"] = fault(500, "InternalError")
@@ -127,6 +133,7 @@ def test_faults_of_s3(access, server, credentials):
 
 
 def test_missing_s3fs_and_bad_buckets_and_endpoints_are_usage_errors(access, monkeypatch):
+    """A bad endpoint, a bad bucket and a missing s3fs are usage errors with the remedy."""
     for change in (
         {"s3_endpoint_url": "minio:9000"},
         {"allowed_buckets": ["*"]},

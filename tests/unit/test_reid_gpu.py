@@ -1,21 +1,20 @@
-"""The GPU's form of OSNet against eager torch, its kernels against torch's layers; and all of it on a GPU, if any."""
+"""The GPU's form of OSNet and its kernels, against eager torch; and all of it on a GPU, if any."""
 
 from __future__ import annotations
 
 import importlib.util
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from programs import run_program
 
 torch = pytest.importorskip("torch", reason="torch is not installed: the extra gpu brings it")
 
-from streamproc.reid.gpu_network import GpuNetwork, light_convs  # noqa: E402 - after the check that torch is there
-from streamproc.reid.osnet import OSNet, OSNetConfig, PixelNetwork  # noqa: E402
-from streamproc.reid.preprocessing import normalise  # noqa: E402
-from streamproc.reid.torch_backend import HOST_CROPS, TorchBackend, _compile, backend_on  # noqa: E402
+# What follows needs torch.
+from streamproc.reid.gpu_network import GpuNetwork, light_convs
+from streamproc.reid.osnet import OSNet, OSNetConfig, PixelNetwork
+from streamproc.reid.preprocessing import normalise
+from streamproc.reid.torch_backend import HOST_CROPS, TorchBackend, _compile, backend_on
 
 WIDTHS = {
     "x0.25": (16, 64, 96, 128),
@@ -30,29 +29,12 @@ needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="there is no Triton here"
 )
 
-INTERPRETED = """
-import torch
-from streamproc.reid import gpu_kernels, gpu_network
-
-torch.manual_seed(0)
-half = lambda *shape: torch.randn(shape).half()
-for channels, given, streams, height, width in ((16, 1, 4, 8, 4), (24, 3, 3, 6, 5), (32, 2, 2, 4, 4), (64, 2, 2, 3, 3)):
-    layer = half(given, 3, height, width, channels), half(streams, 9, channels, channels) / 10, half(streams, channels)
-    torch.testing.assert_close(gpu_kernels.light_convs(*layer), gpu_network.light_convs(*layer), atol=0.01, rtol=0.01)
-for channels in (16, 48):
-    layer = half(2, 38, 24, 4), half(7, 32, channels) / 10, half(channels)
-    torch.testing.assert_close(gpu_kernels.stem(*layer), gpu_network.stem(*layer), atol=0.01, rtol=0.01)
-for mid, n_in, n_out in ((16, 16, 64), (16, 64, 64), (24, 64, 96), (24, 96, 96), (32, 128, 128)):
-    end = [half(2, 8, 6, mid) for _ in range(4)], torch.rand(4, 2, mid), half(mid, n_out) / 5, half(n_out)
-    project = None if n_in == n_out else half(n_in, n_out) / 5
-    end = (*end, half(2, 8, 6, n_in), project)
-    torch.testing.assert_close(gpu_kernels.leave(*end), gpu_network.leave(*end), atol=0.02, rtol=0.01)
-print("all alike")
-"""
-
 
 def untrained(channels, seed=0):
-    """An OSNet with batch norms as training leaves them: of no scale and mean that all layers share."""
+    """An OSNet with batch norms as training leaves them.
+
+    Their scales and means differ from layer to layer.
+    """
     torch.manual_seed(seed)
     network = OSNet(OSNetConfig(channels, 512)).eval()
     for module in network.modules():
@@ -65,10 +47,12 @@ def untrained(channels, seed=0):
 
 
 def crops(count):
+    """Random crops (count, 256, 128, 3), the same for the same count."""
     return np.random.default_rng(count).integers(0, 256, (count, 256, 128, 3), np.uint8)
 
 
 def least_cosine(network, pixels, features):
+    """The least cosine between features and those of eager torch on the same pixels."""
     with torch.inference_mode():
         expected = network(torch.from_numpy(normalise(pixels)))
     return torch.nn.functional.cosine_similarity(torch.as_tensor(features), expected).min()
@@ -76,6 +60,7 @@ def least_cosine(network, pixels, features):
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_it_computes_what_osnet_computes_at_every_width(width) -> None:
+    """GpuNetwork gives OSNet's features at every width, and not those of other weights."""
     pixels = crops(2)
     with torch.inference_mode():
         features = GpuNetwork(untrained(WIDTHS[width]))(torch.from_numpy(pixels))
@@ -87,7 +72,10 @@ def test_it_computes_what_osnet_computes_at_every_width(width) -> None:
 
 
 def test_one_input_stands_for_all_streams() -> None:
-    x, weight, bias = torch.randn(1, 2, 5, 4, 16), torch.randn(3, 9, 16, 16), torch.randn(3, 16)
+    """One input gives what the same input repeated for each stream gives."""
+    x = torch.randn(1, 2, 5, 4, 16)
+    weight = torch.randn(3, 9, 16, 16)
+    bias = torch.randn(3, 16)
     torch.testing.assert_close(
         light_convs(x, weight, bias), light_convs(x.expand(3, -1, -1, -1, -1), weight, bias)
     )
@@ -95,8 +83,13 @@ def test_one_input_stands_for_all_streams() -> None:
 
 @pytest.mark.long
 def test_it_compiles_as_one_graph(caplog) -> None:
-    """No graph break, so that a GPU replays one CUDA graph a batch; torch's own kernels, as a C++ compiler may lack."""
-    network, pixels = GpuNetwork(untrained(WIDTHS["x0.25"])), crops(4)
+    """The network compiles without a graph break, and its features stay right.
+
+    So a GPU can replay one CUDA graph a batch. It uses torch's own kernels here, as a C++ compiler
+    may be missing.
+    """
+    network = GpuNetwork(untrained(WIDTHS["x0.25"]))
+    pixels = crops(4)
     backend = TorchBackend(
         network,
         device="cpu",
@@ -110,10 +103,11 @@ def test_it_compiles_as_one_graph(caplog) -> None:
 
 @needs_triton
 def test_the_kernels_compute_what_torchs_layers_compute() -> None:
-    """In Triton's interpreter, which must be asked for before Triton is loaded."""
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    words = [sys.executable, "-W", "ignore", "-c", INTERPRETED]
-    done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
+    """In Triton's interpreter the kernels give what torch's layers give.
+
+    The interpreter must be asked for before Triton is loaded, so in a process of its own.
+    """
+    done = run_program("compare_kernels.py", TRITON_INTERPRET="1")
     assert done.stdout == "all alike\n", done.stderr
 
 
@@ -121,6 +115,8 @@ def test_the_kernels_compute_what_torchs_layers_compute() -> None:
 def test_without_the_kernels_the_plain_network_runs_and_that_is_said(
     caplog, monkeypatch, why
 ) -> None:
+    """Where the kernels are missing or fail, the plain network runs and a line says why."""
+
     def load():
         return untrained(WIDTHS["x0.25"])
 
@@ -142,6 +138,7 @@ def test_without_the_kernels_the_plain_network_runs_and_that_is_said(
 
 
 def test_many_crops_go_in_parts_so_that_copying_and_computing_overlap() -> None:
+    """Many crops run in parts of HOST_CROPS, and come back in order."""
     batches = []
 
     def forward(pixels):
@@ -159,7 +156,9 @@ def test_many_crops_go_in_parts_so_that_copying_and_computing_overlap() -> None:
 @needs_gpu
 @pytest.mark.parametrize("width", WIDTHS)
 def test_on_a_gpu_all_ways_in_give_eager_torchs_vectors(width) -> None:
-    eager, pixels = untrained(WIDTHS[width]), crops(HOST_CROPS + 40)
+    """On a GPU crops of the network's size give eager torch's vectors, and others finite ones."""
+    eager = untrained(WIDTHS[width])
+    pixels = crops(HOST_CROPS + 40)
     backend = TorchBackend(GpuNetwork(untrained(WIDTHS[width])).cuda(), device="cuda")
     assert least_cosine(eager, pixels, backend.run(pixels)) >= 0.999
     small = [np.ascontiguousarray(crop[: 60 + i]) for i, crop in enumerate(pixels[:9])]
@@ -168,7 +167,9 @@ def test_on_a_gpu_all_ways_in_give_eager_torchs_vectors(width) -> None:
 
 @needs_gpu
 def test_on_a_gpu_compiling_pays_and_changes_nothing(caplog) -> None:
-    eager, pixels = untrained(WIDTHS["x0.25"]), crops(2 * HOST_CROPS + 9)
+    """On a GPU the compiled networks replace the plain one and give its vectors."""
+    eager = untrained(WIDTHS["x0.25"])
+    pixels = crops(2 * HOST_CROPS + 9)
     plain = GpuNetwork(untrained(WIDTHS["x0.25"])).cuda()
     backend = TorchBackend(plain, device="cuda", sizes=(8, HOST_CROPS), compiler=_compile)
     backend.compile_now()
@@ -179,6 +180,7 @@ def test_on_a_gpu_compiling_pays_and_changes_nothing(caplog) -> None:
 
 @needs_gpu
 def test_on_a_gpu_without_memory_batches_get_smaller(caplog) -> None:
+    """On a GPU without memory batches get smaller, and the vectors stay right."""
     backend = TorchBackend(
         GpuNetwork(untrained(WIDTHS["x0.25"])).cuda(), device="cuda", sizes=(8, HOST_CROPS)
     )

@@ -1,4 +1,4 @@
-"""The torch backend on torch's CPU device, against eager torch: folded, half, padded, resized, compiled."""
+"""The torch backend on torch's CPU device against eager torch, in each of its forms."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from PIL import Image
 
 torch = pytest.importorskip("torch", reason="torch is not installed: the extra gpu brings it")
 
-from streamproc.networks.devices import DeviceLostError  # noqa: E402 - after the check that torch is there
-from streamproc.networks.weights import read_checkpoint  # noqa: E402
-from streamproc.reid.gpu_network import GpuNetwork  # noqa: E402
-from streamproc.reid.osnet import PixelNetwork, folded, from_state  # noqa: E402
-from streamproc.reid.preprocessing import normalise  # noqa: E402
-from streamproc.reid.torch_backend import TorchBackend, resize  # noqa: E402
+# What follows needs torch.
+from streamproc.networks.devices import DeviceLostError
+from streamproc.networks.weights import read_checkpoint
+from streamproc.reid.gpu_network import GpuNetwork
+from streamproc.reid.osnet import PixelNetwork, folded, from_state
+from streamproc.reid.preprocessing import normalise
+from streamproc.reid.torch_backend import TorchBackend, resize
 
 FILES = ("osnet_x0_25_msmt17.pth", "osnet_x0_25_msmt17.B.converted.pt", "ours/osnet_x0_25_ours.pth")
 CROPS = 13
@@ -26,6 +27,7 @@ CROPS = 13
 
 @pytest.fixture(scope="module")
 def people(shared):
+    """Crops of real people in the network's size."""
     files = sorted((shared / "data" / "reid" / "market1501_test100").glob("*.jpg"))[:CROPS]
     return np.stack(
         [
@@ -37,19 +39,23 @@ def people(shared):
 
 @pytest.fixture(scope="module")
 def ours(shared):
+    """The state of our weights' checkpoint."""
     return read_checkpoint(shared / "models" / FILES[-1])
 
 
 def cosines(one, other):
+    """The cosines of the rows of two arrays."""
     return (one * other).sum(1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
 
 
 def eager(state, pixels):
+    """The features (n, dim) of eager torch in float32."""
     with torch.inference_mode():
         return from_state(state)(torch.from_numpy(normalise(pixels))).numpy()
 
 
 def backend(state, dtype=torch.float32, **options):
+    """A torch backend on the CPU device."""
     options = {"sizes": (4, 8)} | options
     return TorchBackend(PixelNetwork(folded(from_state(state)), dtype), device="cpu", **options)
 
@@ -77,6 +83,7 @@ def backend(state, dtype=torch.float32, **options):
 def test_the_backend_equals_eager_torch_on_every_crop(
     shared, people, name, form, count, least
 ) -> None:
+    """Each form of the network gives eager torch's vectors on real people."""
     state = read_checkpoint(shared / "models" / name)
     vectors = TorchBackend(form(from_state(state)), device="cpu", sizes=(4, 8)).run(people[:count])
     assert vectors.dtype == np.float32
@@ -84,12 +91,16 @@ def test_the_backend_equals_eager_torch_on_every_crop(
 
 
 def test_bfloat16_is_not_good_enough_for_the_published_weights(shared, people) -> None:
-    """Why half precision is fp16: once bfloat16 passes .999 here, it may be chosen again."""
+    """With bfloat16 a published set of weights falls below cosine 0.999.
+
+    That is why half precision is fp16; once this fails, bfloat16 may be chosen again.
+    """
     state = read_checkpoint(shared / "models" / FILES[1])
     assert cosines(backend(state, torch.bfloat16).run(people), eager(state, people)).min() < 0.999
 
 
 def test_nothing_of_a_batch_norm_is_left_and_memory_is_channels_last(ours) -> None:
+    """The folded network has no batch norm and computes channels last."""
     network = PixelNetwork(folded(from_state(ours)), torch.float32)
     assert not [
         m for m in network.modules() if isinstance(m, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d)
@@ -101,6 +112,7 @@ def test_nothing_of_a_batch_norm_is_left_and_memory_is_channels_last(ours) -> No
 
 
 def test_batches_have_fixed_sizes_and_padding_changes_nothing(ours, people) -> None:
+    """Batches are padded to fixed sizes, which changes no vector."""
     network = PixelNetwork(folded(from_state(ours)), torch.float32)
     batches = []
 
@@ -118,6 +130,7 @@ def test_batches_have_fixed_sizes_and_padding_changes_nothing(ours, people) -> N
 
 
 def test_what_an_earlier_batch_left_behind_does_not_shine_through(ours, people) -> None:
+    """A smaller batch after a larger one has the vectors it has alone."""
     used = backend(ours, sizes=(8,))
     used.run(people[:8])
     np.testing.assert_allclose(
@@ -127,6 +140,7 @@ def test_what_an_earlier_batch_left_behind_does_not_shine_through(ours, people) 
 
 @pytest.mark.parametrize("size", [(64, 128), (40, 90), (300, 700), (128, 256)])
 def test_resizing_on_the_device_is_torchvisions_and_within_a_step_of_pillows(size) -> None:
+    """Resizing equals torchvision's, and is within one step of Pillow's."""
     image = Image.fromarray(
         np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
     )
@@ -142,12 +156,14 @@ def test_resizing_on_the_device_is_torchvisions_and_within_a_step_of_pillows(siz
 
 
 def test_weights_that_overflow_half_precision_are_refused(ours) -> None:
+    """Weights that overflow half precision raise DeviceLostError."""
     too_large = ours | {"fc.1.weight": ours["fc.1.weight"] * 1e9}
     with pytest.raises(DeviceLostError, match="half precision overflows"):
         backend(too_large, torch.float16)
 
 
 def test_compiling_waits_until_it_pays_and_is_tried_once(ours, people) -> None:
+    """The compiler is called once, after enough crops."""
     asked = []
 
     def compiler(network):
@@ -162,6 +178,8 @@ def test_compiling_waits_until_it_pays_and_is_tried_once(ours, people) -> None:
 
 @pytest.mark.parametrize("wrong", ["raises", "differs"])
 def test_a_compiler_that_fails_leaves_the_network_as_it_was(ours, people, caplog, wrong) -> None:
+    """Where compiling fails or changes vectors, the plain network goes on and a line says so."""
+
     def compiler(network):
         if wrong == "raises":
             raise OSError("no compiler")
@@ -174,6 +192,7 @@ def test_a_compiler_that_fails_leaves_the_network_as_it_was(ours, people, caplog
 
 
 def test_pixels_on_the_device_already_need_no_host(ours, people) -> None:
+    """Pixels that are on the device already give the same vectors."""
     ready = backend(ours, sizes=(4, 8))
     features = ready.run_on_device(torch.from_numpy(people[:8].copy()))
     assert cosines(features.numpy(), eager(ours, people[:8])).min() >= 0.9999
@@ -181,6 +200,7 @@ def test_pixels_on_the_device_already_need_no_host(ours, people) -> None:
 
 @pytest.mark.long
 def test_the_benchmarks_gpu_part_runs_on_the_cpu_device(shared) -> None:
+    """The benchmark's GPU part runs on the CPU device and prints a line a batch size."""
     program = Path(__file__).resolve().parents[1] / "benchmarks" / "embed_speed.py"
     words = ["--part", "gpu", "--device", "cpu", "--sizes", "1", "2", "--runs", "1"]
     done = subprocess.run(

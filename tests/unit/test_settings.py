@@ -1,4 +1,4 @@
-"""Settings: who overrides whom, and what a mistake is answered with."""
+"""Settings: which source overrides which, and how a mistake is reported."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from streamproc.settings import Settings, known_keys, load_settings
 
 
 def write(folder, text):
+    """Write a settings file, and return its path."""
     path = folder / "streamproc.yml"
     path.write_text(text)
     return path
 
 
 def test_flags_override_the_environment_the_file_and_the_defaults(tmp_path, monkeypatch) -> None:
+    """Flags win over the environment, that over the file, and that over the defaults."""
     path = write(
         tmp_path,
         "clustering: {similarity_threshold: 0.1, num_best_crops: 1}\ntop_persons: 1\nthreads: 1\n",
@@ -33,9 +35,11 @@ def test_flags_override_the_environment_the_file_and_the_defaults(tmp_path, monk
 
 
 def test_the_section_of_the_pipeline_before_is_understood(tmp_path) -> None:
+    """The section of an earlier pipeline's file is read."""
     path = write(
         tmp_path,
-        "clustering: {enabled: true, osnet_model: w.onnx, device: cpu, num_best_crops: 8, similarity_threshold: 0.7}",
+        "clustering: {enabled: true, osnet_model: w.onnx, device: cpu, num_best_crops: 8, "
+        "similarity_threshold: 0.7}",
     )
     assert load_settings({}, config_file=path).clustering.osnet_model == "w.onnx"
 
@@ -62,6 +66,7 @@ def test_the_section_of_the_pipeline_before_is_understood(tmp_path) -> None:
     ],
 )
 def test_a_mistake_in_the_file_is_one_line_that_names_it(tmp_path, text, expected) -> None:
+    """A mistake in the file is a usage error of one line that names the key."""
     with pytest.raises(UsageError) as caught:
         load_settings({}, config_file=write(tmp_path, text))
     assert expected in str(caught.value)
@@ -69,17 +74,20 @@ def test_a_mistake_in_the_file_is_one_line_that_names_it(tmp_path, text, expecte
 
 
 def test_a_missing_file_is_named(tmp_path) -> None:
+    """A missing settings file is a usage error."""
     with pytest.raises(UsageError, match="expected a settings file"):
         load_settings({}, config_file=tmp_path / "none.yml")
 
 
 def test_a_mistyped_variable_is_named_with_the_nearest(monkeypatch) -> None:
+    """A misspelt environment variable is refused with the nearest right one."""
     monkeypatch.setenv("STREAMPROC_CLUSTERING__NUM_BEST_CROP", "8")
     with pytest.raises(UsageError, match="did you mean STREAMPROC_CLUSTERING__NUM_BEST_CROPS"):
         load_settings({}, config_file=None)
 
 
 def test_a_bad_value_in_the_environment_is_named(monkeypatch) -> None:
+    """A wrong value in the environment is refused with its key."""
     monkeypatch.setenv("STREAMPROC_CROPS_PER_PERSON", "0")
     with pytest.raises(UsageError, match="setting crops_per_person"):
         load_settings({}, config_file=None)
@@ -87,6 +95,7 @@ def test_a_bad_value_in_the_environment_is_named(monkeypatch) -> None:
 
 @given(st.text(max_size=200))
 def test_any_text_as_a_file_gives_settings_or_one_line(tmp_path_factory, text) -> None:
+    """Any text as a settings file gives settings or an error of one line."""
     path = tmp_path_factory.mktemp("fuzz") / "s.yml"
     path.write_text(text, encoding="utf-8", errors="replace")
     try:
@@ -111,6 +120,7 @@ json_like = st.recursive(
     )
 )
 def test_any_values_give_settings_or_one_line(tmp_path_factory, values) -> None:
+    """Any values for the keys give settings or an error of one line."""
     import yaml
 
     path = tmp_path_factory.mktemp("fuzz") / "s.yml"

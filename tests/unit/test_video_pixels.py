@@ -1,8 +1,9 @@
-"""Crops that are converted from a part of the planes have the pixels of converting the whole picture."""
+"""Crops converted from a part of a picture have the pixels of converting all of it."""
 
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import product
 
 import av
 import numpy as np
@@ -24,9 +25,7 @@ SIZES = [
     (33, 40),
     (1280, 722),
 ]
-ORIENTATIONS = [
-    Orientation(t, x, y) for t in (False, True) for x in (False, True) for y in (False, True)
-]
+ORIENTATIONS = [Orientation(*flags) for flags in product((False, True), repeat=3)]
 
 
 def noise(width, height, pixel_format, seed=0, **colour):
@@ -57,6 +56,7 @@ def boxes(width, height, count=40):
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
 @pytest.mark.parametrize("pixel_format", [*_SUBSAMPLING, *WHOLE_ONLY])
 def test_crop_equals_crop_of_whole_picture(pixel_format, size):
+    """A crop has exactly the pixels of the whole converted picture, in one block of memory."""
     width, height = size
     picture = noise(width, height, pixel_format)
     whole = picture.to_ndarray(format="rgb24")
@@ -71,6 +71,7 @@ def test_crop_equals_crop_of_whole_picture(pixel_format, size):
 @pytest.mark.parametrize("colorspace", [1, 2, 5, 7, 9])
 @pytest.mark.parametrize("pixel_format", ["yuv420p", "yuv422p", "yuv444p"])
 def test_colour_range_and_matrix_are_kept(pixel_format, colorspace, color_range):
+    """Crops are exact for each colour matrix and range."""
     picture = noise(320, 240, pixel_format, colorspace=colorspace, color_range=color_range)
     whole = picture.to_ndarray(format="rgb24")
     converter = Converter()
@@ -81,7 +82,7 @@ def test_colour_range_and_matrix_are_kept(pixel_format, colorspace, color_range)
 
 
 def test_one_converter_serves_pictures_of_other_colours():
-    """A context that was used for one matrix and range does not keep them."""
+    """A converter that was used for one matrix and range is exact for another."""
     converter = Converter()
     for colorspace, color_range in [(1, 1), (5, 1), (1, 2), (5, 2), (1, 1)]:
         picture = noise(64, 64, "yuv420p", colorspace=colorspace, color_range=color_range)
@@ -93,6 +94,7 @@ def test_one_converter_serves_pictures_of_other_colours():
 
 @pytest.mark.parametrize("pixel_format", WHOLE_ONLY)
 def test_other_formats_are_converted_whole_and_once(pixel_format, monkeypatch):
+    """A format without parts is converted once for all crops of a frame."""
     calls = []
     original = Converter.rgb
     monkeypatch.setattr(
@@ -113,15 +115,17 @@ def test_other_formats_are_converted_whole_and_once(pixel_format, monkeypatch):
 def test_pictures_stored_otherwise_give_the_pixels_of_the_whole(
     filter_name, argument, pixel_format
 ):
-    """Lines from the bottom up (as some AVI files have them) and chroma lines that belong to fields."""
+    """Crops are exact for pictures stored from the bottom up, and for interlaced ones."""
     graph = av.filter.Graph()
     source = graph.add_buffer(width=320, height=240, format=pixel_format, time_base=Fraction(1, 25))
-    changed, sink = graph.add(filter_name, argument), graph.add("buffersink")
+    changed = graph.add(filter_name, argument)
+    sink = graph.add("buffersink")
     graph.link_nodes(source, changed, sink).configure()
     graph.push(noise(320, 240, pixel_format))
     picture = graph.pull()
     assert picture.interlaced_frame or picture.planes[0].line_size < 0
-    whole, converter = picture.to_ndarray(format="rgb24"), Converter()
+    whole = picture.to_ndarray(format="rgb24")
+    converter = Converter()
     for x0, y0, x1, y1 in boxes(320, 240, 10):
         assert (
             Frame(0, 0.0, picture, converter).crop_rgb((x0, y0, x1, y1)) == whole[y0:y1, x0:x1]
@@ -129,28 +133,36 @@ def test_pictures_stored_otherwise_give_the_pixels_of_the_whole(
 
 
 def test_part_is_small():
-    """A crop does not convert the whole picture."""
+    """A crop converts a part of the picture that is little larger than itself."""
     converter = Converter()
     Frame(0, 0.0, noise(1280, 720, "yuv420p"), converter).crop_rgb((100, 100, 150, 220))
     assert list(converter._parts) == [(64, 128, "yuv420p")]
 
 
 def test_what_is_kept_for_parts_is_bounded():
-    """Parts of 160 sizes, together 22 MiB: those not used for long are let go of, and come back right."""
-    converter, picture = Converter(), noise(640, 640, "yuv444p")
+    """Buffers for parts stay below their bound; those dropped are made again and exact.
+
+    Parts of 160 sizes would take 22 MiB together.
+    """
+    converter = Converter()
+    picture = noise(640, 640, "yuv444p")
     whole = picture.to_ndarray(format="rgb24")
-    sizes = [(32 * columns, 32 * rows) for columns in range(1, 21) for rows in range(1, 9)]
+    sizes = list(product(range(32, 641, 32), range(32, 257, 32)))
     for width, height in [*sizes, *sizes[:3]]:
         crop = Frame(0, 0.0, picture, converter).crop_rgb((0, 0, width, height))
         assert (crop == whole[:height, :width]).all()
-    held = sum(plane.size for part in converter._parts.values() for plane in part.planes)
-    assert 4 * 2**20 < held <= _MAX_PARTS_BYTES
+    kept_bytes = 0
+    for part in converter._parts.values():
+        kept_bytes += sum(plane.size for plane in part.planes)
+    assert 4 * 2**20 < kept_bytes <= _MAX_PARTS_BYTES
     assert list(converter._parts)[-3:] == [(*size, "yuv444p") for size in sizes[:3]]
 
 
 def test_a_part_above_the_bound_is_converted_all_the_same(monkeypatch):
+    """A part that is larger than the bound is converted exactly."""
     monkeypatch.setattr("streamproc.video.pixels._MAX_PARTS_BYTES", 1000)
-    converter, picture = Converter(), noise(320, 240, "yuv420p")
+    converter = Converter()
+    picture = noise(320, 240, "yuv420p")
     whole = picture.to_ndarray(format="rgb24")
     for x0, y0, x1, y1 in boxes(320, 240, 10):
         assert (
@@ -162,6 +174,7 @@ def test_a_part_above_the_bound_is_converted_all_the_same(monkeypatch):
 @pytest.mark.parametrize("orientation", ORIENTATIONS, ids=str)
 @pytest.mark.parametrize("pixel_format", ["yuv420p", "yuv420p10le"])
 def test_boxes_and_pixels_are_upright(pixel_format, orientation):
+    """For every orientation boxes and pixels are those of the upright picture."""
     picture = noise(98, 76, pixel_format)
     whole = orientation.turn(picture.to_ndarray(format="rgb24"))
     converter = Converter(orientation)
@@ -179,14 +192,10 @@ def test_stored_box_is_what_turning_shows(orientation, width, height, data):
     stored = np.arange(width * height * 3).reshape(height, width, 3)
     upright = orientation.turn(stored)
     upright_height, upright_width = upright.shape[:2]
-    x0, y0 = (
-        data.draw(st.integers(0, upright_width - 1)),
-        data.draw(st.integers(0, upright_height - 1)),
-    )
-    x1, y1 = (
-        data.draw(st.integers(x0 + 1, upright_width)),
-        data.draw(st.integers(y0 + 1, upright_height)),
-    )
+    x0 = data.draw(st.integers(0, upright_width - 1))
+    y0 = data.draw(st.integers(0, upright_height - 1))
+    x1 = data.draw(st.integers(x0 + 1, upright_width))
+    y1 = data.draw(st.integers(y0 + 1, upright_height))
     a, b, c, d = orientation.stored_box((x0, y0, x1, y1), upright_width, upright_height)
     assert (orientation.turn(stored[b:d, a:c]) == upright[y0:y1, x0:x1]).all()
 
@@ -195,6 +204,7 @@ def test_stored_box_is_what_turning_shows(orientation, width, height, data):
     "box", [(-1, 0, 4, 4), (0, 0, 65, 4), (5, 5, 5, 9), (0, 9, 4, 3), (0, 40, 4, 49)]
 )
 def test_box_outside_is_refused(box):
+    """A box that leaves the picture raises a ValueError."""
     frame = Frame(0, 0.0, noise(64, 48, "yuv420p"), Converter())
     with pytest.raises(ValueError, match="leaves the picture of 64x48"):
         frame.crop_rgb(box)

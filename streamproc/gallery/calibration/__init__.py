@@ -1,1 +1,1 @@
-"""How likely a pair is one person: curves, what a gallery says of itself, and how both are fitted and judged."""
+"""How likely a pair is one person: the curves, how they are applied, fitted and checked."""

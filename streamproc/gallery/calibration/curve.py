@@ -1,6 +1,6 @@
-"""What was learned once of the vectors of one set of weights, and the file that holds it.
+"""A calibration curve: what was learned of the vectors of one set of weights, and its file.
 
-`calibration.json`.
+`calibration.json` holds curves by the sha256 of their weights.
 """
 
 from __future__ import annotations
@@ -27,150 +27,180 @@ if TYPE_CHECKING:
     Float64Array = npt.NDArray[np.float64]
 
 METHOD = "centred-whitened-rivals-size-5"
-"""Part of every `calibration_id`: raise it when the arithmetic of this package's judging changes."""
+"""Part of every `calibration_id`. Raise it with every change that gives other probabilities for the
+same curve and the same gallery."""
 
-ALONE = 6
-"""So many features are of the two persons' looks alone; then come rivals, the gallery's doubles, and sizes."""
-FEATURES = ALONE + 3
-SIZE_COUNTS = 1.0
-"""The last coefficient, where nobody's pairs say otherwise: what sizes say is log-odds already."""
+PAIR_FEATURES = 6
+"""So many features are of the two tracklets alone; see `GalleryScorer.pair_features`."""
+FEATURES = PAIR_FEATURES + 3
+"""All features; see `GalleryScorer.features`."""
+SIZE_COEFFICIENT = 1.0
+"""The last coefficient where no pairs say otherwise: that feature is in log-odds already."""
+NO_BETA = (0.0, 1.0, 1.0)
+"""The coefficients of a beta calibration that changes nothing."""
 _LARGEST_LOGIT = 50.0
 
 
-@dataclass(frozen=True, eq=False)  # no slots: the id is kept once it is asked for
+@dataclass(frozen=True, eq=False)  # without slots, which cached_property does not allow
 class Curve:
-    """What was learned once of the vectors of one set of weights. Made by `models/calibrate.py`.
+    """What was learned of the vectors of one set of weights.
 
-    `mean` (dim,) of the training persons; their covariance within persons, of trace 1, is `spread`
-    (k,) along the unit rows of `basis` (k, dim) and `rest` in every other direction; `part_trace`
-    is the trace of the covariance within tracks. `arrival`: intercept, weight of the similarity.
-    `alone`: intercept and weights of the first features of `GalleryScorer.features`, of two persons
-    alone, for the odds of others; `closed`: intercept and weights of them all, and `bent`:
-    intercept, slope towards 0 and slope towards 1 of what they come to (see `bend`).
+    Made by `models/calibrate.py` for the package and by `streamproc calibrate` for a user.
+
+    `mean` (dim,) is that of the training persons. Their covariance within persons, scaled to trace
+    1, is `basis_variances` (k,) along the unit rows of `basis` (k, dim) and `rest_variance` in
+    every other direction. `within_track_trace` is the trace of the covariance within tracks.
+
+    `arrival_coefficients` are an intercept and the weight of the similarity. `pair_coefficients`
+    are an intercept and the weights of `GalleryScorer.pair_features`, `closing_coefficients` those
+    of `GalleryScorer.features`. `beta_coefficients` calibrate what the last give, see
+    `beta_calibrate`.
+
+    Raises ValueError where shapes or lengths do not fit together.
     """
 
     mean: Float32Array
     basis: Float32Array
-    spread: Float32Array
-    rest: float
-    part_trace: float
-    arrival: tuple[float, float]
-    alone: tuple[float, ...]
-    closed: tuple[float, ...]
-    bent: tuple[float, float, float]
+    basis_variances: Float32Array
+    rest_variance: float
+    within_track_trace: float
+    arrival_coefficients: tuple[float, float]
+    pair_coefficients: tuple[float, ...]
+    closing_coefficients: tuple[float, ...]
+    beta_coefficients: tuple[float, float, float]
 
     def __post_init__(self) -> None:
         k, dim = self.basis.shape
-        if self.mean.shape != (dim,) or self.spread.shape != (k,):
+        if self.mean.shape != (dim,) or self.basis_variances.shape != (k,):
             raise ValueError(
-                f"expected mean ({dim},) and spread ({k},), got {self.mean.shape}, {self.spread.shape}"
+                f"expected mean ({dim},) and spread ({k},), "
+                f"got {self.mean.shape}, {self.basis_variances.shape}"
             )
-        if (len(self.alone), len(self.closed)) != (1 + ALONE, 1 + FEATURES):
+        lengths = (len(self.pair_coefficients), len(self.closing_coefficients))
+        if lengths != (1 + PAIR_FEATURES, 1 + FEATURES):
             raise ValueError(
-                f"expected {1 + ALONE} and {1 + FEATURES} coefficients, got {self.alone}, {self.closed}"
+                f"expected {1 + PAIR_FEATURES} and {1 + FEATURES} coefficients, "
+                f"got {self.pair_coefficients}, {self.closing_coefficients}"
             )
 
     @cached_property
     def calibration_id(self) -> str:
-        """Stands for everything that a probability is made of."""
+        """Stands for everything that decides a probability."""
         return hash_of(METHOD, self.to_json())[:16]
 
     def __repr__(self) -> str:
         return f"Curve({self.calibration_id}, basis {self.basis.shape})"
 
     def covariance(self) -> Float64Array:
-        """Covariance within persons (dim, dim), of trace 1."""
+        """Return the covariance within persons (dim, dim), of trace 1."""
         basis = self.basis.astype(np.float64)
-        covariance: Float64Array = (
-            basis.T * (self.spread - self.rest)
-        ) @ basis + self.rest * np.eye(len(self.mean))
+        above_rest = self.basis_variances - self.rest_variance
+        rest = self.rest_variance * np.eye(len(self.mean))
+        covariance: Float64Array = (basis.T * above_rest) @ basis + rest
         return covariance
 
     def to_json(self) -> dict[str, Any]:
-        """Return the curve as JSON values; arrays as base64 of little-endian float32."""
+        """Return the curve as JSON values; arrays as base64 of little-endian float32.
+
+        The keys are older than the names of the fields. They must stay: they are part of
+        `calibration_id`.
+        """
         return {
             "method": METHOD,
             "dim": len(self.mean),
-            "mean": _packed(self.mean),
-            "basis": _packed(self.basis),
-            "spread": _packed(self.spread),
-            "rest": self.rest,
-            "part_trace": self.part_trace,
-            "arrival": list(self.arrival),
-            "alone": list(self.alone),
-            "closed": list(self.closed),
-            "bent": list(self.bent),
+            "mean": _to_base64(self.mean),
+            "basis": _to_base64(self.basis),
+            "spread": _to_base64(self.basis_variances),
+            "rest": self.rest_variance,
+            "part_trace": self.within_track_trace,
+            "arrival": list(self.arrival_coefficients),
+            "alone": list(self.pair_coefficients),
+            "closed": list(self.closing_coefficients),
+            "bent": list(self.beta_coefficients),
         }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         """Read what `to_json` gave; raises ValueError for anything else."""
         try:
-            if values["method"] != METHOD:
-                got = f"{values['method']!r:.80}"
-                raise ValueError(
-                    f"expected the method {METHOD!r}, got {got}; fit it anew with streamproc calibrate"
-                )
-            dim = int(values["dim"])
+            _check_method(values["method"])
             intercept, slope = map(float, values["arrival"])
             shift, low, high = map(float, values["bent"])
             curve = cls(
-                mean=_unpacked(values["mean"]),
-                basis=_unpacked(values["basis"]).reshape(-1, dim),
-                spread=_unpacked(values["spread"]),
-                rest=float(values["rest"]),
-                part_trace=float(values["part_trace"]),
-                arrival=(intercept, slope),
-                alone=tuple(map(float, values["alone"])),
-                closed=tuple(map(float, values["closed"])),
-                bent=(shift, low, high),
+                mean=_from_base64(values["mean"]),
+                basis=_from_base64(values["basis"]).reshape(-1, int(values["dim"])),
+                basis_variances=_from_base64(values["spread"]),
+                rest_variance=float(values["rest"]),
+                within_track_trace=float(values["part_trace"]),
+                arrival_coefficients=(intercept, slope),
+                pair_coefficients=tuple(map(float, values["alone"])),
+                closing_coefficients=tuple(map(float, values["closed"])),
+                beta_coefficients=(shift, low, high),
             )
         except (KeyError, TypeError) as error:
             raise ValueError(
                 f"expected a curve, got one without or with another {error}"
             ) from error
-        numbers = [
-            curve.rest,
-            curve.part_trace,
-            *curve.arrival,
-            *curve.alone,
-            *curve.closed,
-            *curve.bent,
-        ]
-        arrays = (curve.mean, curve.basis, curve.spread)
-        if not (np.isfinite(numbers).all() and all(np.isfinite(a).all() for a in arrays)):
-            raise ValueError("expected finite coefficients and arrays")
-        if low < 0 or high < 0:
-            raise ValueError(f"expected slopes that do not fall, got {low} and {high}")
+        curve._check_numbers()
         return curve
 
+    def _check_numbers(self) -> None:
+        numbers = [
+            self.rest_variance,
+            self.within_track_trace,
+            *self.arrival_coefficients,
+            *self.pair_coefficients,
+            *self.closing_coefficients,
+            *self.beta_coefficients,
+        ]
+        arrays = (self.mean, self.basis, self.basis_variances, np.array(numbers))
+        if not all(np.isfinite(array).all() for array in arrays):
+            raise ValueError("expected finite coefficients and arrays")
+        _, low, high = self.beta_coefficients
+        if low < 0 or high < 0:
+            raise ValueError(f"expected slopes that do not fall, got {low} and {high}")
 
-def _packed(values: Float32Array) -> str:
+
+def _check_method(method: object) -> None:
+    if method != METHOD:
+        raise ValueError(
+            f"expected the method {METHOD!r}, got {method!r:.80}; "
+            "fit it anew with streamproc calibrate"
+        )
+
+
+def _to_base64(values: Float32Array) -> str:
     return base64.b64encode(np.ascontiguousarray(values, "<f4").tobytes()).decode()
 
 
-def _unpacked(text: str) -> Float32Array:
+def _from_base64(text: str) -> Float32Array:
     return np.frombuffer(base64.b64decode(text, validate=True), "<f4").astype(np.float32)
 
 
-def sigmoid(logits: Float64Array) -> Float64Array:
-    """Probabilities of log-odds."""
-    chances: Float64Array = 1 / (1 + np.exp(-np.clip(logits, -_LARGEST_LOGIT, _LARGEST_LOGIT)))
-    return chances
+def sigmoid(log_odds: Float64Array) -> Float64Array:
+    """Return the probabilities that log-odds stand for."""
+    clipped = np.clip(log_odds, -_LARGEST_LOGIT, _LARGEST_LOGIT)
+    probabilities: Float64Array = 1 / (1 + np.exp(-clipped))
+    return probabilities
 
 
-STRAIGHT = (0.0, 1.0, 1.0)
+def beta_calibrate(
+    log_odds: Float64Array, coefficients: tuple[float, float, float]
+) -> Float64Array:
+    """Return log-odds x after beta calibration (Kull, Silva Filho and Flach, 2017).
 
-
-def bend(logits: Float64Array, bent: tuple[float, float, float]) -> Float64Array:
-    """Log-odds after beta calibration: -`low` ln(1 + e^-x) + `high` ln(1 + e^x) + `shift`, x by itself if STRAIGHT."""
-    shift, low, high = bent
-    new: Float64Array = shift - low * np.logaddexp(0, -logits) + high * np.logaddexp(0, logits)
-    return new
+    That is `shift` - `low` ln(1 + exp(-x)) + `high` ln(1 + exp(x)): low log-odds get the slope
+    `low`, high ones the slope `high`. With `NO_BETA` they stay as they are.
+    """
+    shift, low, high = coefficients
+    calibrated: Float64Array = (
+        shift - low * np.logaddexp(0, -log_odds) + high * np.logaddexp(0, log_odds)
+    )
+    return calibrated
 
 
 def curves_to_json(curves: Mapping[str, Curve]) -> bytes:
-    """What `load_curves` reads."""
+    """Return the content of the file that `load_curves` reads."""
     content = {"curves": {sha256: curves[sha256].to_json() for sha256 in sorted(curves)}}
     return orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
@@ -183,6 +213,5 @@ def load_curves(path: Path) -> dict[str, Curve]:
     except OSError as error:
         raise WeightsError(f"{path}: expected the calibration curves ({error.strerror})") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(
-            f"{path}: expected calibration curves by weights ({' '.join(str(error).split())})"
-        ) from error
+        reason = " ".join(str(error).split())
+        raise WeightsError(f"{path}: expected calibration curves by weights ({reason})") from error

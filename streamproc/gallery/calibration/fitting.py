@@ -1,8 +1,8 @@
-"""Fitting a curve on pairs whose truth is known: the package's own curves, and a user's on top of them.
+"""Fitting a curve on pairs whose truth is known.
 
-The truth comes from `models/calibrate.py` (identities of a data set) or from a user (`streamproc
-calibrate`). A user's few pairs move the package's curve only as far as they weigh against it;
-weights without a curve start from nothing.
+The truth comes from the identities of a data set (`models/calibrate.py`) or from a user
+(`streamproc calibrate`). A user's few pairs move the package's curve only as far as they outweigh
+it; weights without a curve start from nothing.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import numpy as np
 
 from streamproc.gallery.calibration.curve import (
     FEATURES,
-    SIZE_COUNTS,
-    STRAIGHT,
+    NO_BETA,
+    SIZE_COEFFICIENT,
     Curve,
-    bend,
+    beta_calibrate,
     sigmoid,
 )
 from streamproc.gallery.calibration.whitening import within_tracks
@@ -35,65 +35,71 @@ if TYPE_CHECKING:
     BoolArray = npt.NDArray[np.bool_]
     Int64Array = npt.NDArray[np.int64]
 
-KNOWN_CURVE_WEIGHS = 10.0
-"""Ridge in pairs: 10 of even odds move a coefficient a fifth of the way, 1,000 nearly all of it."""
-NOTHING_WEIGHS = 1.0
-SIMILARITY_SCALE, SCALES = 0.05, (0.15, 0.15, 0.3, 0.5, 0.5, 0.5, 1.5, 0.5, 0.5)
-"""Usual spread of similarity and features.
-
-A user's own would not do: what hardly varies there would get any slope.
-"""
+KNOWN_CURVE_PAIRS = 10.0
+"""A known curve counts as much as so many pairs: 10 pairs of even odds move a coefficient a fifth
+of the way, 1,000 nearly all of it."""
+NO_CURVE_PAIRS = 1.0
+"""The same for the neutral curve of weights of which nothing is known."""
+SIMILARITY_SCALE = 0.05
+"""The usual standard deviation of similarities, the unit of the ridge. That of a user's own pairs
+would not do: a feature that hardly varies among them would get any slope."""
+FEATURE_SCALES = (0.15, 0.15, 0.3, 0.5, 0.5, 0.5, 1.5, 0.5, 0.5)
+"""The same for each of the features."""
+COSINE_FEATURES = 3
+"""The first features are whitened cosines, whose coefficients are never negative."""
 FOLDS = 10
-COSINES = 3
-"""The first features are whitened cosines, in one video, across videos, and times the crops: no weight is negative."""
-_PART_TRACE = 0.1  # of the package's curves, for persons without parts
-_ALONE = (3.0, 10.0, 12.0, 3.0, -1.3, -1.7, -2.7)  # of the package's curves, roughly
-_LIGHT = (1e-9, 1e-3)
+_WITHIN_TRACK_TRACE = 0.1  # as in the package's curves, for tracklets without parts
+# Roughly those of the package's curves.
+_PAIR_COEFFICIENTS = (3.0, 10.0, 12.0, 3.0, -1.3, -1.7, -2.7)
+_LIGHT_RIDGE = (1e-9, 1e-3)
 _ROWS_AT_ONCE = 1024  # of a table of similarities
-_STEPS = 100
+_MOST_STEPS = 100
 _SMALLEST_STEP = 1e-9
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class KnownGallery:
-    """Persons by key, and who those are that are known."""
+    """The tracklets of a gallery by key, and the identity of those whose person is known."""
 
-    persons: Mapping[str, PersonEmbedding]
+    tracklets: Mapping[str, PersonEmbedding]
     identity: Mapping[str, str]
 
     def similar_pairs(self, least: float) -> tuple[list[tuple[str, str]], Float64Array, BoolArray]:
-        """Pairs of known keys above `least` with no veto, their similarities (p,), whether they are one person (p,)."""
-        pairs, cosines = similar_pairs({key: self.persons[key] for key in self.identity}, least)
-        return (
-            pairs,
-            cosines,
-            np.array([self.identity[a] == self.identity[b] for a, b in pairs], bool),
-        )
+        """Return the pairs of known tracklets above `least` that have no veto.
+
+        They come with their similarities (p,), and whether they are one person (p,).
+        """
+        known = {key: self.tracklets[key] for key in self.identity}
+        pairs, cosines = similar_pairs(known, least)
+        same = np.array([self.identity[a] == self.identity[b] for a, b in pairs], bool)
+        return pairs, cosines, same
 
 
 def similar_pairs(
-    persons: Mapping[str, PersonEmbedding], least: float
+    tracklets: Mapping[str, PersonEmbedding], least: float
 ) -> tuple[list[tuple[str, str]], Float64Array]:
-    """Pairs of keys above `least` with no veto, in order, and their similarities (p,)."""
-    keys = sorted(persons)
-    vectors = np.stack([persons[key].vector.numpy() for key in keys]) if keys else np.zeros((0, 1))
+    """Return the pairs of keys above `least` with no veto, sorted, and their similarities (p,)."""
+    keys = sorted(tracklets)
+    vectors = np.zeros((0, 1))
+    if keys:
+        vectors = np.stack([tracklets[key].vector.numpy() for key in keys])
     pairs = list[tuple[str, str]]()
     for start in range(0, len(keys), _ROWS_AT_ONCE):
-        rows, columns = np.nonzero(
-            np.triu(vectors[start : start + _ROWS_AT_ONCE] @ vectors.T > least, start + 1)
-        )
-        found = (
-            (keys[start + i], keys[j]) for i, j in zip(rows.tolist(), columns.tolist(), strict=True)
-        )
-        pairs += [(a, b) for a, b in found if not has_veto(persons[a], persons[b])]
-    return pairs, np.array([pair_similarity(persons[a], persons[b]) for a, b in pairs])
+        above = vectors[start : start + _ROWS_AT_ONCE] @ vectors.T > least
+        rows, columns = np.nonzero(np.triu(above, start + 1))
+        for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
+            a, b = keys[start + row], keys[column]
+            if not has_veto(tracklets[a], tracklets[b]):
+                pairs.append((a, b))
+    cosines = [pair_similarity(tracklets[a], tracklets[b]) for a, b in pairs]
+    return pairs, np.array(cosines)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Examples:
-    """Pairs to fit on: similarity (p,), features (p, f), truth (p,), and who is who.
+    """Pairs to fit on: similarity (p,), features (p, f), and whether they are one person (p,).
 
-    `people` (p, 2) are numbers.
+    `people` (p, 2) int64 are numbers of the persons that the two tracklets are.
     """
 
     similarity: Float64Array
@@ -104,8 +110,8 @@ class Examples:
     def __len__(self) -> int:
         return len(self.same)
 
-    def of(self, chosen: BoolArray) -> Examples:
-        """Some of them."""
+    def select(self, chosen: BoolArray) -> Examples:
+        """Return those where `chosen` (p,) is true."""
         return Examples(
             self.similarity[chosen], self.features[chosen], self.same[chosen], self.people[chosen]
         )
@@ -116,178 +122,199 @@ def logistic(
     same: npt.NDArray[np.generic],
     weights: Float64Array,
     *,
-    towards: Sequence[float] | None = None,
-    ridge: tuple[float, float] = _LIGHT,
+    prior: Sequence[float] | None = None,
+    ridge: tuple[float, float] = _LIGHT_RIDGE,
     scale: Sequence[float] | None = None,
-    rising: int = 1,
-    bent: tuple[float, float, float] = STRAIGHT,
+    nonnegative: int = 1,
+    beta: tuple[float, float, float] = NO_BETA,
 ) -> list[float]:
-    """Intercept and coefficients of a logistic regression of `same` (p,) on `features` (p, f), by Newton's method.
+    """Fit a logistic regression of `same` (p,) on `features` (p, f), by Newton's method.
 
-    They are held `towards` others (naught) by a `ridge` on the intercept and on each coefficient,
-    as a share of all weight, where features are counted from their mean and in units of `scale`
-    (their standard deviation). The first `rising` coefficients are never negative: who looks more
-    alike is not less likely one person. The log-odds are `bent` before they count.
+    Returns the intercept and the coefficients (1 + f). `weights` (p,) are those of the pairs.
+    `ridge` pulls the intercept and each coefficient towards `prior` (zero if None), with these
+    shares of the total weight; there, features count from their mean, in units of `scale` (their
+    standard deviations if None). The first `nonnegative` coefficients are never negative: more
+    similar pairs are not less likely one person. `beta` is applied to the log-odds before they are
+    compared with the truth.
     """
-    prior = np.zeros(features.shape[1] + 1) if towards is None else np.asarray(towards, np.float64)
+    count = features.shape[1]
+    start = np.zeros(count + 1) if prior is None else np.asarray(prior, np.float64)
     if not weights.sum() > 0:
-        return [float(value) for value in prior]
+        return [float(value) for value in start]
     units = features.std(0) + 1e-9 if scale is None else np.asarray(scale, np.float64)
-    found, kept = np.zeros(len(prior)), np.arange(features.shape[1])
+    kept = np.arange(count)
     while True:
-        # Without those that would fall: the best with a slope of naught, the others are fitted
-        # again.
-        left_out = np.setdiff1d(np.arange(features.shape[1]), kept)
-        start = np.r_[
-            prior[0] + features[:, left_out].mean(0) @ prior[1 + left_out], prior[1 + kept]
-        ]
-        fitted = _held(
-            features[:, kept], same.astype(np.float64), weights, start, units[kept], ridge, bent
+        # A coefficient that would be negative is zero in the best fit, so its feature is left out
+        # and the others are fitted again.
+        left_out = np.setdiff1d(np.arange(count), kept)
+        intercept = start[0] + features[:, left_out].mean(0) @ start[1 + left_out]
+        fitted = _ridge_fit(
+            features[:, kept],
+            same.astype(np.float64),
+            weights,
+            np.r_[intercept, start[1 + kept]],
+            units[kept],
+            ridge,
+            beta,
         )
-        falls = (fitted[1:] < 0) & (kept < rising)
-        if not falls.any():
+        negative = (fitted[1:] < 0) & (kept < nonnegative)
+        if not negative.any():
             break
-        kept = kept[~falls]
-    found[np.r_[0, 1 + kept]] = fitted
-    return [float(value) for value in found]
+        kept = kept[~negative]
+    coefficients = np.zeros(count + 1)
+    coefficients[np.r_[0, 1 + kept]] = fitted
+    return [float(value) for value in coefficients]
 
 
-def _held(
+def _ridge_fit(
     features: Float64Array,
     same: Float64Array,
     weights: Float64Array,
     prior: Float64Array,
     units: Float64Array,
     ridge: tuple[float, float],
-    bent: tuple[float, float, float],
+    beta: tuple[float, float, float],
 ) -> Float64Array:
-    middle, shares = features.mean(0), weights / weights.sum()
-    inputs = np.c_[np.ones(len(features)), (features - middle) / units]
-    start = features @ prior[1:] + prior[0]
-    held = np.array([ridge[0]] + [ridge[1]] * features.shape[1])
+    """Return the intercept and coefficients (1 + f) that `logistic` describes, of any sign.
 
-    def cost(beta: Float64Array) -> float:
-        logits = bend(start + inputs @ beta, bent)
-        return float(shares @ (np.logaddexp(0, logits) - same * logits) + 0.5 * held @ beta**2)
+    What is fitted is the difference to `prior`, for inputs of mean 0 in units of `units`.
+    """
+    mean = features.mean(0)
+    shares = weights / weights.sum()
+    inputs = np.c_[np.ones(len(features)), (features - mean) / units]
+    by_prior = features @ prior[1:] + prior[0]
+    penalty = np.array([ridge[0]] + [ridge[1]] * features.shape[1])
+    _, low, high = beta
 
-    beta = np.zeros(inputs.shape[1])
-    for _ in range(_STEPS):
-        straight = start + inputs @ beta
-        chance, slope = (
-            sigmoid(bend(straight, bent)),
-            bent[1] + (bent[2] - bent[1]) * sigmoid(straight),
-        )
-        gradient = inputs.T @ (shares * (chance - same) * slope) + held * beta
-        curvature = (
-            inputs * (shares * chance * (1 - chance) * slope**2)[:, None]
-        ).T @ inputs + np.diag(held)
+    def cost(change: Float64Array) -> float:
+        log_odds = beta_calibrate(by_prior + inputs @ change, beta)
+        loss = shares @ (np.logaddexp(0, log_odds) - same * log_odds)
+        return float(loss + 0.5 * penalty @ change**2)
+
+    change = np.zeros(inputs.shape[1])
+    for _ in range(_MOST_STEPS):
+        log_odds = by_prior + inputs @ change
+        probability = sigmoid(beta_calibrate(log_odds, beta))
+        slope = low + (high - low) * sigmoid(log_odds)  # of the beta calibration
+        gradient = inputs.T @ (shares * (probability - same) * slope) + penalty * change
+        variance = shares * probability * (1 - probability) * slope**2
+        curvature = (inputs * variance[:, None]).T @ inputs + np.diag(penalty)
         step = np.linalg.solve(curvature, gradient)
-        now = cost(beta)
-        while cost(beta - step) > now and np.abs(step).max() > _SMALLEST_STEP:
-            step = step / 2  # far from the end Newton's step may overshoot
-        beta = beta - step
+        before = cost(change)
+        while cost(change - step) > before and np.abs(step).max() > _SMALLEST_STEP:
+            step = step / 2  # far from the minimum Newton's step may overshoot
+        change = change - step
         if np.abs(step).max() < _SMALLEST_STEP:
             break
-    slopes = beta[1:] / units
-    found: Float64Array = prior + np.r_[beta[0] - slopes @ middle, slopes]
-    return found
+    slopes = change[1:] / units
+    coefficients: Float64Array = prior + np.r_[change[0] - slopes @ mean, slopes]
+    return coefficients
 
 
-def neutral_curve(persons: Sequence[PersonEmbedding]) -> Curve:
-    """A curve for weights of which nothing is known: these persons' mean, no direction more than another.
+def neutral_curve(tracklets: Sequence[PersonEmbedding]) -> Curve:
+    """Return a curve for weights of which nothing is known but these tracklets.
 
-    What it takes for the odds of rivals is about what the package's curves do.
+    Its mean is theirs, and all directions are alike. The pair coefficients, which competitors and
+    duplicate rate are computed with, are about those of the package's curves.
     """
-    vectors = np.stack([person.vector.numpy() for person in persons])
+    vectors = np.stack([tracklet.vector.numpy() for tracklet in tracklets])
     dim = vectors.shape[1]
-    residuals, degrees = within_tracks(persons, dim)
+    residuals, degrees = within_tracks(tracklets, dim)
+    within_track_trace = _WITHIN_TRACK_TRACE
+    if degrees:
+        within_track_trace = max(float((residuals**2).sum() / degrees), 1e-6)
     return Curve(
         mean=vectors.mean(0),
         basis=np.zeros((0, dim), np.float32),
-        spread=np.zeros(0, np.float32),
-        rest=1 / dim,
-        part_trace=max(float((residuals**2).sum() / degrees), 1e-6) if degrees else _PART_TRACE,
-        arrival=(0.0, 0.0),
-        alone=_ALONE,
-        closed=(*(0.0,) * FEATURES, SIZE_COUNTS),
-        bent=STRAIGHT,
+        basis_variances=np.zeros(0, np.float32),
+        rest_variance=1 / dim,
+        within_track_trace=within_track_trace,
+        arrival_coefficients=(0.0, 0.0),
+        pair_coefficients=_PAIR_COEFFICIENTS,
+        closing_coefficients=(*(0.0,) * FEATURES, SIZE_COEFFICIENT),
+        beta_coefficients=NO_BETA,
     )
 
 
-def bent_towards(
-    logits: Float64Array, same: npt.NDArray[np.generic], weights: Float64Array
+def fit_beta(
+    log_odds: Float64Array, same: npt.NDArray[np.generic], weights: Float64Array
 ) -> tuple[float, float, float]:
-    """How log-odds (p,) must be bent to say how often pairs are one person, with the weights (p,)."""
-    sides = np.stack([-np.logaddexp(0, -logits), np.logaddexp(0, logits)], axis=1)
-    shift, low, high = logistic(sides, same, weights, rising=2)
+    """Return the coefficients of `beta_calibrate` that fit log-odds (p,) to the truth (p,) best."""
+    sides = [-np.logaddexp(0, -log_odds), np.logaddexp(0, log_odds)]
+    shift, low, high = logistic(np.stack(sides, axis=1), same, weights, nonnegative=2)
     return shift, low, high
 
 
-def with_coefficients(curve: Curve, arrival: Sequence[float], closed: Sequence[float]) -> Curve:
-    """The curve with other coefficients."""
+def with_coefficients(curve: Curve, arrival: Sequence[float], closing: Sequence[float]) -> Curve:
+    """Return the curve with other coefficients."""
     intercept, slope = arrival
-    return replace(curve, arrival=(intercept, slope), closed=tuple(closed))
+    return replace(
+        curve, arrival_coefficients=(intercept, slope), closing_coefficients=tuple(closing)
+    )
 
 
-def refit(curve: Curve, examples: Examples, *, weighs: float) -> Curve:
-    """The curve as the examples would have it, held towards what it is; that counts as `weighs` pairs.
+def refit(curve: Curve, examples: Examples, *, prior_pairs: float) -> Curve:
+    """Fit a curve on examples, pulled towards `curve`, which counts as much as `prior_pairs` pairs.
 
-    What it takes for the odds of rivals stays, as the features were made with it, and how log-odds
-    are bent.
+    The pair coefficients stay, since the features were computed with them, and so do the beta
+    coefficients.
     """
-    ridge, ones = weighs / max(len(examples), 1), np.ones(len(examples))
-    return with_coefficients(
-        curve,
-        logistic(
-            examples.similarity[:, None],
-            examples.same,
-            ones,
-            towards=curve.arrival,
-            ridge=(ridge, ridge),
-            scale=(SIMILARITY_SCALE,),
-        ),
-        logistic(
-            examples.features,
-            examples.same,
-            ones,
-            towards=curve.closed,
-            ridge=(ridge, ridge),
-            scale=SCALES,
-            rising=COSINES,
-            bent=curve.bent,
-        ),
+    ridge = prior_pairs / max(len(examples), 1)
+    weights = np.ones(len(examples))
+    arrival = logistic(
+        examples.similarity[:, None],
+        examples.same,
+        weights,
+        prior=curve.arrival_coefficients,
+        ridge=(ridge, ridge),
+        scale=(SIMILARITY_SCALE,),
     )
+    closing = logistic(
+        examples.features,
+        examples.same,
+        weights,
+        prior=curve.closing_coefficients,
+        ridge=(ridge, ridge),
+        scale=FEATURE_SCALES,
+        nonnegative=COSINE_FEATURES,
+        beta=curve.beta_coefficients,
+    )
+    return with_coefficients(curve, arrival, closing)
 
 
-def judge(curve: Curve, examples: Examples) -> tuple[Float64Array, Float64Array]:
-    """What the curve thinks of each pair (p,): at arrival, and when its gallery is closed."""
-    intercept, *weights = curve.closed
-    return (
-        sigmoid(curve.arrival[0] + curve.arrival[1] * examples.similarity),
-        sigmoid(bend(examples.features @ np.array(weights) + intercept, curve.bent)),
-    )
+def predict(curve: Curve, examples: Examples) -> tuple[Float64Array, Float64Array]:
+    """Return the probability of each pair (p,): at arrival, and when its gallery is closed."""
+    intercept, slope = curve.arrival_coefficients
+    at_arrival = sigmoid(intercept + slope * examples.similarity)
+    intercept, *weights = curve.closing_coefficients
+    log_odds = examples.features @ np.array(weights) + intercept
+    return at_arrival, sigmoid(beta_calibrate(log_odds, curve.beta_coefficients))
 
 
 def cross_validated(
-    curve: Curve, examples: Examples, *, weighs: float, rng: np.random.Generator
+    curve: Curve, examples: Examples, *, prior_pairs: float, rng: np.random.Generator
 ) -> tuple[Float64Array, Float64Array]:
-    """As `judge` by a curve that was fitted on other people: neither of a pair's two has a part in it."""
+    """Predict each pair as `predict` does, by a curve fitted without either of its two persons."""
     fold = _folds(examples, rng)[examples.people]  # (p, 2)
-    arrival, closed = np.zeros(len(examples)), np.zeros(len(examples))
+    at_arrival = np.zeros(len(examples))
+    at_close = np.zeros(len(examples))
     for one, other in combinations_with_replacement(range(FOLDS), 2):
         asked = (np.sort(fold, 1) == (one, other)).all(1)
         if asked.any():
             others = np.logical_not(np.isin(fold, (one, other)).any(1))
-            unseen = refit(curve, examples.of(others), weighs=weighs)
-            arrival[asked], closed[asked] = judge(unseen, examples.of(asked))
-    return arrival, closed
+            unseen = refit(curve, examples.select(others), prior_pairs=prior_pairs)
+            at_arrival[asked], at_close[asked] = predict(unseen, examples.select(asked))
+    return at_arrival, at_close
 
 
 def _folds(examples: Examples, rng: np.random.Generator) -> Int64Array:
-    """The fold of each person: at random, those who have a double spread evenly over all."""
+    """Return the fold of each person, at random.
+
+    The persons who have a duplicate are spread evenly over all folds.
+    """
     count = int(examples.people.max(initial=-1)) + 1
     order = rng.permutation(count)
-    doubled = np.isin(order, examples.people[examples.same])
+    has_duplicate = np.isin(order, examples.people[examples.same])
     fold = np.zeros(count, np.int64)
-    fold[np.r_[order[doubled], order[~doubled]]] = np.arange(count) % FOLDS
+    fold[np.r_[order[has_duplicate], order[~has_duplicate]]] = np.arange(count) % FOLDS
     return fold

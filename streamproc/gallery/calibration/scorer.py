@@ -1,48 +1,50 @@
-"""How likely a pair is one person: a curve for each set of weights, and what a gallery says of itself.
+"""How likely a pair is one person, by a curve for its weights and by what its gallery tells.
 
-When a person arrives, the probability follows from the similarity alone, so it is the same whatever
-came before. When a video closes, all similar pairs of its gallery are judged again with labels that
-cost nothing:
+When a tracklet comes, the probability of its pairs follows from their similarity alone, so it does
+not depend on what came before. When a video closes, all similar pairs of its gallery are judged
+again, by features that need no labels:
 
-- The mean vector of each video is subtracted ("centring"), since each camera has its own, shrunk
-  towards the gallery's, and that towards the mean of the curve's training set.
-- What differs *within* a track is no difference between persons: the covariance of the means of a
-  track's consecutive parts is divided out (WCCN: Hatch, Kajarekar and Stolcke, Interspeech 2006),
-  shrunk towards a covariance learned once for these weights from persons seen by several cameras,
-  and towards a multiple of the identity (Ledoit and Wolf 2004). Of two videos the learned one says
-  most: no track shows what changes from camera to camera (`whitening.py`).
-- People seen apart in the same frames are known to differ: the fewer persons are left to be
-  somebody's double, the likelier each of them is.
-- A mean of few crops is noisier, so the same person's tracks are less alike then, and likeness says
+- The whitened cosine (`whitening`). From each vector the mean of its video is subtracted, since
+  each camera has its own; that mean is shrunk towards the gallery's, and the gallery's towards the
+  mean of the curve's training set. Then the covariance within persons is divided out (WCCN: Hatch,
+  Kajarekar and Stolcke, Interspeech 2006). It is estimated from the means of consecutive parts of
+  each track, shrunk towards a covariance that was learned once for these weights from persons seen
+  by several cameras, and towards a multiple of the identity (Ledoit and Wolf 2004). For pairs of
+  two videos the learned one counts most: what changes from camera to camera shows in no track.
+- How many tracklets are left to be the same person: those seen in the same frames in different
+  places are not. The fewer are left, the likelier each of them.
+- How many crops the two vectors are means of. A mean of few crops is noisy, so its cosines say
   less: the more crops, the steeper the curve.
-- In one video, who is found again is about as large as when last seen (`evidence.py`).
-- Who is like others too is less likely this one: whatever speaks for a rival pair speaks against
-  the pair, unless the three may be one person (`rivals.py`). Scores are made comparable by those of
-  others as in cohort normalisation (s-norm: Kenny, Odyssey 2010; adaptive: Matejka et al.,
-  Interspeech 2017), here by the odds of the rivals themselves.
+- The strength of competing pairs (`competitors`): a tracklet that is similar to others as well is
+  less likely the same as this one, unless the three are one person. This makes scores comparable,
+  as cohort normalisation does in speaker recognition (s-norm: Kenny, Odyssey 2010; adaptive:
+  Matejka et al., Interspeech 2017), here by the odds of the competitors themselves.
+- The duplicate rate of the gallery: where many persons have several tracklets, each similar pair is
+  likelier one person (prior shift: Saerens, Latinne and Decaestecker, Neural Computation 2002).
+- The heights of the boxes (`sizes`): a person found again in one video is about as tall as before.
 
-- Where many have a double each similar pair is likelier one: how many doubles a person has on
-  average is estimated from the gallery's own pairs (prior shift: Saerens, Latinne and Decaestecker,
-  Neural Computation 2002).
+Logistic regressions (Platt 1999) make a probability of these. They were fitted on identities that
+took no part in the means and covariances. A first one, on the features of the two tracklets alone,
+gives the odds that competitors and duplicate rate are computed from. A second one, on all features,
+gives the log-odds that are published, after a beta calibration (Kull, Silva Filho and Flach 2017),
+which gives low and high log-odds slopes of their own.
 
-Logistic regressions (Platt 1999), fitted on identities that took no part in the above, turn that
-into a probability: one by the two persons alone gives the odds of rivals and the number of doubles,
-a second one what is said. Its log-odds are bent last, since high and low ones want slopes of their
-own (beta calibration: Kull, Silva Filho and Flach, 2017). Both steps depend on the persons in the
-gallery alone, not on their order: keys are sorted before anything is summed up.
+All of this depends on the tracklets of the gallery alone, not on their order: keys are sorted
+before anything is summed up.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from streamproc.gallery.calibration.competitors import rivalry
-from streamproc.gallery.calibration.curve import ALONE, bend, sigmoid
-from streamproc.gallery.calibration.sizes import size_evidence
-from streamproc.gallery.calibration.whitening import Looks
+from streamproc.gallery.calibration.competitors import competitor_strength
+from streamproc.gallery.calibration.curve import PAIR_FEATURES, beta_calibrate, sigmoid
+from streamproc.gallery.calibration.sizes import size_log_odds
+from streamproc.gallery.calibration.whitening import WhitenedSimilarity
+from streamproc.gallery.pairs import Judgement
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -51,123 +53,139 @@ if TYPE_CHECKING:
 
     from streamproc.events import PersonEmbedding
     from streamproc.gallery.calibration.curve import Curve
+    from streamproc.gallery.pairs import Band
 
     Float64Array = npt.NDArray[np.float64]
+    Int64Array = npt.NDArray[np.int64]
 
 MOST_CROPS = 8
-"""Curves are fitted on means of 1 to so many crops; more count as so many."""
-DOUBLES, DOUBLES_PERSONS = 1.0, 3.0
-"""With so many doubles among so many persons every gallery is taken to begin: of a small one its own say little."""
-_PROBABILITY_DIGITS = 2  # more would promise too much, and say "updated" for nothing
-
-Band = Literal["likely", "uncertain"]
-
-
-@dataclass(frozen=True, slots=True)
-class Judgement:
-    """What is thought of a pair: the probability that it is one person, rounded to what it is worth."""
-
-    probability: float
-    band: Band
-    calibration_id: str
+"""More crops count as so many: curves are fitted on means of 1 to 8 crops."""
+PRIOR_DUPLICATES = 1.0
+PRIOR_TRACKLETS = 3.0
+"""The duplicate rate starts from so many duplicates among so many tracklets, since a small gallery
+tells little of its own rate."""
+_PROBABILITY_DIGITS = 2  # more would promise too much, and cause "updated" events for nothing
 
 
 class GalleryScorer:
-    """The persons of one gallery and one set of weights, seen together; nothing depends on their order.
+    """Computes the features and probabilities of pairs of one gallery and one set of weights.
 
-    `persons` by key; `index` says which row of `features` is whose.
+    `tracklets` are all of the gallery, by key; a pair is two keys.
     """
 
-    def __init__(self, curve: Curve, persons: Mapping[str, PersonEmbedding]) -> None:
+    def __init__(self, curve: Curve, tracklets: Mapping[str, PersonEmbedding]) -> None:
         self._curve = curve
-        self._persons = [persons[key] for key in sorted(persons)]
-        self.index = {person.person_key: i for i, person in enumerate(self._persons)}
-        self._looks = Looks(curve, self._persons)
+        self._tracklets = [tracklets[key] for key in sorted(tracklets)]
+        self._position = {
+            tracklet.person_key: position for position, tracklet in enumerate(self._tracklets)
+        }
+        self._whitened = WhitenedSimilarity(curve, self._tracklets)
         self._log_others = self._count_others()
-        self._log_crops = np.log([_crops_embedded(person) for person in self._persons])
+        self._log_crops = np.log([_crops_embedded(tracklet) for tracklet in self._tracklets])
 
     def _count_others(self) -> Float64Array:
-        """Log of how many of the others each person may be: all but those seen beside them."""
-        by_id = {(person.video_id, person.person_id): i for i, person in enumerate(self._persons)}
-        seen = {
-            (min(i, j), max(i, j))
-            for i, person in enumerate(self._persons)
-            for other in person.seen_with
-            if (j := by_id.get((person.video_id, other))) is not None and j != i
+        """Return the log (n,) of how many others each tracklet may be: not those seen beside it."""
+        count = len(self._tracklets)
+        by_id = {
+            (tracklet.video_id, tracklet.person_id): position
+            for position, tracklet in enumerate(self._tracklets)
         }
-        others = np.full(len(self._persons), len(self._persons) - 1)
-        pairs = np.array(sorted(seen), np.int64).reshape(-1, 2)
+        seen_together: set[tuple[int, int]] = set()
+        for position, tracklet in enumerate(self._tracklets):
+            for person_id in tracklet.seen_with:
+                other = by_id.get((tracklet.video_id, person_id))
+                if other is not None and other != position:
+                    seen_together.add((min(position, other), max(position, other)))
+        pairs = np.array(sorted(seen_together), np.int64).reshape(-1, 2)
+        others = np.full(count, count - 1)
         np.subtract.at(others, pairs.ravel(), 1)
         logs: Float64Array = np.log(np.maximum(others, 1))
         return logs
 
-    def alone(self, pairs: Sequence[tuple[str, str]]) -> Float64Array:
-        """Features (p, 6) of pairs of keys, of the two persons alone.
+    def positions(self, pairs: Sequence[tuple[str, str]]) -> Int64Array:
+        """Return pairs of keys as positions (p, 2) among the sorted keys."""
+        found = [(self._position[a], self._position[b]) for a, b in pairs]
+        return np.array(found, np.int64).reshape(-1, 2)
 
-        The whitened cosine of two in one video, that of two in different ones (the other is 0),
-        either times the last feature, whether they are in one video, and the mean logarithms of how
-        many others they may be and of the crops embedded.
+    def pair_features(self, pairs: Sequence[tuple[str, str]]) -> Float64Array:
+        """Return the features (p, 6) of pairs that follow from their two tracklets alone.
+
+        In order: the whitened cosine of pairs in one video (else 0), that of pairs of two videos
+        (else 0), the whitened cosine times the last feature, whether the pair is in one video, and
+        the mean over its two tracklets of the logarithms of how many others they may be, and of
+        the number of embedded crops.
         """
         if not pairs:
-            return np.zeros((0, ALONE))
-        place = self.places(pairs)
-        cosines, one_video = (
-            self._looks.cosines(place),
-            self._looks.in_one_video(place).astype(np.float64),
-        )
-        others, crops = (log[place].mean(1) for log in (self._log_others, self._log_crops))
-        likeness = (cosines * one_video, cosines * (1 - one_video), cosines * crops)
-        return np.stack([*likeness, one_video, others, crops], axis=1)
+            return np.zeros((0, PAIR_FEATURES))
+        positions = self.positions(pairs)
+        cosines = self._whitened.cosines(positions)
+        in_one_video = self._whitened.in_one_video(positions).astype(np.float64)
+        others = self._log_others[positions].mean(1)
+        crops = self._log_crops[positions].mean(1)
+        columns = [
+            cosines * in_one_video,
+            cosines * (1 - in_one_video),
+            cosines * crops,
+            in_one_video,
+            others,
+            crops,
+        ]
+        return np.stack(columns, axis=1)
 
     def features(self, pairs: Sequence[tuple[str, str]]) -> Float64Array:
-        """Features (p, 9) of pairs of keys.
+        """Return all features (p, 9) of pairs.
 
-        Those of `alone`, how strong each one's rivals are among the others, the logarithm of how
-        many doubles a person has on average (so `pairs` must be all that are similar and have no
-        veto), and what their sizes say.
+        Those of `pair_features`, then the strength of the competitors, the logarithm of the
+        gallery's duplicate rate, and the log-odds by heights. `pairs` must be all that are similar
+        and have no veto, as these tell of each other.
         """
-        places = self.places(pairs)
-        among = among_others(self.alone(pairs), places, self._curve.alone, len(self._persons))
-        return np.column_stack([among, size_evidence(self._persons, places)])
-
-    def places(self, pairs: Sequence[tuple[str, str]]) -> npt.NDArray[np.int64]:
-        """Which persons (p, 2) the pairs of keys are."""
-        return np.array([[self.index[a], self.index[b]] for a, b in pairs], np.int64).reshape(-1, 2)
+        positions = self.positions(pairs)
+        features = with_gallery_features(
+            self.pair_features(pairs),
+            positions,
+            self._curve.pair_coefficients,
+            len(self._tracklets),
+        )
+        return np.column_stack([features, size_log_odds(self._tracklets, positions)])
 
     def probabilities(self, pairs: Sequence[tuple[str, str]]) -> Float64Array:
-        """Chance (p,) that each pair of keys is one person.
-
-        `pairs` must be all that are similar and have no veto.
-        """
-        intercept, *weights = self._curve.closed
-        return sigmoid(bend(self.features(pairs) @ np.array(weights) + intercept, self._curve.bent))
+        """Return the probability (p,) that each pair is one person; `pairs` as for `features`."""
+        intercept, *weights = self._curve.closing_coefficients
+        log_odds = self.features(pairs) @ np.array(weights) + intercept
+        return sigmoid(beta_calibrate(log_odds, self._curve.beta_coefficients))
 
 
-def among_others(
-    alone: Float64Array, places: npt.NDArray[np.int64], coefficients: Sequence[float], persons: int
+def with_gallery_features(
+    pair_features: Float64Array,
+    positions: Int64Array,
+    pair_coefficients: Sequence[float],
+    tracklet_count: int,
 ) -> Float64Array:
-    """Features (p, 8) from those (p, 6) of the two persons alone: what the gallery's other pairs say is added.
+    """Add to `pair_features` (p, 6) the strength of competitors and the log duplicate rate: (p, 8).
 
-    `coefficients` are a curve's `alone`, `persons` is how many there are.
+    `positions` (p, 2) say which tracklets the pairs are, of a gallery of `tracklet_count`.
     """
-    intercept, *weights = coefficients
-    log_odds = alone @ np.array(weights) + intercept
-    doubles = (2 * sigmoid(log_odds).sum() + DOUBLES) / (persons + DOUBLES_PERSONS)
-    return np.column_stack([alone, rivalry(places, log_odds), np.full(len(alone), np.log(doubles))])
+    intercept, *weights = pair_coefficients
+    log_odds = pair_features @ np.array(weights) + intercept
+    # Each pair that is one person makes both of its tracklets duplicates.
+    duplicates = 2 * sigmoid(log_odds).sum() + PRIOR_DUPLICATES
+    duplicate_rate = duplicates / (tracklet_count + PRIOR_TRACKLETS)
+    log_rates = np.full(len(pair_features), np.log(duplicate_rate))
+    return np.column_stack([pair_features, competitor_strength(positions, log_odds), log_rates])
 
 
-def _crops_embedded(person: PersonEmbedding) -> int:
-    """Of how many crops the vector is the mean: those that the event names, where it names any."""
+def _crops_embedded(tracklet: PersonEmbedding) -> int:
+    """Return how many crops the vector is the mean of, at most `MOST_CROPS`."""
     # `crop_count` counts what was cut for the animation, up to 50; the network saw `crops` only.
-    return min(max(len(person.crops) or person.crop_count, 1), MOST_CROPS)
+    return min(max(len(tracklet.crops) or tracklet.crop_count, 1), MOST_CROPS)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Calibration:
-    """The curves by `weights_sha256`, and what a probability must be. Used by `apply`.
+    """The curves by `weights_sha256`, and the limits on probabilities. Used by `apply`.
 
-    Pairs below `min_probability` are held back; from `likely_probability` on they are in the band
-    `likely`. Weights without a curve are not judged.
+    Pairs below `min_probability` are suppressed; from `likely_probability` on they are in the band
+    "likely". Weights without a curve are not judged.
     """
 
     curves: Mapping[str, Curve] = field(default_factory=dict)
@@ -175,35 +193,40 @@ class Calibration:
     likely_probability: float = 0.9
 
     def at_arrival(self, weights_sha256: str, similarity: float) -> Judgement | None:
-        """Judge a pair by its similarity alone."""
+        """Judge a pair by its similarity alone; None where the weights have no curve."""
         curve = self.curves.get(weights_sha256)
         if curve is None:
             return None
-        intercept, slope = curve.arrival
-        return self._judgement(curve, float(sigmoid(np.array([intercept + slope * similarity]))[0]))
+        intercept, slope = curve.arrival_coefficients
+        log_odds = np.array([intercept + slope * similarity])
+        return self._judgement(curve, float(sigmoid(log_odds)[0]))
 
     def at_close(
-        self, persons: Mapping[str, PersonEmbedding], pairs: Sequence[tuple[str, str]]
+        self, tracklets: Mapping[str, PersonEmbedding], pairs: Sequence[tuple[str, str]]
     ) -> dict[tuple[str, str], Judgement]:
-        """Judge pairs of keys by all `persons` of their gallery; weights without a curve are left out."""
+        """Judge pairs of keys by all `tracklets` of their gallery.
+
+        `pairs` must be all that are similar and have no veto. Those of weights without a curve are
+        left out.
+        """
+        weights_of = {key: item.model.weights_sha256 for key, item in tracklets.items()}
         judged: dict[tuple[str, str], Judgement] = {}
-        weights_of = {key: person.model.weights_sha256 for key, person in persons.items()}
         for weights in sorted({weights_of[a] for a, _ in pairs} & self.curves.keys()):
             curve = self.curves[weights]
+            group = {key: item for key, item in tracklets.items() if weights_of[key] == weights}
+            if any(item.vector.dim != len(curve.mean) for item in group.values()):
+                continue  # a producer names the wrong weights: the first judgement stays
             own = [pair for pair in pairs if weights_of[pair[0]] == weights]
-            group = {key: person for key, person in persons.items() if weights_of[key] == weights}
-            if any(person.vector.dim != len(curve.mean) for person in group.values()):
-                continue  # somebody names these weights wrongly: their first judgement stands
-            scorer = GalleryScorer(curve, group)
-            for pair, chance in zip(own, scorer.probabilities(own).tolist(), strict=True):
-                judged[pair] = self._judgement(curve, chance)
+            probabilities = GalleryScorer(curve, group).probabilities(own).tolist()
+            for pair, probability in zip(own, probabilities, strict=True):
+                judged[pair] = self._judgement(curve, probability)
         return judged
 
-    def holds_back(self, judgement: Judgement | None) -> bool:
-        """Whether a pair is not likely enough to be shown to anybody."""
+    def suppresses(self, judgement: Judgement | None) -> bool:
+        """Return whether a pair is not likely enough to be announced."""
         return judgement is not None and judgement.probability < self.min_probability
 
-    def _judgement(self, curve: Curve, chance: float) -> Judgement:
-        probability = round(chance, _PROBABILITY_DIGITS)
-        band: Band = "likely" if probability >= self.likely_probability else "uncertain"
-        return Judgement(probability, band, curve.calibration_id)
+    def _judgement(self, curve: Curve, probability: float) -> Judgement:
+        rounded = round(probability, _PROBABILITY_DIGITS)
+        band: Band = "likely" if rounded >= self.likely_probability else "uncertain"
+        return Judgement(rounded, band, curve.calibration_id)

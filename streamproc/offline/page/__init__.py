@@ -1,7 +1,7 @@
-"""The page: one HTML file with its data inside, and the scripts and styles that lie beside it.
+"""The report page: one HTML file with its data inside, and the scripts and styles beside it.
 
-Works from disk (file:) and forbids itself the network. Plotly's script comes from the installed
-`plotly` package, 4.5 MB, written once a directory; this package carries no other's code.
+It works from disk (file:) and forbids itself the network. Plotly's script (4.5 MB) comes from the
+installed `plotly` package and is written once a directory; this package carries no other's code.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from streamproc.errors import MachineError
-from streamproc.offline.artifacts import by_similarity, to_json
+from streamproc.events import CandidatePerson
+from streamproc.offline.artifacts import to_json
+from streamproc.offline.report import likeliest_first
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
-    from streamproc.offline.report import GalleryReport, Pair, PersonEntry, PersonId
+    from streamproc.events import DuplicateCandidate
+    from streamproc.offline.report import GalleryReport, PersonEntry, VetoedPair
     from streamproc.types import Float32Array
 
 PAGE_NAME = "person_selection.html"
@@ -38,10 +41,22 @@ All are in similarity_matrix.json.
 _MAX_HEATMAP_PERSONS = 1000
 _MIN_HEATMAP_PERSONS = 2
 _DECIMALS = 4
+# The same for all candidates, or known from the list of persons.
+_CANDIDATE_FIELDS_LEFT_OUT: dict[str, Any] = {
+    "schema_version": True,
+    "event_id": True,
+    "occurred_at": True,
+    "producer": True,
+    "gallery_id": True,
+    "vetoes_checked": True,
+    "model": True,
+    "gallery_person_count": True,
+    "persons": {"__all__": CandidatePerson.model_fields.keys() - {"person_key"}},
+}
 
 
 def asset_files() -> Iterator[tuple[str, Path]]:
-    """Yield path (relative to webp_viewer) and source of all that a page may need beside it, whatever the report says.
+    """Yield path (relative to webp_viewer) and source of all that a page may need beside it.
 
     Raises MachineError where the installed plotly lacks its script.
     """
@@ -50,32 +65,35 @@ def asset_files() -> Iterator[tuple[str, Path]]:
     yield f"assets/{_PLOTLY}", _plotly_script()
 
 
-def needless_assets(report: GalleryReport) -> tuple[str, ...]:
-    """Those of the assets that the page of this report does not load."""
+def unused_assets(report: GalleryReport) -> tuple[str, ...]:
+    """Return those of the assets that the page of this report does not load."""
     return () if _has_heatmap(report) else (f"assets/{_PLOTLY}",)
 
 
 def page_html(report: GalleryReport) -> bytes:
-    """The page; raises OSError where its template cannot be read."""
-    return _html(report, has_heatmap=_has_heatmap(report)).encode()
+    """Return the page; raises OSError where its template cannot be read."""
+    template = Template((_HERE / "page.html").read_text(encoding="utf-8"))
+    plotly = ""
+    if _has_heatmap(report):
+        plotly = f'<script defer src="assets/{_PLOTLY}"></script>'
+    data = to_json(_page_data(report)).decode()
+    # "</script>" and "<!--" inside a string would end the element or change how it is read.
+    data = data.replace("<", "\\u003c")
+    return template.substitute(title=html.escape(report.title), plotly=plotly, data=data).encode()
 
 
 def _has_heatmap(report: GalleryReport) -> bool:
     return _MIN_HEATMAP_PERSONS <= len(report.embedded_ids) <= _MAX_HEATMAP_PERSONS
 
 
-def _html(report: GalleryReport, *, has_heatmap: bool) -> str:
-    template = Template((_HERE / "page.html").read_text(encoding="utf-8"))
-    plotly = f'<script defer src="assets/{_PLOTLY}"></script>' if has_heatmap else ""
-    data = to_json(_page_data(report, has_heatmap=has_heatmap)).decode()
-    # "</script>" and "<!--" inside a string would end the element or change how it is read.
-    return template.substitute(
-        title=html.escape(report.title), plotly=plotly, data=data.replace("<", "\\u003c")
-    )
-
-
-def _page_data(report: GalleryReport, *, has_heatmap: bool) -> dict[str, Any]:
-    place = {person.id: index for index, person in enumerate(report.persons)}
+def _page_data(report: GalleryReport) -> dict[str, Any]:
+    """Return what page.js reads."""
+    position = {person.id: index for index, person in enumerate(report.persons)}
+    similarities = None
+    if _has_heatmap(report) and report.similarity is not None:
+        similarities = _packed(report.similarity)
+    candidates = likeliest_first(report.candidates)
+    vetoed = sorted(report.vetoed_pairs, key=lambda pair: -pair.similarity)
     return {
         "gallery": report.gallery_id,
         "title": report.title,
@@ -85,22 +103,22 @@ def _page_data(report: GalleryReport, *, has_heatmap: bool) -> dict[str, Any]:
         "notices": report.notices,
         "persons": [_person(person) for person in report.persons],
         "has_similarity": report.similarity is not None,
-        "embedded": [place[person_id] for person_id in report.embedded_ids],
-        "similarities": _packed(report.similarity)
-        if has_heatmap and report.similarity is not None
-        else None,
-        "candidates": _pairs(report.candidates, place),
-        "candidate_count": len(report.candidates),
-        "vetoed": _pairs(report.vetoed_pairs, place),
-        "vetoed_count": len(report.vetoed_pairs),
+        "embedded": [position[person_id] for person_id in report.embedded_ids],
+        "similarities": similarities,
+        "candidates": [_candidate(candidate) for candidate in candidates[:_MAX_PAIRS_SHOWN]],
+        "candidate_count": len(candidates),
+        "vetoed": [_vetoed(pair) for pair in vetoed[:_MAX_PAIRS_SHOWN]],
+        "vetoed_count": len(vetoed),
     }
 
 
 def _person(person: PersonEntry) -> dict[str, Any]:
+    # Two videos of one gallery may have the same file name; the id tells them apart.
+    source = person.video_name if isinstance(person.id, int) else person.id.rpartition("/")[0]
     return {
+        "person_key": person.person_key,
         "label": str(person.id),
-        # Two videos of one gallery may have the same file name; the id tells them apart.
-        "source": person.video_name if isinstance(person.id, int) else person.id.rpartition("/")[0],
+        "source": source,
         "video": person.video_name,
         "frames": person.frames_tracked,
         "first_frame": person.first_frame_index,
@@ -114,31 +132,34 @@ def _person(person: PersonEntry) -> dict[str, Any]:
     }
 
 
-def _pairs(pairs: Sequence[Pair], place: dict[PersonId, int]) -> list[list[Any]]:
-    """[place of one, of the other, similarity, frames apart, probability, band], the likeliest, most similar first."""
-    likeliest_first = sorted(by_similarity(pairs), key=lambda pair: -(pair.probability or 0))
-    return [
-        [
-            *sorted((place[pair.id_a], place[pair.id_b])),
-            round(pair.similarity, _DECIMALS),
-            pair.frames_apart,
-            pair.probability,
-            pair.band,
-        ]
-        for pair in likeliest_first[:_MAX_PAIRS_SHOWN]
-    ]
+def _candidate(candidate: DuplicateCandidate) -> dict[str, Any]:
+    """Return the event as it is on the wire, without the fields that the page does not need."""
+    return candidate.model_dump(mode="json", exclude_none=True, exclude=_CANDIDATE_FIELDS_LEFT_OUT)
+
+
+def _vetoed(pair: VetoedPair) -> dict[str, Any]:
+    """Return a pair in the form of a candidate."""
+    return {
+        "persons": [{"person_key": key} for key in pair.person_keys],
+        "similarity": round(pair.similarity, _DECIMALS),
+    }
 
 
 def _packed(similarity: Float32Array) -> str:
-    """The matrix (N, N) as base64 of little-endian int16 ten-thousandths: a third of the JSON, and quick to read."""
+    """Return the matrix (N, N) as base64 of little-endian int16 ten-thousandths.
+
+    That is a third of the size of JSON, and quick to read.
+    """
     scale = 10**_DECIMALS
-    return base64.b64encode(
-        np.rint(similarity * scale).clip(-scale, scale).astype("<i2").tobytes()
-    ).decode()
+    cells = np.rint(similarity * scale).clip(-scale, scale).astype("<i2")
+    return base64.b64encode(cells.tobytes()).decode()
 
 
 def _plotly_script() -> Path:
-    """Where the installed plotly keeps its script; importing plotly itself would take longer than writing the page."""
+    """Return where the installed plotly has its script.
+
+    Importing plotly itself would take longer than writing the page.
+    """
     spec = find_spec("plotly")
     folders = spec.submodule_search_locations if spec else None
     for folder in folders or ():

@@ -1,1 +1,1 @@
-"""The matcher: the gallery's pure core between Kafka and Faust's table."""
+"""The matcher: the pure core of `gallery`, between Kafka and the table that Faust keeps."""

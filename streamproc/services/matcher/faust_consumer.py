@@ -1,13 +1,14 @@
-"""Faust's consumer and flow control, where they must be other than Faust has them.
+"""Faust's consumer and flow control, where they must differ from Faust's own.
 
-Used by `faust_app` alone.
+Used by `faust_table` alone.
 
-Faust may drop events that it has fetched: when it is done with recovering a table it goes back to
-the committed offsets, takes up fetching, and empties its queues then. What came in between is gone,
-and its consumer refuses it when it is fetched again, since it has read further. Both are switched
-off here: every message is handed over, and `InOrder` says which one is to be taken.
+Faust may drop events that it has fetched. When it has recovered a table it goes back to the
+committed offsets, resumes fetching, and only then empties its queues: what came in between is lost.
+Its consumer even refuses those events when they are fetched again, as it has read further already.
+Both are switched off here: every message is handed over, and `OffsetOrder` says which one to take.
 """
 
+# ruff: noqa: SLF001 - what is changed here Faust offers no public way to change
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ _FETCH_WAIT_MS = 50
 
 
 class FlowControl(FlowControlEvent):  # type: ignore[misc] # mode counts as untyped
-    """Faust's flow control; what has come in while it was resumed stays."""
+    """Faust's flow control, except that `resume` does not empty the queues."""
 
     def resume(self) -> None:
         """Let messages through."""
@@ -32,7 +33,7 @@ class FlowControl(FlowControlEvent):  # type: ignore[misc] # mode counts as unty
 
 
 class _DaemonThread(WorkerThread):  # type: ignore[misc] # as above
-    """The consumer's thread: one that hangs must not keep the process alive."""
+    """The consumer's thread; as a daemon it cannot keep the process alive if it hangs."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -40,10 +41,7 @@ class _DaemonThread(WorkerThread):  # type: ignore[misc] # as above
 
 
 class _ReadOffsets(dict[Any, Any]):
-    """How far each partition was read.
-
-    Of the events nothing is remembered, so that Faust refuses none.
-    """
+    """How far each partition was read: that of events is forgotten, so that Faust refuses none."""
 
     def __init__(self, is_changelog: Callable[[Any], bool]) -> None:
         super().__init__()
@@ -54,12 +52,11 @@ class _ReadOffsets(dict[Any, Any]):
 
 
 class EventConsumer(Consumer):  # type: ignore[misc] # as above
-    """Faust's consumer.
+    """Faust's consumer, which also goes back if nothing is committed yet.
 
-    `on_committed` is told the offset to begin at whenever it goes back to what is committed.
-
-    It must not skip what came before a group's first commit: where nothing is committed yet, Faust
-    does not go back.
+    Whenever it goes back to the committed offsets, it tells `on_committed` where each partition
+    begins. Faust's own does not go back before a group's first commit, and so would leave out what
+    came before it.
     """
 
     on_committed: Callable[[Any, int], None]
@@ -71,28 +68,29 @@ class EventConsumer(Consumer):  # type: ignore[misc] # as above
     def _new_consumer_thread(self) -> Any:
         thread = super()._new_consumer_thread()
         thread.Worker = _DaemonThread
-        create = thread._create_worker_consumer  # noqa: SLF001 - Faust has no setting for what is set here
+        create = thread._create_worker_consumer
 
-        def create_impatient(transport: Any) -> Any:
+        def create_with_short_wait(transport: Any) -> Any:
             consumer = create(transport)
-            # A broker answers one fetch at a time: one that waits for silent partitions, 1.5 s in
-            # Faust, holds up the next part of a busy one.
-            consumer._fetch_max_wait_ms = _FETCH_WAIT_MS  # noqa: SLF001 - as above
+            # A broker answers a client's fetches one after the other. A fetch that waits for silent
+            # partitions, in Faust up to 1.5 s, delays the next one of a busy partition.
+            consumer._fetch_max_wait_ms = _FETCH_WAIT_MS
             return consumer
 
-        thread._create_worker_consumer = create_impatient  # noqa: SLF001 - as above
+        thread._create_worker_consumer = create_with_short_wait
         return thread
 
     async def seek_to_committed(self) -> Any:
-        """Go back to what is committed, or to the beginning."""
+        """Go back to the committed offsets, or to the beginning."""
         committed = await super().seek_to_committed()
         starts = {tp: offset for tp, offset in committed.items() if not self._is_changelog_tp(tp)}
-        never = [tp for tp, offset in starts.items() if not offset]
-        if never:
-            starts.update(await self._thread.earliest_offsets(*never))
+        uncommitted = [tp for tp, offset in starts.items() if not offset]
+        if uncommitted:
+            starts.update(await self._thread.earliest_offsets(*uncommitted))
         for tp, offset in starts.items():
             self.on_committed(tp, offset)
-        await self.seek_wait(starts)  # once more: what has come in before this was told is gone
+        # Once more, as what came in before `on_committed` was told has been left.
+        await self.seek_wait(starts)
         return committed
 
     async def go_back(self, tp: Any, offset: int) -> None:
@@ -101,9 +99,9 @@ class EventConsumer(Consumer):  # type: ignore[misc] # as above
             await self.seek_wait({tp: offset})
 
     async def mark_as_no_messages(self, tp: Any, offset_from: int, offset_to: int) -> None:
-        """Commit past offsets, both included, that are no messages."""
+        """Let Faust commit past offsets, the two included, that are no messages."""
         await self._add_gap(tp, offset_from, offset_to)
 
     def leave(self, message: Any) -> None:
-        """Do not wait for a message to be acknowledged before partitions move: it comes again, or came before."""
+        """Before partitions move, do not wait until a message is acknowledged that is not taken."""
         self._unacked_messages.discard(message)

@@ -1,8 +1,9 @@
-"""Faust, and all that is known of it: the consumer group, the table's recovery, and where its parts must be held.
+"""Everything that depends on Faust: the consumer group, and the table that is its state.
 
-It and `faust_consumer` are the only modules that import Faust. Used by `matcher` alone.
+This module and `faust_consumer` are the only ones that import Faust. Used by `matcher` alone.
 """
 
+# ruff: noqa: SLF001 - Faust offers no public way to what is read and written here
 from __future__ import annotations
 
 import asyncio
@@ -12,7 +13,7 @@ import itertools
 import logging
 import shutil
 import time
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 import faust
 import rocksdict
@@ -25,7 +26,7 @@ from streamproc.kafka.records import Record
 from streamproc.kafka.topics import TABLE, changelog_of
 from streamproc.services.matcher.faust_consumer import EventConsumer, FlowControl
 from streamproc.services.matcher.log_offsets import LogOffsets
-from streamproc.services.matcher.offset_order import InOrder, Turn
+from streamproc.services.matcher.offset_order import OffsetOrder, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
@@ -39,44 +40,58 @@ log = logging.getLogger(__name__)
 _MIB = 1024 * 1024
 _COMMIT_SECONDS = 1.0
 _WATCH_SECONDS = 2.0
-_SEEK_TIMES, _LAST_TIMES = 2, 10
+_SEEK_EVERY_CHECKS = 2
+_MAX_STALLED_CHECKS = 10
 _STALE_HOURS = 12
-"""A local copy that was not written for longer is read anew from Kafka, which forgets removals after 24 hours."""
+"""A local copy that was not written for so long is read anew from Kafka.
+
+It would miss removals, as Kafka forgets those after 24 hours.
+"""
 _STORE_OPTIONS = {
     "write_buffer_size": 16 * _MIB,
     "max_write_buffer_number": 2,
     "block_cache_size": 16 * _MIB,
 }
 
-
 Waiting: TypeAlias = "Callable[[int], list[Any]]"
+"""Returns the messages behind the current one, so many at most, without taking them."""
 
 
 class FaustEvent(Protocol):
-    """What is used of Faust's events.
-
-    `message` as consumed, and `ack`, after which its offset may be committed.
-    """
+    """What is used of Faust's events: the `message` as consumed, and `ack`."""
 
     message: Any
 
     def ack(self) -> bool:
-        """Mark it as done; only in the order of its partition."""
+        """Let the offset be committed; only in the order of the partition."""
+
+
+class _Backlog(NamedTuple):
+    """Events of a partition that are not committed, from offset `start` to before `end`."""
+
+    start: int
+    end: int
 
 
 def record_of(message: Any) -> Record:
-    """Faust's message, whose timestamp is in seconds and which may have no headers, as the others read it."""
-    place = (message.topic, message.partition, message.offset)
-    timestamp_ms = round((message.timestamp or 0) * 1000)
-    return Record(*place, timestamp_ms, message.key, message.value, tuple(message.headers or ()))
+    """Return a message of Faust's as a record: its time is in seconds, its headers may be None."""
+    return Record(
+        topic=message.topic,
+        partition=message.partition,
+        offset=message.offset,
+        timestamp=round((message.timestamp or 0) * 1000),
+        key=message.key,
+        value=message.value,
+        headers=tuple(message.headers or ()),
+    )
 
 
 @contextlib.contextmanager
 def instance_folder(settings: Settings) -> Iterator[Path]:
-    """A folder for this process's local copy of the table, its own while the context lasts.
+    """Give a folder for the local copy of the table, which no other process uses meanwhile.
 
-    Matchers on one machine take numbered folders, the first that is free: one that restarts finds
-    its copy again. Raises MachineError where the folder cannot be written.
+    Matchers on one machine take numbered folders, each the first that is free, so one that starts
+    again finds its copy. Raises MachineError if the folder cannot be written.
     """
     parent = settings.matcher.state_folder.expanduser() / group_of(settings, "matcher")
     try:
@@ -87,13 +102,13 @@ def instance_folder(settings: Settings) -> Iterator[Path]:
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
-                    continue  # another process's
+                    continue  # in use by another process
                 _remove_stale(folder)
                 yield folder
                 return
     except OSError as error:
         raise MachineError(
-            f"{parent}: expected a folder to write to ({error}); see matcher.state_folder"
+            f"{parent}: expected a folder that can be written ({error}); see matcher.state_folder"
         ) from error
 
 
@@ -105,7 +120,7 @@ def _remove_stale(folder: Path) -> None:
 
 
 def credentials_of(settings: Settings) -> Any:
-    """TLS and SASL as Faust takes them."""
+    """Return TLS and SASL as Faust takes them, None for neither."""
     options = client_options(settings, "matcher")
     context = options.get("ssl_context")
     if options["security_protocol"].startswith("SASL"):
@@ -119,9 +134,9 @@ def credentials_of(settings: Settings) -> Any:
 
 
 def make_app(settings: Settings, folder: Path, url: str) -> Any:
-    """The Faust app: at least once, nothing declared, no web server of its own.
+    """Return the Faust app: at least once, no topics declared, no web server of its own.
 
-    `url` is told to the other members.
+    The other members of the group are told `url`.
     """
     kafka = settings.kafka
     return faust.App(
@@ -147,29 +162,25 @@ def make_app(settings: Settings, folder: Path, url: str) -> Any:
 
 
 class FaustTable:
-    """The consumer group and the table of entries.
+    """The consumer group, and the table of entries, of which each member has its partitions.
 
-    `start`, `stop` and all callbacks belong to one loop.
-
-    Entries reach the changelog by the caller; `keep` writes them here afterwards. On recovery Faust
-    reads from the changelog what is missing here.
+    Made by the matcher; all methods and callbacks belong to one event loop. The caller publishes
+    entries to the changelog and then calls `write` for the local copy. When a member gets a
+    partition, Faust reads from the changelog what its copy lacks.
     """
 
     def __init__(self, settings: Settings, folder: Path, url: str) -> None:
-        logging.getLogger("faust.transport.drivers.aiokafka").setLevel(
-            logging.ERROR
-        )  # warns of what it may not declare
-        logging.getLogger("streamproc.services.matcher.faust_consumer").setLevel(
-            logging.WARNING
-        )  # Faust's consumer, subclassed there, logs as one of ours
+        _quiet_logs()
         self._settings = settings
         self._changelog = changelog_of(settings)
         self._app = make_app(settings, folder, url)
         self._app.flow_control = FlowControl()
-        self._order = InOrder()
+        self._order = OffsetOrder()
         self._events = settings.kafka.topic_prefix + "person-embeddings"
         self._offsets = LogOffsets(settings, self._events)
-        self._empty_until: dict[int, int] = {}  # by partition
+        # By partition: before this offset there is no further message.
+        self._empty_until: dict[int, int] = {}
+        # Faust makes its consumer itself, so it gets a class that knows this object.
         self._app.transport.Consumer = type(
             "_Consumer", (EventConsumer,), {"on_committed": staticmethod(self._start_from)}
         )
@@ -180,11 +191,7 @@ class FaustTable:
     def on_event(
         self, take: Callable[[AsyncIterator[FaustEvent], Waiting], Awaitable[None]]
     ) -> None:
-        """Have all events, one after the other, taken by `take`, which acknowledges each itself.
-
-        It also gets a function that shows the messages of up to so many events that come next,
-        without taking them.
-        """
+        """Have `take` take all events, one after the other; it acknowledges each of them itself."""
         raw = {
             "key_type": bytes,
             "value_type": bytes,
@@ -195,10 +202,10 @@ class FaustTable:
 
         async def agent(stream: Any) -> None:
             def waiting(count: int) -> list[Any]:
-                queued = stream.channel.queue._queue  # noqa: SLF001 - Faust shows it in no other way
+                queued = stream.channel.queue._queue
                 return [event.message for event in itertools.islice(queued, count)]
 
-            await take(self._in_order(stream.noack().events()), waiting)
+            await take(self._ordered(stream.noack().events()), waiting)
 
         self._app.agent(topic, name="matcher", concurrency=1)(agent)
 
@@ -206,189 +213,190 @@ class FaustTable:
         if tp == self._events_of(tp.partition):
             self._order.start(tp.partition, offset)
 
-    async def _in_order(self, events: AsyncIterator[FaustEvent]) -> AsyncIterator[FaustEvent]:
-        """The events of each partition in the order of their offsets, none twice and none left out."""
+    async def _ordered(self, events: AsyncIterator[FaustEvent]) -> AsyncIterator[FaustEvent]:
+        """Yield the events of each partition by rising offset, none twice and none left out."""
         order = self._order
         async for event in events:
-            message, consumer = event.message, self._app.consumer
-            turn = order.turn_of(message.partition, message.offset)
-            if turn is Turn.PASSED_OVER:
-                await self._skip_what_is_none(message.tp)
-                turn = order.turn_of(message.partition, message.offset)
-            if turn is Turn.NEXT:
+            message = event.message
+            verdict = order.judge(message.partition, message.offset)
+            if verdict is Verdict.GAP:
+                await self._skip_empty_offsets(message.tp)
+                verdict = order.judge(message.partition, message.offset)
+            if verdict is Verdict.TAKE:
                 yield event
                 continue
-            consumer.leave(message)
+            self._app.consumer.leave(message)
             expected = order.next_offset(message.partition)
-            if turn is Turn.PASSED_OVER and expected is not None:
+            if verdict is Verdict.GAP and expected is not None:
                 log.warning(
-                    "partition %d: from offset %d again, not %d",
+                    "partition %d: expected offset %d, got %d; fetching again",
                     message.partition,
                     expected,
                     message.offset,
                 )
-                await consumer.go_back(message.tp, expected)
+                await self._app.consumer.go_back(message.tp, expected)
 
-    async def _skip_what_is_none(self, tp: Any) -> None:
-        """Pass the offsets that come next and are no messages, where Kafka says so."""
+    async def _skip_empty_offsets(self, tp: Any) -> None:
+        """Skip the next offsets if Kafka says that they are no messages."""
         expected = self._order.next_offset(tp.partition)
         assert expected is not None
         first = await self._offsets.first_from(tp.partition, expected)
         if first is not None and self._order.skip(tp.partition, expected, first):
             await self._app.consumer.mark_as_no_messages(tp, expected, first - 1)
 
-    def on_moved(
+    def on_rebalance(
         self,
-        let_go: Callable[[], Awaitable[None]],
+        unload: Callable[[], Awaitable[None]],
         load: Callable[[Collection[int]], Awaitable[bool]],
     ) -> None:
-        """Call `let_go` when partitions are taken away, and `load` with all that are ours once they are recovered.
+        """Call `unload` when partitions are revoked, `load` once the assigned ones are recovered.
 
-        `load` says whether it has read all of them. Between the two no event is taken; those taken
-        before must be acknowledged before `let_go` is called.
+        `load` returns whether it has read all of them. Between the two no event is taken. Faust
+        calls `unload` only when all events that were taken are acknowledged.
         """
 
         async def revoked(*_: object, **__: object) -> None:
             self._order.close()
-            await let_go()
+            await unload()
 
         async def recovered() -> None:
-            mine = {
-                tp.partition
-                for tp in self._app.assignor.assigned_actives()
-                if tp.topic == self._changelog
-            }
-            self._remove_others(mine)
-            if await load(mine):
+            assigned = self._app.assignor.assigned_actives()
+            own = {tp.partition for tp in assigned if tp.topic == self._changelog}
+            self._remove_others(own)
+            if await load(own):
                 self._order.open()
 
         self._app.on_partitions_revoked.connect(revoked, weak=False)
         self._table.on_recover(recovered)
 
-    def _remove_others(self, mine: Collection[int]) -> None:
-        """Remove copies of partitions that others own: they would miss removals if those came back in some days."""
+    def _remove_others(self, own: Collection[int]) -> None:
+        """Delete the local copies of partitions of other members.
+
+        If a partition came back after days, its copy would miss removals; see `_STALE_HOURS`.
+        """
         if self._settings.matcher.store == "rocksdict":
             for partition in range(self._settings.topics.person_embeddings.partitions):
-                if partition not in mine:
+                if partition not in own:
                     shutil.rmtree(self._table.data.partition_path(partition), ignore_errors=True)
 
     async def start(self) -> None:
-        """Join the group. Raises MachineError where Kafka cannot be reached."""
+        """Join the group; raises MachineError if Kafka cannot be reached."""
         try:
             await self._app.start()
         except OSError as error:
             raise unreachable(self._settings, error) from error
 
-    async def ended(self) -> None:
+    async def join(self) -> None:
         """Return once Faust has stopped or crashed."""
         await self._app.wait_until_stopped()
 
     @property
     def crash_reason(self) -> object:
-        """What Faust died of."""
+        """What Faust crashed with, None if it did not."""
         return self._app.crash_reason
 
-    async def stop(self, *, unfinished: bool) -> None:
-        """Leave the group.
+    async def close(self) -> None:
+        """Leave the group once all events that were taken are acknowledged."""
+        await self._app.stop()
 
-        `unfinished`: some event will never be acknowledged, so do not wait for it.
-        """
-        if unfinished:
-            self._app.conf.stream_wait_empty = False
+    async def terminate(self) -> None:
+        """Leave the group at once: some event will never be acknowledged."""
+        self._app.conf.stream_wait_empty = False
         await self._app.stop()
 
     async def watch(self, is_idle: Callable[[], bool]) -> None:
-        """Look after events that wait and that Faust does not hand over, though nothing is in work.
+        """Look for ever for events that Faust does not hand over though nothing is in work.
 
-        Where going back to the first event that is not done does not help, a process that begins
-        anew does: raises MachineError. Unless Faust has read to the end: then what is there are no
-        messages, as the end of a transaction.
+        `is_idle` says that nothing is. Faust then reads again from the first event that is not
+        done. If that does not help, a new process will: raises MachineError.
         """
-        before: dict[int, tuple[int, int]] = {}
-        seen: dict[int, int] = {}
+        before: dict[int, _Backlog] = {}
+        stalled_checks: dict[int, int] = {}
         while True:
             await asyncio.sleep(_WATCH_SECONDS)
-            waiting = await self._waiting() if is_idle() else {}
-            seen = {
-                p: seen.get(p, 0) + 1
-                for p, where in waiting.items()
-                if where[0] == before.get(p, where)[0]
+            backlogs = await self._backlogs() if is_idle() else {}
+            stalled_checks = {
+                partition: stalled_checks.get(partition, 0) + 1
+                for partition, backlog in backlogs.items()
+                if backlog.start == before.get(partition, backlog).start
             }
-            before = waiting
-            for partition, times in seen.items():
-                if times > _LAST_TIMES:
-                    if (
-                        await self._app.consumer.position(self._events_of(partition)) or 0
-                    ) < waiting[partition][1]:
-                        raise MachineError(
-                            f"partition {partition}: events wait, and Faust does not take them"
-                        )
-                    self._empty_until[partition] = waiting[partition][1]
-                elif times % _SEEK_TIMES == 0:  # more than once: it may be forgotten again
-                    log.warning(
-                        "partition %d: fetching again from offset %d",
-                        partition,
-                        waiting[partition][0],
-                    )
-                    await self._app.consumer.go_back(
-                        self._events_of(partition), waiting[partition][0]
-                    )
+            before = backlogs
+            for partition, checks in stalled_checks.items():
+                await self._resume(partition, backlogs[partition], checks)
+
+    async def _resume(self, partition: int, backlog: _Backlog, stalled_checks: int) -> None:
+        tp = self._events_of(partition)
+        if stalled_checks > _MAX_STALLED_CHECKS:
+            position = await self._app.consumer.position(tp) or 0
+            if position < backlog.end:
+                raise MachineError(
+                    f"partition {partition}: events wait, and Faust does not take them"
+                )
+            # Faust has read to the end: what is there are no messages, as the end of a transaction.
+            self._empty_until[partition] = backlog.end
+        elif stalled_checks % _SEEK_EVERY_CHECKS == 0:  # again and again: Faust may drop it again
+            log.warning("partition %d: fetching again from offset %d", partition, backlog.start)
+            await self._app.consumer.go_back(tp, backlog.start)
 
     def _events_of(self, partition: int) -> Any:
         return faust.types.TP(self._events, partition)
 
-    async def _waiting(self) -> dict[int, tuple[int, int]]:
-        """The partitions with events that are not committed: from which offset, and the end."""
+    async def _backlogs(self) -> dict[int, _Backlog]:
+        """Return the own partitions with events that are not committed; none if Kafka is away."""
         consumer = self._app.consumer
         own = [tp for tp in consumer.assignment() if tp.topic == self._events]
         if not own:
             return {}
         try:
-            ends, starts = await consumer.highwaters(*own), await consumer.earliest_offsets(*own)
+            ends = await consumer.highwaters(*own)
+            earliest = await consumer.earliest_offsets(*own)
         except (KafkaError, TimeoutError):
-            return {}  # the broker is away
-        committed = {tp: consumer._committed_offset.get(tp) or 0 for tp in own}  # noqa: SLF001 - else a request
-        done = {
-            tp: max(starts[tp], committed[tp], self._empty_until.get(tp.partition, 0)) for tp in own
-        }
-        return {tp.partition: (done[tp], ends[tp]) for tp in own if done[tp] < ends[tp]}
+            return {}
+        backlogs = {}
+        for tp in own:
+            committed = consumer._committed_offset.get(tp) or 0  # asking Kafka takes a request
+            start = max(earliest[tp], committed, self._empty_until.get(tp.partition, 0))
+            if start < ends[tp]:
+                backlogs[tp.partition] = _Backlog(start, ends[tp])
+        return backlogs
 
     def owner_of(self, partition: int) -> str | None:
-        """The URL of another member that owns a partition, None where that is not known."""
+        """Return the URL of the other member that owns a partition, None if it is not known."""
         for url, topics in self._app.router.table_metadata(TABLE).items():
             if partition in topics.get(self._changelog, ()) and url != self._url:
                 return str(url)
         return None
 
     def end_offset(self, partition: int) -> int | None:
-        """The offset after the last event of a partition, as last heard."""
+        """Return the offset after the last event of a partition, as the broker last said."""
         end: int | None = self._app.consumer.highwater(self._events_of(partition))
         return end
 
     def entries(self, partition: int) -> Iterator[tuple[bytes, bytes]]:
-        """All entries of one partition."""
+        """Yield all entries of one partition in the local copy."""
         store = self._table.data
         if self._settings.matcher.store == "memory":
-            own = [key for key, where in store._key_partition.items() if where == partition]  # noqa: SLF001 - see keep
+            own = [key for key, owner in store._key_partition.items() if owner == partition]
             yield from ((key, store.data[key]) for key in own)
             return
-        for key, value in store._db_for_partition(partition).items():  # noqa: SLF001 - see keep
+        for key, value in store._db_for_partition(partition).items():
             if key != store.offset_key:
                 yield bytes(key), bytes(value)
 
-    def keep(self, partition: int, entries: Entries, offset: int) -> None:
-        """Write entries that the changelog has, the last of them at `offset`.
+    def write(self, partition: int, entries: Entries, offset: int) -> None:
+        """Write entries to the local copy; the changelog has them, the last one at `offset`.
 
-        Faust's stores write only what the event at hand writes, and before the changelog has it;
-        hence the private names.
+        This uses the private parts of Faust's stores. Their public methods write only what belongs
+        to the current event, and before the changelog has it.
         """
         store = self._table.data
         if self._settings.matcher.store == "memory":
             for key, value in entries:
                 store.data.pop(key, None)
-                store._key_partition.pop(key, None)  # noqa: SLF001
+                store._key_partition.pop(key, None)
                 if value is not None:
-                    store.data[key], store._key_partition[key] = value, partition  # noqa: SLF001
+                    store.data[key] = value
+                    store._key_partition[key] = partition
             return
         batch = rocksdict.WriteBatch(raw_mode=True)
         for key, value in entries:
@@ -397,4 +405,11 @@ class FaustTable:
             else:
                 batch.put(key, value)
         batch.put(store.offset_key, str(offset).encode())
-        store._db_for_partition(partition).write(batch)  # noqa: SLF001
+        store._db_for_partition(partition).write(batch)
+
+
+def _quiet_logs() -> None:
+    # Faust warns of each topic that it may not declare.
+    logging.getLogger("faust.transport.drivers.aiokafka").setLevel(logging.ERROR)
+    # Faust's consumer logs under the name of the module of its subclass, which is one of ours.
+    logging.getLogger("streamproc.services.matcher.faust_consumer").setLevel(logging.WARNING)

@@ -5,21 +5,20 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import orjson
 from aiohttp import web
 
+from streamproc.events import timestamp_of
 from streamproc.gallery import candidate_id_of
-from streamproc.services.matcher.table import time_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from streamproc.gallery import Gallery, Snapshot
-    from streamproc.services.matcher.table import Galleries, Held
+    from streamproc.gallery import Candidate, Gallery, Snapshot
+    from streamproc.services.matcher.table import Galleries, OwnedGallery
 
 MAX_JSON_PERSONS = 2000
 NPY = "application/x-npy"
@@ -59,11 +58,11 @@ class GalleryApi:
         ]
 
     async def _list(self, _: web.Request) -> web.Response:
-        galleries = sorted(self._source.galleries, key=lambda held: held.gallery.gallery_id)
+        galleries = sorted(self._source.galleries, key=lambda owned: owned.gallery.gallery_id)
         return _json(
             {
                 "partitions": sorted(self._source.loaded),
-                "galleries": [_summary(held) for held in galleries],
+                "galleries": [_summary(owned) for owned in galleries],
             }
         )
 
@@ -80,24 +79,25 @@ class GalleryApi:
         partition = self._source.partition_of(gallery_id)
         if partition not in self._source.loaded:
             return self._elsewhere(request, partition)
-        held = self._source.galleries.get(gallery_id)
-        if held is None:
+        owned = self._source.galleries.get(gallery_id)
+        if owned is None:
             return _fault(
                 404, f"gallery {gallery_id!r}: nobody was seen in it yet, or it has expired"
             )
-        keys = sorted(held.gallery.rows)
+        keys = sorted(owned.gallery.rows)
         if NPY in request.headers.get("Accept", ""):
-            return await self._npy(request, keys, held.gallery.snapshot(keys))
+            return await self._npy(request, keys, owned.gallery.snapshot(keys))
         with_matrix = request.query.get("matrix") != "no"
         if with_matrix and len(keys) > MAX_JSON_PERSONS:
             return _fault(
                 413,
-                f"gallery {gallery_id!r}: {len(keys)} persons are more than the {MAX_JSON_PERSONS} that JSON is given "
-                f"for: ask with `Accept: {NPY}`, and with `?matrix=no` for persons and candidates",
+                f"gallery {gallery_id!r} has {len(keys)} persons, JSON is given for at most "
+                f"{MAX_JSON_PERSONS}: ask with `Accept: {NPY}`, and with `?matrix=no` for persons "
+                "and candidates",
             )
-        answer = _described(held.gallery, keys)
+        answer = _described(owned.gallery, keys)
         if with_matrix:
-            snapshot = held.gallery.snapshot(keys)
+            snapshot = owned.gallery.snapshot(keys)
             async with self._building:
                 answer["similarity"] = await asyncio.to_thread(snapshot.matrix)
         return _json(answer)
@@ -136,13 +136,13 @@ class GalleryApi:
         return response
 
 
-def _summary(held: Held) -> dict[str, Any]:
+def _summary(owned: OwnedGallery) -> dict[str, Any]:
     return {
-        "gallery_id": held.gallery.gallery_id,
-        "partition": held.partition,
-        "persons": len(held.gallery.rows),
-        "videos": len(held.gallery.videos),
-        "last_event_at": time_of(held.heard_ms),
+        "gallery_id": owned.gallery.gallery_id,
+        "partition": owned.partition,
+        "persons": len(owned.gallery.rows),
+        "videos": len(owned.gallery.videos),
+        "last_event_at": timestamp_of(owned.last_event_ms),
     }
 
 
@@ -151,16 +151,21 @@ def _described(gallery: Gallery, keys: list[str]) -> dict[str, Any]:
         "gallery_id": gallery.gallery_id,
         "person_keys": keys,
         "person_keys_sha256": _keys_sha256(keys),
-        "weights_sha256": [gallery.rows[key].person.model.weights_sha256 for key in keys],
+        "weights_sha256": [gallery.rows[key].tracklet.model.weights_sha256 for key in keys],
         "candidates": [
-            {
-                "candidate_id": candidate_id_of(gallery.gallery_id, key, other),
-                "person_keys": [key, other],
-                "similarity": entry.similarity,
-            }
-            | ({} if entry.judgement is None else asdict(entry.judgement))
-            for key, other, entry in gallery.pairs()
+            _candidate(gallery.gallery_id, key, other, candidate)
+            for key, other, candidate in gallery.candidates()
         ],
+    }
+
+
+def _candidate(gallery_id: str, key: str, other: str, candidate: Candidate) -> dict[str, Any]:
+    """Return a pair as `DuplicateCandidate` names its fields, with the keys of its persons."""
+    return {
+        "candidate_id": candidate_id_of(gallery_id, key, other),
+        "person_keys": [key, other],
+        "state": candidate.state,
+        **candidate.wire_fields(),
     }
 
 

@@ -1,4 +1,4 @@
-"""Which offsets of a partition are messages, asked of Kafka itself. Used by `faust_app` alone."""
+"""Which offsets of a partition are messages, asked of Kafka itself. Used by `faust_table` alone."""
 
 from __future__ import annotations
 
@@ -21,31 +21,32 @@ _WAIT_SECONDS = 10.0
 
 
 class LogOffsets:
-    """Reads a topic beside its consumer, with no group and for as long as a question takes.
+    """Reads a topic beside its consumer, outside any group, connected only while it answers.
 
-    A consumer that passed offsets over cannot tell whether it lost messages or there are none (a
-    transaction's end, what was compacted or has expired). What was read is kept, so that a log with
-    many such offsets costs one reading for each piece that the broker hands over at once.
+    A consumer that has passed over offsets cannot tell whether it lost messages or there are none
+    (the end of a transaction, what was compacted or has expired). What was read is remembered, so a
+    log with many such offsets costs one reading for each batch that the broker returns.
     """
 
     def __init__(self, settings: Settings, topic: str) -> None:
         """`topic` is the full name."""
-        self._settings, self._topic = settings, topic
-        self._known: dict[
-            int, list[int]
-        ] = {}  # by partition: where the reading began, then the messages' offsets
+        self._settings = settings
+        self._topic = topic
+        # By partition: the offset from which it was read, then those of the messages read.
+        self._known: dict[int, list[int]] = {}
 
     async def first_from(self, partition: int, offset: int) -> int | None:
-        """The offset of the first message at or after `offset`, None where that cannot be said now."""
+        """Return the offset of the first message from `offset` on, None if that is not known."""
         known = self._known.get(partition, [])
         if not known or not known[0] <= offset <= known[-1]:
-            known = self._known[partition] = [offset, *await self._read(partition, offset)]
-        at = bisect_left(known, offset, lo=1)
-        first = known[at] if at < len(known) else None
+            known = [offset, *await self._read(partition, offset)]
+            self._known[partition] = known
+        index = bisect_left(known, offset, lo=1)
+        first = known[index] if index < len(known) else None
         if first == offset:
-            del self._known[
-                partition
-            ]  # it was lost on the way, or expires just now: ask anew if it is missed again
+            # There is a message: it was lost on the way, or is about to expire. If it is missed
+            # again, ask Kafka again.
+            del self._known[partition]
         return first
 
     async def _read(self, partition: int, offset: int) -> list[int]:
@@ -62,7 +63,7 @@ class LogOffsets:
                 return [record.offset for record in records.get(place, ())]
         except (KafkaError, TimeoutError) as error:
             log.warning(
-                "%s[%d]: cannot say what is there from offset %d (%r)",
+                "%s[%d]: cannot read which messages follow offset %d (%r)",
                 self._topic,
                 partition,
                 offset,

@@ -1,20 +1,21 @@
 """The matcher: a Faust agent around the pure core of `gallery`; candidates out, rows in a table.
 
-The order of things is what makes it lose nothing and say nothing twice but the same:
+It loses nothing, and says nothing twice but the same, because of the order of its steps:
 
-1. What an event says is decided by the core, from the rows alone. 2. The events that follow from it
-are published, and the brokers have them. 3. The rows are sent to the table's changelog and, once
-the brokers have those too, written to the local store. 4. The event is acknowledged, always in the
-order of its partition; Faust commits what is acknowledged.
+1. The core decides what follows from an event, from the rows alone.
+2. The events that follow are published, and acknowledged by the brokers.
+3. The rows are sent to the table's changelog and, once the brokers have acknowledged those too,
+   written to the local copy.
+4. The event is acknowledged, always in the order of its partition. Faust commits what is
+   acknowledged.
 
-A crash in between makes the event come again, and the core gives the same for it. Faust's own way
-of writing a table, `table[key] = value`, is not used: it writes the local store first and the
-changelog at some later time. After a crash between the two, the event that comes again finds its
-row and writes nothing, and whoever takes over the partition later never gets that row.
+After a crash in between, the event comes again, and the core decides the same for it. Faust's own
+way of writing a table, `table[key] = value`, is not used: it writes the local copy first and the
+changelog at some later time. After a crash between the two, the event that comes again would find
+its row and write nothing, and whoever takes over the partition later would never get that row.
 
-A bad event is given up inside the loop. Anything else that fails ends the process: Faust would
-acknowledge the event of an agent that raised, so the agent does not return from one it could not
-handle.
+A bad event becomes a dead letter. Anything else that fails ends the process. Faust would
+acknowledge the event of an agent that raised, so the agent does not return after such a failure.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import ipaddress
 import logging
 import socket
 import time
@@ -30,8 +32,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from streamproc.errors import EventError, MachineError
-from streamproc.events import DuplicateCandidate, GalleryExpired, PersonEmbedding, now
-from streamproc.kafka.connection import patiently
+from streamproc.events import DuplicateCandidate, GalleryExpired, PersonEmbedding, now, timestamp_of
+from streamproc.kafka.connection import retry_until_stopped
 from streamproc.kafka.publisher import Publisher
 from streamproc.kafka.records import trace_of
 from streamproc.kafka.topics import changelog_of, ensure_topics
@@ -40,45 +42,43 @@ from streamproc.services.logs import log_about
 from streamproc.services.matcher.faust_table import FaustTable, instance_folder, record_of
 from streamproc.services.matcher.http import GalleryApi
 from streamproc.services.matcher.metrics import MatcherMetrics
-from streamproc.services.matcher.prefetch import LookAhead
+from streamproc.services.matcher.prefetch import Prefetch
 from streamproc.services.matcher.table import (
     Galleries,
     decide,
     entries_of,
     now_ms,
     partition_of,
-    time_of,
 )
 from streamproc.services.service import Service
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Collection, Coroutine
+    from collections.abc import AsyncIterator, Awaitable, Collection, Coroutine, Iterator
 
-    from streamproc.gallery import Outcome
+    from streamproc.gallery import MatchResult
     from streamproc.services.matcher.faust_table import FaustEvent, Waiting
     from streamproc.services.matcher.prefetch import Parsed
-    from streamproc.services.matcher.table import Entries, Held
+    from streamproc.services.matcher.table import Entries, OwnedGallery
     from streamproc.settings import Settings
 
 log = logging.getLogger(__name__)
 
-_UNSETTLED_EVENTS = 1000
-_LINGER_MS = 10
-_ROWS_A_TURN = 200
+_MAX_UNACKNOWLEDGED = 1000
+_CHANGELOG_LINGER_MS = 10
+_ENTRIES_A_STEP = 200
+"""How many entries are read before the event loop runs other tasks, such as health checks."""
 _GC_THRESHOLDS = (50_000, 10, 10)
-"""How often the collector looks for cycles:
+"""How often the garbage collector runs.
 
-Python's 700 allocations come with every few events, and cost a fifth.
+Python's default, every 700 allocations, is every few events, and takes a fifth of the time.
 """
-_STOP_SECONDS = 10.0
-"""After a fault: how long Faust may take to leave the group."""
+_TERMINATE_SECONDS = 10.0
+"""How long Faust may take to leave the group after a fault."""
+_MAX_EXPIRY_CHECK_SECONDS = 600.0
 
 
 async def run_matcher(settings: Settings) -> None:
-    """Be a matcher until a signal ends it.
-
-    Raises UsageError for wrong topics, MachineError for a fault.
-    """
+    """Run until a signal comes; raises UsageError for wrong topics, MachineError for a fault."""
     service = Service("matcher", settings)
     matcher = Matcher(service)
     service.routes += GalleryApi(matcher).routes()
@@ -87,7 +87,7 @@ async def run_matcher(settings: Settings) -> None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Handled:
-    """An event whose entries are on their way to the changelog."""
+    """An event that is decided, and whose entries are on their way to the changelog."""
 
     event: FaustEvent
     entries: Entries
@@ -95,7 +95,7 @@ class _Handled:
 
 
 async def _first_of(*works: Coroutine[Any, Any, Any]) -> None:
-    """Return when one of them has, or raise what it raised; the others are cancelled."""
+    """Return when one of them has returned, or raise what it raised; the others are cancelled."""
     tasks = [asyncio.ensure_future(work) for work in works]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -107,34 +107,35 @@ async def _first_of(*works: Coroutine[Any, Any, Any]) -> None:
 
 
 class Matcher:
-    """One matcher process's work.
+    """The work of one matcher process.
 
-    Its parts run as tasks of one loop; the agent handles one event at a time.
+    Its parts run as tasks of one event loop; the agent handles one event at a time.
     """
 
     def __init__(self, service: Service) -> None:
         settings = service.settings
-        self._service, self._settings = service, settings
+        self._service = service
+        self._settings = settings
         self._partitions = settings.topics.person_embeddings.partitions
         self._changelog = changelog_of(settings)
         self._publisher = Publisher(settings, "matcher")
-        # An entry is an event and what the core adds; the changelog takes twice an event, see
-        # `topics`. Nobody waits for entries, so they may wait for each other.
+        # An entry is an event and what the core adds: the changelog takes twice an event, see
+        # `wanted_topics`. Nobody waits for single entries, so several may be sent together.
         self._changes = Publisher(
             settings,
             "matcher",
             max_record_bytes=2 * settings.kafka.max_event_bytes,
-            linger_ms=_LINGER_MS,
+            linger_ms=_CHANGELOG_LINGER_MS,
         )
-        self._handled: asyncio.Queue[_Handled] = asyncio.Queue(_UNSETTLED_EVENTS)
+        self._handled: asyncio.Queue[_Handled] = asyncio.Queue(_MAX_UNACKNOWLEDGED)
         self._table: FaustTable | None = None
         self._loaded: frozenset[int] = frozenset()
-        self._loads = 0
+        self._loads = 0  # how often partitions moved: tells a load that it is out of date
         self._busy = False
         self._fault: BaseException | None = None
         self._faulted = asyncio.Event()
         self.galleries = self._no_galleries()
-        self._next_offsets: dict[int, int] = {}  # by partition: everything before is done
+        self._next_offsets: dict[int, int] = {}  # by partition: all before it is acknowledged
         self._metrics = MatcherMetrics(service.registry, self._gauges)
         self._calibration = calibration_of(settings.clustering)
 
@@ -147,68 +148,75 @@ class Matcher:
         return self._loaded
 
     def partition_of(self, gallery_id: str) -> int:
-        """Where a gallery lives."""
+        """Return the partition of a gallery."""
         return partition_of(gallery_id, self._partitions)
 
     def owner_of(self, partition: int) -> str | None:
-        """The URL of another matcher that owns a partition, None where that is not known."""
+        """Return the URL of the other matcher that owns a partition, None if it is not known."""
         return None if self._table is None else self._table.owner_of(partition)
 
     def _is_idle(self) -> bool:
-        return self._service.ready and not self._busy and self._handled.empty()
+        return self._service.ready.is_set() and not self._busy and self._handled.empty()
 
     def _gauges(self) -> dict[str, int]:
-        ends = {
-            p: None if self._table is None else self._table.end_offset(p)
-            for p in self._next_offsets
-        }
-        lag = sum(max(0, end - self._next_offsets[p]) for p, end in ends.items() if end is not None)
-        sizes = {
+        return {
+            "lag": self._lag(),
             "galleries": len(self.galleries),
             "rows": self.galleries.rows,
             "partitions": len(self._loaded),
         }
-        return {"lag": lag, **sizes}
+
+    def _lag(self) -> int:
+        if self._table is None:
+            return 0
+        lag = 0
+        for partition, next_offset in self._next_offsets.items():
+            end = self._table.end_offset(partition)
+            if end is not None:
+                lag += max(0, end - next_offset)
+        return lag
 
     async def run(self) -> None:
-        """Work until `stop`, then finish what is begun. Raises what went wrong."""
+        """Work until the service is stopped, then finish what has begun. Raises what failed."""
         stop = self._service.stop
-        await patiently(stop, "topics", partial(ensure_topics, self._settings))
+        await retry_until_stopped(stop, "topics", partial(ensure_topics, self._settings))
         async with contextlib.AsyncExitStack() as stack:
             folder = stack.enter_context(instance_folder(self._settings))
             for publisher in (self._publisher, self._changes):
-                await patiently(stop, "Kafka", partial(stack.enter_async_context, publisher))
+                connect = partial(stack.enter_async_context, publisher)
+                await retry_until_stopped(stop, "Kafka", connect)
             if stop.is_set():
                 return
             self._table = table = FaustTable(self._settings, folder, await self._own_url())
             table.on_event(self._take)
-            table.on_moved(self._let_go, self._load)
-            async with self._tasks(self._settle(), self._expire(), table.watch(self._is_idle)):
-                await self._live(table)
+            table.on_rebalance(self._unload, self._load)
+            async with self._tasks(self._acknowledge(), self._expire(), table.watch(self._is_idle)):
+                await self._run_table(table)
 
     async def _own_url(self) -> str:
-        while not self._service.port:  # noqa: ASYNC110 - HTTP starts beside the work, in a moment
-            await asyncio.sleep(0.01)
-        host = self._settings.service.http_host
-        if host in {"0.0.0.0", "::"}:  # noqa: S104 - compared with, not bound to: in a container the name is what leads here
+        await self._service.listening.wait()  # the HTTP server starts beside this, in a moment
+        options = self._settings
+        if options.matcher.advertised_url:
+            return options.matcher.advertised_url
+        host = options.service.http_host
+        if _is_any_address(host):
+            # No address to connect to. In a container, its name leads here.
             host = socket.gethostname()
-        return self._settings.matcher.advertised_url or f"http://{host}:{self._service.port}"
+        return f"http://{host}:{self._service.port}"
 
-    async def _live(self, table: FaustTable) -> None:
+    async def _run_table(self, table: FaustTable) -> None:
         stop = self._service.stop
-        try:
+        with self._failing():
             await table.start()
-            await _first_of(stop.wait(), self._faulted.wait(), table.ended())
-            self._service.ready = False
+            await _first_of(stop.wait(), self._faulted.wait(), table.join())
+            self._service.ready.clear()
             if self._fault is None and not stop.is_set():
                 self._fail(MachineError(f"Faust stopped by itself: {table.crash_reason!r}"))
             elif self._fault is None:
-                await _first_of(table.stop(unfinished=False), self._faulted.wait())
-        except Exception as error:  # noqa: BLE001 - whatever it was, it ends this process
-            self._fail(error)
+                await _first_of(table.close(), self._faulted.wait())
         if self._fault is not None:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(table.stop(unfinished=True), _STOP_SECONDS)
+                await asyncio.wait_for(table.terminate(), _TERMINATE_SECONDS)
             raise self._fault
 
     @contextlib.asynccontextmanager
@@ -222,9 +230,15 @@ class Matcher:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _guarded(self, work: Awaitable[None]) -> None:
-        try:
+        with self._failing():
             await work
-        except Exception as error:  # noqa: BLE001 - whatever it was, it ends this process
+
+    @contextlib.contextmanager
+    def _failing(self) -> Iterator[None]:
+        """End this process if anything fails inside; Faust or asyncio would only swallow it."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - see above
             self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
@@ -237,164 +251,187 @@ class Matcher:
             self._fault = error
             self._faulted.set()
 
-    # Partitions come and go.
-
-    async def _let_go(self) -> None:
-        self._service.ready = False
+    async def _unload(self) -> None:
+        self._service.ready.clear()
         self._loads += 1
-        self._loaded, self.galleries = frozenset(), self._no_galleries()
+        self._loaded = frozenset()
+        self.galleries = self._no_galleries()
         self._next_offsets.clear()
 
     async def _load(self, partitions: Collection[int]) -> bool:
-        """Read the galleries of the partitions that are ours now; nothing is consumed until this is done.
+        """Read the galleries of all own partitions; no event is taken before this is done.
 
-        Returns False where they moved again meanwhile, or cannot be read.
+        Returns False if partitions moved again meanwhile, or if they cannot be read.
         """
-        self._loads += 1
-        mine, started = self._loads, time.perf_counter()
-        assert self._table is not None
-        galleries = self._no_galleries()
-        try:
-            for partition in partitions:
-                for i, (key, value) in enumerate(self._table.entries(partition)):
-                    galleries.load(partition, key, value)
-                    if i % _ROWS_A_TURN == 0:
-                        await asyncio.sleep(0)  # health checks go on
-                        if mine != self._loads:
-                            return False
-        except Exception as error:  # noqa: BLE001 - Faust would swallow it
-            self._fail(error)
+        start = time.perf_counter()
+        galleries = None
+        with self._failing():
+            galleries = await self._read_galleries(partitions)
+        if galleries is None:
             return False
-        seconds = time.perf_counter() - started
-        gc.freeze()  # rows are many objects that stay: going through them all again and again would cost seconds
+        seconds = time.perf_counter() - start
+        # Rows are many objects that stay: to search all of them for garbage again and again would
+        # take seconds.
+        gc.freeze()
         gc.set_threshold(*_GC_THRESHOLDS)
-        self.galleries, self._loaded, self._service.ready = galleries, frozenset(partitions), True
+        self.galleries = galleries
+        self._loaded = frozenset(partitions)
+        self._service.ready.set()
         log.info(
             "partitions %s: read %d rows in %.1f s", sorted(partitions), galleries.rows, seconds
         )
         return True
 
-    # One event.
+    async def _read_galleries(self, partitions: Collection[int]) -> Galleries | None:
+        """Read the table's entries; None if partitions moved meanwhile."""
+        self._loads += 1
+        this_load = self._loads
+        assert self._table is not None
+        galleries = self._no_galleries()
+        for partition in partitions:
+            for index, (key, value) in enumerate(self._table.entries(partition)):
+                galleries.load(partition, key, value)
+                if index % _ENTRIES_A_STEP == 0:
+                    await asyncio.sleep(0)
+                    if this_load != self._loads:
+                        return None
+        return galleries
 
     async def _take(self, events: AsyncIterator[FaustEvent], waiting: Waiting) -> None:
-        ahead = LookAhead(self._settings.kafka.max_event_bytes, waiting, self._metrics)
-        try:
+        prefetch = Prefetch(self._settings.kafka.max_event_bytes, waiting, self._metrics)
+        with self._failing():
             async for event in events:
                 self._busy = True
-                await self._handle(event, await ahead.parsed(event.message, self.galleries))
+                parsed = await prefetch.event_of(event.message, self.galleries)
+                await self._handle(event, parsed)
                 self._busy = False
-        except Exception as error:  # noqa: BLE001 - whatever it was, it ends this process
-            self._fail(error)
-            await (
-                asyncio.Event().wait()
-            )  # for ever: if this returned, Faust would go on behind the event
+            return
+        # It has failed. If this returned, Faust would go on with the next event.
+        await asyncio.Event().wait()
 
     async def _handle(self, event: FaustEvent, parsed: Parsed | EventError) -> None:
         message = event.message
         entries: Entries = []
-        begun: list[asyncio.Future[Any]] = []
+        acknowledgements: list[asyncio.Future[Any]] = []
         try:
             if isinstance(parsed, EventError):
                 raise parsed
             self._metrics.events[parsed.kind] += 1
             with log_about(gallery_id=parsed.gallery_id):
                 if self.partition_of(parsed.gallery_id) == message.partition:
-                    entries, begun = await self._apply(message, parsed)
+                    entries, acknowledgements = await self._apply(message, parsed)
                 else:
                     await self._send_on(message, parsed)
         except EventError as error:
-            await self._give_up(message, error.code, str(error))
-        await self._handled.put(_Handled(event, entries, begun))
+            await self._publish_dead_letter(message, error)
+        await self._handled.put(_Handled(event, entries, acknowledgements))
 
     async def _apply(
-        self,
-        message: Any,
-        event: Parsed,
+        self, message: Any, event: Parsed
     ) -> tuple[Entries, list[asyncio.Future[Any]]]:
+        """Do what follows from an event; return its entries, and their acknowledgements."""
         start = time.perf_counter()
         at_ms = now_ms()
-        held = self.galleries.open(event.gallery_id, message.partition)
-        outcome = self._decide(held, event)
+        owned = self.galleries.open(event.gallery_id, message.partition)
+        result = self._decide(owned, event)
         person = event if isinstance(event, PersonEmbedding) else None
         entries = entries_of(
-            event.gallery_id, outcome.writes, at_ms=at_ms, event=person, raw=message.value
+            event.gallery_id, result.writes, at_ms=at_ms, event=person, raw=message.value
         )
         decided = time.perf_counter()
-        if outcome.events:
-            await self._publisher.publish_all(outcome.events, trace=trace_of(record_of(message)))
+        if result.events:
+            await self._publisher.publish_all(result.events, trace=trace_of(record_of(message)))
         published = time.perf_counter()
-        begun = [
+        acknowledgements = [
             await self._changes.begin(self._changelog, key, value, (), partition=message.partition)
             for key, value in entries
         ]
-        held.gallery.write(outcome.writes)
+        owned.gallery.write(result.writes)
         if isinstance(event, GalleryExpired):
-            self.galleries.drop_if_empty(held)
+            self.galleries.drop_if_empty(owned)
         else:
-            held.heard_ms = max(held.heard_ms, at_ms)
+            owned.last_event_ms = max(owned.last_event_ms, at_ms)
         seconds = self._metrics.seconds
         seconds["apply"] += decided - start
         seconds["publish"] += published - decided
         seconds["write"] += time.perf_counter() - published
-        self._count(outcome)
-        return entries, begun
+        self._count(result)
+        return entries, acknowledgements
 
-    def _decide(self, held: Held, event: Parsed) -> Outcome:
+    def _decide(self, owned: OwnedGallery, event: Parsed) -> MatchResult:
         threshold = self._settings.clustering.similarity_threshold
         try:
             return decide(
-                held,
+                owned,
                 event,
                 similarity_threshold=threshold,
                 occurred_at=now(),
                 calibration=self._calibration,
             )
         except EventError:
-            self.galleries.drop_if_empty(held)
+            self.galleries.drop_if_empty(owned)
             raise
 
-    def _count(self, outcome: Outcome) -> None:
-        self._metrics.rows_not_compared += outcome.not_compared
-        for event in outcome.events:
+    def _count(self, result: MatchResult) -> None:
+        self._metrics.rows_not_compared += result.not_compared
+        for event in result.events:
             if isinstance(event, DuplicateCandidate):
                 self._metrics.candidates[event.state] += 1
 
     async def _send_on(self, message: Any, event: Parsed) -> None:
-        """Send a stray, whose producer hashes keys in another way, to its gallery's partition."""
+        """Send an event to its gallery's partition: its producer hashes keys in another way."""
         record = record_of(message)
-        key, partition = event.gallery_id.encode(), self.partition_of(event.gallery_id)
         await self._publisher.send(
-            event.topic, key, record.value, tuple(record.headers), partition=partition
+            event.topic,
+            event.gallery_id.encode(),
+            record.value,
+            tuple(record.headers),
+            partition=self.partition_of(event.gallery_id),
         )
         self._metrics.strays += 1
 
-    async def _give_up(self, message: Any, code: str, text: str) -> None:
-        await self._publisher.dead_letter(record_of(message), code=code, text=text, attempts=1)
-        self._service.dead_letters.labels(code).inc()
+    async def _publish_dead_letter(self, message: Any, error: EventError) -> None:
+        await self._publisher.dead_letter(
+            record_of(message), code=error.code, text=str(error), attempts=1
+        )
+        self._service.dead_letters.labels(error.code).inc()
 
-    async def _settle(self) -> None:
-        """Write entries to the local store once the brokers have them, and acknowledge their event; in order."""
+    async def _acknowledge(self) -> None:
+        """Write entries to the local copy once the brokers have them, and acknowledge the event.
+
+        Does so for ever, in the order in which the events were handled.
+        """
         assert self._table is not None
         while True:
             handled = await self._handled.get()
             sent = [await acknowledgement for acknowledgement in handled.acknowledgements]
             message = handled.event.message
             if sent:
-                self._table.keep(message.partition, handled.entries, sent[-1].offset)
+                self._table.write(message.partition, handled.entries, sent[-1].offset)
             handled.event.ack()
             self._next_offsets[message.partition] = message.offset + 1
 
     async def _expire(self) -> None:
-        """Announce the end of galleries that were not heard of for their time."""
+        """Announce for ever which galleries have had no event for too long."""
         expiry_seconds = self._settings.matcher.gallery_expiry_hours * 3600
         while True:
-            await asyncio.sleep(min(600.0, expiry_seconds / 4))
-            for held in self.galleries:
-                if held.heard_ms + expiry_seconds * 1000 < now_ms():
-                    gallery_id = held.gallery.gallery_id
-                    log.info("gallery %s expires: %d persons", gallery_id, len(held.gallery.rows))
-                    await self._publisher.publish(
-                        GalleryExpired.make(
-                            gallery_id=gallery_id, last_event_at=time_of(held.heard_ms)
-                        )
-                    )
+            await asyncio.sleep(min(_MAX_EXPIRY_CHECK_SECONDS, expiry_seconds / 4))
+            for owned in self.galleries:
+                if owned.last_event_ms + expiry_seconds * 1000 < now_ms():
+                    await self._announce_expiry(owned)
+
+    async def _announce_expiry(self, owned: OwnedGallery) -> None:
+        gallery = owned.gallery
+        log.info("gallery %s expires: %d persons", gallery.gallery_id, len(gallery.rows))
+        event = GalleryExpired.make(
+            gallery_id=gallery.gallery_id, last_event_at=timestamp_of(owned.last_event_ms)
+        )
+        await self._publisher.publish(event)
+
+
+def _is_any_address(host: str) -> bool:
+    """Whether a host stands for all addresses of this machine, as 0.0.0.0 and :: do."""
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:  # a name
+        return False

@@ -1,4 +1,4 @@
-"""Metrics of the matcher, read at the moment they are asked for."""
+"""Metrics of the matcher, computed when Prometheus asks for them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 class MatcherMetrics(Collector):
     """What the matcher counts.
 
-    Written by its one loop without a lock; rates are Prometheus's `rate()`.
+    Written by the matcher's event loop alone, so without a lock. For rates use Prometheus's
+    `rate()`.
     """
 
     def __init__(self, registry: CollectorRegistry, gauges: Callable[[], dict[str, int]]) -> None:
-        """`gauges` gives lag, galleries, rows and partitions as they are now."""
+        """`gauges` returns the current lag, galleries, rows and partitions."""
         self._gauges = gauges
         self.events: Counter[str] = Counter()
         self.candidates: Counter[str] = Counter()
@@ -32,12 +33,12 @@ class MatcherMetrics(Collector):
         registry.register(self)
 
     def collect(self) -> Iterator[Metric]:
-        """Prometheus's hook."""
-        yield _labelled("events", "Events of person-embeddings, by kind", "kind", self.events)
-        yield _labelled(
+        """Yield all metrics; called by Prometheus's registry."""
+        yield _counter_by("events", "Events of person-embeddings, by kind", "kind", self.events)
+        yield _counter_by(
             "candidates", "Duplicate candidates published, by state", "state", self.candidates
         )
-        yield _labelled("stage_seconds", "Time spent, by stage", "stage", self.seconds)
+        yield _counter_by("stage_seconds", "Time spent, by stage", "stage", self.seconds)
         yield CounterMetricFamily(
             "streamproc_strays", "Events sent on to their partition", value=self.strays
         )
@@ -57,7 +58,7 @@ _GAUGES = {
 }
 
 
-def _labelled(name: str, text: str, label: str, counts: Mapping[str, float]) -> Metric:
+def _counter_by(name: str, text: str, label: str, counts: Mapping[str, float]) -> Metric:
     family = CounterMetricFamily(f"streamproc_{name}", text, labels=[label])
     for value, count in counts.items():
         family.add_metric([value], count)

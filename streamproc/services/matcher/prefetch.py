@@ -1,4 +1,7 @@
-"""The matcher's look at events that wait: parsed before their turn, and compared with each gallery together."""
+"""Prefetch: events are parsed before their turn, and compared with their gallery together.
+
+One comparison of many vectors costs little more than one of a single vector.
+"""
 
 from __future__ import annotations
 
@@ -18,67 +21,75 @@ if TYPE_CHECKING:
 
 Parsed: TypeAlias = PersonEmbedding | VideoClosed | GalleryExpired
 
-_AHEAD_EVENTS = 64
-_IDLE_TURNS = 3
+_MAX_EVENTS = 64
+_IDLE_ROUNDS = 3
 
 
-class LookAhead:
-    """What the next events say. `waiting(n)` gives the messages behind the one at hand, n at most.
+class Prefetch:
+    """The next events, parsed. Made by the matcher; used by its one task that takes events.
 
-    What was looked at is kept by partition and offset, not by message: Faust waits until the
-    messages that it took back are garbage.
+    `waiting(n)` returns the messages behind the current one, n at most. Events are kept by
+    partition and offset, and not by message: Faust counts on messages that it has taken back being
+    garbage collected.
     """
 
     def __init__(self, max_event_bytes: int, waiting: Waiting, metrics: MatcherMetrics) -> None:
-        self._max_event_bytes, self._waiting, self._metrics = max_event_bytes, waiting, metrics
-        self._looked_at: dict[tuple[int, int], Parsed | EventError] = {}
+        self._max_event_bytes = max_event_bytes
+        self._waiting = waiting
+        self._metrics = metrics
+        self._parsed: dict[tuple[int, int], Parsed | EventError] = {}
 
-    async def parsed(
-        self,
-        message: Any,
-        galleries: Galleries,
-    ) -> Parsed | EventError:
-        """Say what a message holds, an EventError for a bad one; every so often that of those behind it as well."""
+    async def event_of(self, message: Any, galleries: Galleries) -> Parsed | EventError:
+        """Return the event in a message, an EventError for a bad one.
+
+        If it was not prefetched, prefetch the events behind it too.
+        """
         place = (message.partition, message.offset)
-        if place not in self._looked_at:
-            await self._let_others_come()
-            self._look([message, *self._waiting(_AHEAD_EVENTS)], galleries)
-        return self._looked_at.pop(place)
+        if place not in self._parsed:
+            await self._wait_for_messages()
+            self._prefetch([message, *self._waiting(_MAX_EVENTS)], galleries)
+        return self._parsed.pop(place)
 
-    async def _let_others_come(self) -> None:
-        """Let Faust hand over what it has fetched: the loop goes round until nothing more comes."""
-        idle_turns, size = 0, -1
-        while idle_turns < _IDLE_TURNS and size < _AHEAD_EVENTS:
+    async def _wait_for_messages(self) -> None:
+        """Let Faust hand over what it has fetched: run the event loop until no more comes."""
+        idle_rounds = 0
+        count = -1
+        while idle_rounds < _IDLE_ROUNDS and count < _MAX_EVENTS:
             await asyncio.sleep(0)
-            idle_turns = idle_turns + 1 if len(self._waiting(_AHEAD_EVENTS)) == size else 0
-            size = len(self._waiting(_AHEAD_EVENTS))
+            previous = count
+            count = len(self._waiting(_MAX_EVENTS))
+            idle_rounds = idle_rounds + 1 if count == previous else 0
 
-    def _look(self, messages: list[Any], galleries: Galleries) -> None:
-        self._looked_at.clear()  # what is left was taken away by a rebalance
-        persons: dict[tuple[str, str, int], list[PersonEmbedding]] = {}
+    def _prefetch(self, messages: list[Any], galleries: Galleries) -> None:
+        self._parsed.clear()  # what is left was taken away by a rebalance
         start = time.perf_counter()
         for message in messages:
-            parsed = self._parse(message)
-            self._looked_at[message.partition, message.offset] = parsed
-            if isinstance(parsed, PersonEmbedding):
-                key = (parsed.gallery_id, parsed.model.weights_sha256, parsed.vector.dim)
-                persons.setdefault(key, []).append(parsed)
-        compared = time.perf_counter()
-        for (gallery_id, weights_sha256, _), together in persons.items():
-            held = galleries.get(gallery_id)
-            if held is not None and len(together) > 1:
-                held.gallery.foresee(
-                    np.stack([person.vector.numpy() for person in together]), weights_sha256
-                )
+            self._parsed[message.partition, message.offset] = self._parse(message)
+        parsed = time.perf_counter()
+        self._compare(galleries)
         seconds = self._metrics.seconds
-        seconds["parse"] += compared - start
-        seconds["apply"] += time.perf_counter() - compared
+        seconds["parse"] += parsed - start
+        seconds["apply"] += time.perf_counter() - parsed
+
+    def _compare(self, galleries: Galleries) -> None:
+        """Compare the persons of each gallery with it, so that `apply` need not."""
+        groups: dict[tuple[str, str, int], list[PersonEmbedding]] = {}
+        for event in self._parsed.values():
+            if isinstance(event, PersonEmbedding):
+                key = (event.gallery_id, event.model.weights_sha256, event.vector.dim)
+                groups.setdefault(key, []).append(event)
+        for (gallery_id, weights_sha256, _), persons in groups.items():
+            owned = galleries.get(gallery_id)
+            if owned is not None and len(persons) > 1:
+                vectors = np.stack([person.vector.numpy() for person in persons])
+                owned.gallery.precompute(vectors, weights_sha256)
 
     def _parse(self, message: Any) -> Parsed | EventError:
         value: bytes = message.value or b""
-        if len(value) > self._max_event_bytes:  # its row might not fit into the changelog
+        if len(value) > self._max_event_bytes:  # its table entry might not fit into the changelog
             return EventError(
-                f"expected at most {self._max_event_bytes} bytes, got {len(value)}: see kafka.max_event_bytes"
+                f"expected at most {self._max_event_bytes} bytes, got {len(value)}: "
+                "see kafka.max_event_bytes"
             )
         try:
             return parse_embedded(value)

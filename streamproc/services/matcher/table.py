@@ -1,16 +1,17 @@
-"""The matcher's table entries: how rows and records are written as bytes, and where they belong.
+"""The matcher's table entries: how rows and records are stored as bytes, and where.
 
-One entry a person and one a video. A person's entry holds its event as it came, byte for byte, so
-that nothing is serialised twice; the value's other parts are small. Entries of one gallery lie
-together, in the partition of its id.
+There is one entry for each tracklet and one for each video. A tracklet's entry holds its event byte
+for byte as it came, so that it is not serialised again. All entries of a gallery are in the
+partition of its id. What is stored keeps its names and values, since a running matcher reads what
+an older one wrote.
 """
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import orjson
 from aiokafka.partitioner import murmur2
@@ -21,10 +22,10 @@ from streamproc.events import GalleryExpired, PersonEmbedding, VideoClosed
 from streamproc.gallery import (
     UNCALIBRATED,
     Calibration,
+    Candidate,
     Gallery,
     Judgement,
-    Neighbour,
-    Outcome,
+    MatchResult,
     Row,
     VideoRecord,
     Writes,
@@ -39,34 +40,28 @@ _MAX_MS = 2**53 - 1
 
 
 def partition_of(gallery_id: str, partitions: int) -> int:
-    """The partition of a gallery: Kafka's default for its id as the key."""
+    """Return the partition of a gallery: Kafka's default for its id as the key."""
     return int((murmur2(gallery_id.encode()) & 0x7FFFFFFF) % partitions)
 
 
 def now_ms() -> int:
-    """The time in milliseconds since 1970."""
+    """Return the time in milliseconds since 1970."""
     return time.time_ns() // 1_000_000
-
-
-def time_of(ms: int) -> str:
-    """A time as events carry it."""
-    return (
-        datetime.fromtimestamp(ms / 1000, UTC)
-        .isoformat(timespec="milliseconds")
-        .replace("+00:00", "Z")
-    )
 
 
 @dataclass(frozen=True, slots=True)
 class EntryKey:
-    """Whose entry it is: `id` is a person key or a video id."""
+    """The key of an entry: `id` is a person key or a video id."""
 
     gallery_id: str
     kind: Literal["person", "video"]
     id: str
 
     def to_bytes(self) -> bytes:
-        """A JSON array: different keys never have the same bytes, and keys of one gallery share their beginning."""
+        """Return a JSON array: no two keys have the same bytes, and those of a gallery lie together.
+
+        They begin with the same bytes, and RocksDB sorts by them.
+        """
         return orjson.dumps([self.gallery_id, self.kind, self.id])
 
     @classmethod
@@ -82,18 +77,17 @@ class _Stored(BaseModel):
     at: Annotated[int, Field(ge=0, le=_MAX_MS)]
 
 
+_StoredState = Literal["proposed", "updated", "held"]
+_StoredJudgement = tuple[float, Literal["likely", "uncertain"], str]
+_StoredCandidate = (
+    tuple[float, str, _StoredState] | tuple[float, str, _StoredState, _StoredJudgement]
+)
+"""Similarity, run id, state, and the judgement where there is one: see `gallery.Candidate`."""
+
+
 class _StoredRow(_Stored):
     person: PersonEmbedding
-    neighbours: dict[
-        str,
-        tuple[float, str, Literal["proposed", "updated", "held"]]
-        | tuple[
-            float,
-            str,
-            Literal["proposed", "updated", "held"],
-            tuple[float, Literal["likely", "uncertain"], str],
-        ],
-    ]
+    neighbours: dict[str, _StoredCandidate]
 
 
 class _StoredRecord(_Stored):
@@ -102,23 +96,24 @@ class _StoredRecord(_Stored):
     candidate_count: int
 
 
+Entries = list[tuple[bytes, bytes | None]]
+"""Table keys and values; None removes."""
+
+
 def entries_of(
     gallery_id: str, writes: Writes, *, at_ms: int, event: PersonEmbedding | None, raw: bytes
 ) -> Entries:
-    """What to put into the table, removals as None.
+    """Return the entries to put into the table, those of rows before those of records.
 
-    `raw` is the JSON of `event`. Rows before records.
-
-    In that order: a closed video's record is the last of what its event writes, so an event that
-    was cut short is recognised as not yet done when it comes again.
+    `raw` is the JSON of `event`. The record of a closed video is the last entry of its event: if
+    writing is cut short, the event is recognised as not yet done when it comes again.
     """
     entries: Entries = []
     for key, row in writes.rows.items():
-        value = (
-            None
-            if row is None
-            else _row_bytes(row, raw if row.person is event else row.person.to_json(), at_ms)
-        )
+        value = None
+        if row is not None:
+            person = raw if row.tracklet is event else row.tracklet.to_json()
+            value = _row_bytes(row, person, at_ms)
         entries.append((EntryKey(gallery_id, "person", key).to_bytes(), value))
     for video_id, record in writes.videos.items():
         value = None if record is None else _record_bytes(record, at_ms)
@@ -126,24 +121,28 @@ def entries_of(
     return entries
 
 
-Entries = list[tuple[bytes, bytes | None]]
-"""Table keys and values; None removes."""
+def _row_bytes(row: Row, person: bytes, at_ms: int) -> bytes:
+    neighbours = {key: _stored(candidate) for key, candidate in row.candidates.items()}
+    return b'{"at":%d,"neighbours":%b,"person":%b}' % (at_ms, orjson.dumps(neighbours), person)
 
 
-def _row_bytes(row: Row, raw: bytes, at_ms: int) -> bytes:
-    neighbours = {key: _entry(neighbour) for key, neighbour in row.neighbours.items()}
-    return b'{"at":%d,"neighbours":%b,"person":%b}' % (at_ms, orjson.dumps(neighbours), raw)
+def _stored(candidate: Candidate) -> _StoredCandidate:
+    state: _StoredState = "held" if candidate.state == "suppressed" else candidate.state
+    judgement = candidate.judgement
+    if judgement is None:
+        return (candidate.similarity, candidate.run_id, state)
+    judged = (judgement.probability, judgement.band, judgement.calibration_id)
+    return (candidate.similarity, candidate.run_id, state, judged)
 
 
-def _entry(neighbour: Neighbour) -> tuple[object, ...]:
-    judged = neighbour.judgement
-    said = () if judged is None else ((judged.probability, judged.band, judged.calibration_id),)
-    return (neighbour.similarity, neighbour.run_id, neighbour.state, *said)
-
-
-def _neighbour(entry: tuple[Any, ...]) -> Neighbour:
-    similarity, run_id, state, *judged = entry
-    return Neighbour(similarity, run_id, state, Judgement(*judged[0]) if judged else None)
+def _candidate_from(stored: _StoredCandidate) -> Candidate:
+    similarity, run_id, stored_state, *judged = stored
+    return Candidate(
+        similarity,
+        run_id,
+        state="suppressed" if stored_state == "held" else stored_state,
+        judgement=Judgement(*judged[0]) if judged else None,
+    )
 
 
 def _record_bytes(record: VideoRecord, at_ms: int) -> bytes:
@@ -158,54 +157,59 @@ def _record_bytes(record: VideoRecord, at_ms: int) -> bytes:
 
 
 @dataclass(slots=True, eq=False)
-class Held:
-    """A gallery of a partition that this process owns. `heard_ms`: when its last event came."""
+class OwnedGallery:
+    """A gallery of a partition that this process owns."""
 
     gallery: Gallery
     partition: int
-    heard_ms: int = 0
+    last_event_ms: int = 0
+    """When the last event of the gallery came, in milliseconds since 1970."""
 
     def load(self, key: EntryKey, value: bytes) -> None:
         """Take in one entry of the table. Raises ValueError for one that cannot be read."""
         stored: _Stored
         if key.kind == "person":
             stored = row = _StoredRow.model_validate_json(value)
-            near = {other: _neighbour(entry) for other, entry in row.neighbours.items()}
-            self.gallery.write(Writes(rows={key.id: Row(row.person, near)}))
+            candidates = {other: _candidate_from(entry) for other, entry in row.neighbours.items()}
+            self.gallery.write(Writes(rows={key.id: Row(row.person, candidates)}))
         else:
             stored = record = _StoredRecord.model_validate_json(value)
             known = VideoRecord(record.order, record.closed, record.candidate_count)
             self.gallery.write(Writes(videos={key.id: known}))
-        self.heard_ms = max(self.heard_ms, stored.at)
+        self.last_event_ms = max(self.last_event_ms, stored.at)
 
 
 def decide(
-    held: Held,
+    owned: OwnedGallery,
     event: PersonEmbedding | VideoClosed | GalleryExpired,
     *,
     similarity_threshold: float,
     occurred_at: str,
     calibration: Calibration = UNCALIBRATED,
-) -> Outcome:
-    """Say what an event does to a gallery: the core's `apply`, and the gallery's end.
+) -> MatchResult:
+    """Return what an event does to a gallery: the core's `apply`, or the gallery's end.
 
-    Changes nothing itself.
+    It changes nothing itself.
     """
+    gallery = owned.gallery
     if isinstance(event, GalleryExpired):
         last_known_ms = round(datetime.fromisoformat(event.last_event_at).timestamp() * 1000)
-        return Outcome() if held.heard_ms > last_known_ms else Outcome(expire(held.gallery))
-    outcome = apply(
-        held.gallery,
+        if owned.last_event_ms > last_known_ms:
+            return MatchResult()
+        return MatchResult(expire(gallery))
+    result = apply(
+        gallery,
         event,
         similarity_threshold=similarity_threshold,
         occurred_at=occurred_at,
         calibration=calibration,
     )
-    known = held.gallery.videos.get(event.video_id)
-    if isinstance(event, VideoClosed) and known is not None and not outcome.writes.videos:
-        # Nothing new, but the gallery was heard of: its time starts again, whoever owns it next.
-        return replace(outcome, writes=replace(outcome.writes, videos={event.video_id: known}))
-    return outcome
+    known = gallery.videos.get(event.video_id)
+    if isinstance(event, VideoClosed) and known is not None and not result.writes.videos:
+        # Nothing changes, but the gallery had an event: its time until it expires starts again,
+        # also for the process that owns it next, which reads the time from this entry.
+        return replace(result, writes=replace(result.writes, videos={event.video_id: known}))
+    return result
 
 
 class Galleries:
@@ -216,30 +220,30 @@ class Galleries:
 
     def __init__(self, *, max_persons: int) -> None:
         self._max_persons = max_persons
-        self._held: dict[str, Held] = {}
+        self._owned: dict[str, OwnedGallery] = {}
 
-    def __iter__(self) -> Iterator[Held]:
-        return iter(list(self._held.values()))
+    def __iter__(self) -> Iterator[OwnedGallery]:
+        return iter(list(self._owned.values()))
 
     def __len__(self) -> int:
-        return len(self._held)
+        return len(self._owned)
 
-    def get(self, gallery_id: str) -> Held | None:
-        """A gallery that has been heard of."""
-        return self._held.get(gallery_id)
+    def get(self, gallery_id: str) -> OwnedGallery | None:
+        """Return a gallery, None where it is not known."""
+        return self._owned.get(gallery_id)
 
-    def open(self, gallery_id: str, partition: int) -> Held:
-        """A gallery, empty where it is new."""
-        held = self._held.get(gallery_id)
-        if held is None:
-            held = Held(Gallery(gallery_id, max_persons=self._max_persons), partition)
-            self._held[gallery_id] = held
-        return held
+    def open(self, gallery_id: str, partition: int) -> OwnedGallery:
+        """Return a gallery, an empty one where it is new."""
+        owned = self._owned.get(gallery_id)
+        if owned is None:
+            owned = OwnedGallery(Gallery(gallery_id, max_persons=self._max_persons), partition)
+            self._owned[gallery_id] = owned
+        return owned
 
-    def drop_if_empty(self, held: Held) -> None:
-        """Forget a gallery that has nothing to remember."""
-        if not held.gallery.rows and not held.gallery.videos:
-            self._held.pop(held.gallery.gallery_id, None)
+    def drop_if_empty(self, owned: OwnedGallery) -> None:
+        """Forget a gallery that has neither rows nor records."""
+        if not owned.gallery.rows and not owned.gallery.videos:
+            self._owned.pop(owned.gallery.gallery_id, None)
 
     def load(self, partition: int, key: bytes, value: bytes) -> None:
         """Take in one entry of the table. Raises MachineError for one that cannot be read."""
@@ -247,12 +251,13 @@ class Galleries:
             entry_key = EntryKey.from_bytes(key)
             self.open(entry_key.gallery_id, partition).load(entry_key, value)
         except ValueError as error:
+            reason = " ".join(str(error).split())[:200]
             raise MachineError(
-                f"partition {partition}, table entry {key[:200]!r}: expected one of this version, or an older one "
-                f"({' '.join(str(error).split())[:200]}); run the version that wrote it"
+                f"partition {partition}, table entry {key[:200]!r}: expected one of this version, "
+                f"or an older one ({reason}); run the version that wrote it"
             ) from error
 
     @property
     def rows(self) -> int:
-        """How many persons are known."""
-        return sum(len(held.gallery.rows) for held in self._held.values())
+        """How many tracklets are known."""
+        return sum(len(owned.gallery.rows) for owned in self._owned.values())

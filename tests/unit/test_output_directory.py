@@ -1,4 +1,4 @@
-"""The output directory: nothing half, nothing stale, nothing of others."""
+"""The output directory: no file is partial or stale, and no file of the user is touched."""
 
 from __future__ import annotations
 
@@ -6,17 +6,14 @@ import errno
 import os
 import signal
 import subprocess
-import sys
-import textwrap
-from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
 import pytest
+from programs import command, environment, run_program
+from reports import report, write
 
 from streamproc.errors import MachineError, UsageError
 from streamproc.offline.directory import OutputDirectory
-from streamproc.offline.report import GalleryReport, PersonEntry
 
 SIMILARITY_FILES = {
     "similarity_matrix.json",
@@ -26,37 +23,18 @@ SIMILARITY_FILES = {
 }
 
 
-def report(*ids, similarity=True, **changes):
-    values = {
-        "gallery_id": "clip",
-        "title": "clip.mp4",
-        "timestamp": datetime(2026, 11, 24, tzinfo=UTC),
-        "similarity_threshold": 0.7,
-        "persons": tuple(PersonEntry(i, "clip.mp4", 9, 0, 8, 0.0, 0.8, 5, 0.5) for i in ids),
-    }
-    if similarity:
-        values |= {"embedded_ids": ids, "embeddings": np.eye(len(ids), 4, dtype=np.float32)}
-        values |= {"similarity": np.eye(len(ids), dtype=np.float32)}
-    return GalleryReport(**(values | changes))
-
-
-def write(folder, *ids, **changes):
-    with OutputDirectory(folder) as out:
-        for person_id in ids:
-            out.write_webp(person_id, b"webp of %d" % person_id)
-        out.write_report(report(*ids, **changes))
-        out.commit()
-
-
 def files(folder):
+    """The paths of all files below a folder, relative to it."""
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
 def contents(folder):
+    """The bytes of all files below a folder, by path."""
     return {name: (folder / name).read_bytes() for name in files(folder)}
 
 
 def test_nothing_shows_before_commit_and_everything_after(tmp_path):
+    """Files are only in the staging folder before the commit, and in place after it."""
     out = OutputDirectory(tmp_path)
     assert out.write_webp(7, b"data") == "webp/person_7.webp"
     out.write_report(report(7, 8))
@@ -70,12 +48,14 @@ def test_nothing_shows_before_commit_and_everything_after(tmp_path):
 
 
 def test_abort_leaves_nothing(tmp_path):
+    """Leaving without a commit removes the folder that was made."""
     with OutputDirectory(tmp_path / "new") as out:
         out.write_webp(1, b"data")
     assert not (tmp_path / "new").exists()
 
 
 def test_abort_leaves_an_earlier_run_as_it_was(tmp_path):
+    """Leaving without a commit changes no file of an earlier run."""
     write(tmp_path, 1, 2)
     before = contents(tmp_path)
     with OutputDirectory(tmp_path) as out:
@@ -85,6 +65,7 @@ def test_abort_leaves_an_earlier_run_as_it_was(tmp_path):
 
 
 def test_commit_removes_what_an_earlier_run_left_and_nothing_else(tmp_path):
+    """A commit removes the earlier run's files that it does not write, and no other file."""
     write(tmp_path, 1, 2, -3)
     others = [
         "notes.txt",
@@ -105,6 +86,7 @@ def test_commit_removes_what_an_earlier_run_left_and_nothing_else(tmp_path):
 
 
 def test_commit_without_a_report_is_refused_and_removes_nothing(tmp_path):
+    """A commit without a report raises a RuntimeError and changes no file."""
     write(tmp_path, 1)
     before = files(tmp_path)
     with OutputDirectory(tmp_path) as out, pytest.raises(RuntimeError, match="write_report"):
@@ -113,6 +95,7 @@ def test_commit_without_a_report_is_refused_and_removes_nothing(tmp_path):
 
 
 def test_nothing_is_written_after_commit(tmp_path):
+    """After an abort, which may come twice, writing raises a RuntimeError."""
     write(tmp_path, 1)
     out = OutputDirectory(tmp_path)
     out.abort()
@@ -121,36 +104,14 @@ def test_nothing_is_written_after_commit(tmp_path):
         out.write_webp(1, b"")
 
 
-KILLED = """
-import os, sys, time
-sys.path.insert(0, sys.argv[2])
-from pathlib import Path
-from test_outputs_directory import report
-from streamproc.offline.directory import OutputDirectory
-replace, calls = Path.replace, []
-def slow_replace(self, target):
-    calls.append(target)
-    if len(calls) == int(sys.argv[3]):
-        print("now", flush=True)
-        time.sleep(60)
-    return replace(self, target)
-Path.replace = slow_replace
-out = OutputDirectory(sys.argv[1])
-for i in range(5):
-    out.write_webp(i, b"new" * 50_000)
-    if i == 3 and sys.argv[3] == "0":
-        os.write(1, b"now\\n")
-        time.sleep(60)
-out.write_report(report(0, 1, 2, 3, 4))
-out.commit()
-"""
-
-
 @pytest.mark.parametrize(
     "moves", [0, 1, 4, 12], ids=lambda moves: f"before-move-{moves}" if moves else "while-staging"
 )
 def test_a_kill_at_any_moment_leaves_no_half_file(moves, tmp_path):
-    """Files under final names are whole, old or new; the next run removes what the dead one staged."""
+    """Killed at any moment, a run leaves whole files, old or new, under the final names.
+
+    The next run removes what the killed one staged.
+    """
     folder = tmp_path / "out"
     write(folder, 0, 1, 2, 3, 4, 5)
     old = contents(folder)
@@ -160,9 +121,9 @@ def test_a_kill_at_any_moment_leaves_no_half_file(moves, tmp_path):
         out.write_report(report(0, 1, 2, 3, 4))
         out.commit()
     new = contents(tmp_path / "new")
-    program = [sys.executable, "-c", KILLED, str(folder), str(Path(__file__).parent), str(moves)]
-    with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "now\n"
+    program = command("write_outputs_until_killed.py", folder, moves)
+    with subprocess.Popen(program, env=environment(), stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "stopped\n"
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
     assert list(folder.glob(".streamproc-staging-*"))
@@ -180,12 +141,14 @@ def test_a_kill_at_any_moment_leaves_no_half_file(moves, tmp_path):
 
 
 def test_two_runs_do_not_mix(tmp_path):
+    """A second run in the same folder is refused until the first has ended."""
     with OutputDirectory(tmp_path), pytest.raises(UsageError, match="another run is writing"):
         OutputDirectory(tmp_path)
     OutputDirectory(tmp_path).abort()
 
 
 def test_a_gallery_and_its_videos_are_written_side_by_side(tmp_path):
+    """A gallery's folder and those of its videos below it are written at the same time."""
     with OutputDirectory(tmp_path) as gallery, OutputDirectory(tmp_path / "a") as video:
         for out in (video, gallery):
             out.write_report(report(1))
@@ -195,6 +158,7 @@ def test_a_gallery_and_its_videos_are_written_side_by_side(tmp_path):
 
 @pytest.mark.parametrize("path", ["file", "file/below"])
 def test_a_file_in_the_way_is_an_error_of_use(path, tmp_path):
+    """A file where the folder should be is a usage error and stays as it is."""
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UsageError, match="expected a directory"):
         OutputDirectory(tmp_path / path)
@@ -202,11 +166,13 @@ def test_a_file_in_the_way_is_an_error_of_use(path, tmp_path):
 
 
 def test_a_directory_that_cannot_be_made_is_a_fault_of_the_machine():
+    """A folder that the system refuses to make raises a MachineError."""
     with pytest.raises(MachineError, match="cannot be written"):
         OutputDirectory("/proc/streamproc-cannot-be-here")
 
 
 def test_a_directory_in_the_place_of_a_file_is_reported(tmp_path):
+    """A folder in an output file's place raises a MachineError that names it."""
     (tmp_path / "embeddings.npy").mkdir()
     with pytest.raises(MachineError, match=r"embeddings\.npy"):
         write(tmp_path, 1)
@@ -218,7 +184,7 @@ def full_disk(monkeypatch):
     """Every file takes three bytes, then the disk is full."""
 
     def write_bytes(path, _data):
-        with open(path, "wb") as file:  # noqa: PTH123 - Path.write_bytes is what is replaced
+        with path.open("wb") as file:
             file.write(b"hal")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
@@ -226,7 +192,7 @@ def full_disk(monkeypatch):
 
 
 def test_a_full_disk_is_left_to_who_writes_an_animation(tmp_path, full_disk, monkeypatch):
-    """The caller counts the animation as not written; it is not moved into place half, and the run goes on."""
+    """A full disk raises OSError for an animation, which is left out of the committed run."""
     out = OutputDirectory(tmp_path)
     with pytest.raises(OSError, match="No space left") as caught:
         out.write_webp(1, b"half a file")
@@ -239,6 +205,7 @@ def test_a_full_disk_is_left_to_who_writes_an_animation(tmp_path, full_disk, mon
 
 @pytest.mark.usefixtures("full_disk")
 def test_a_full_disk_at_the_report_is_a_fault_of_the_machine(tmp_path):
+    """A full disk while the report is written raises a MachineError and leaves no file."""
     with (
         OutputDirectory(tmp_path) as out,
         pytest.raises(MachineError, match=r"No space left.*make room"),
@@ -248,6 +215,7 @@ def test_a_full_disk_at_the_report_is_a_fault_of_the_machine(tmp_path):
 
 
 def test_what_was_prepared_is_what_a_report_alone_writes(tmp_path):
+    """Preparing, even twice, changes nothing in what is written."""
     write(tmp_path / "plain", 1, 2)
     with OutputDirectory(tmp_path / "prepared") as directory:
         directory.prepare()
@@ -260,6 +228,7 @@ def test_what_was_prepared_is_what_a_report_alone_writes(tmp_path):
 
 
 def test_a_page_without_a_heatmap_gets_no_plotly_though_it_was_prepared(tmp_path):
+    """A page of one person has no Plotly script, even where it was prepared."""
     with OutputDirectory(tmp_path) as directory:
         directory.prepare()
         directory.write_report(report(1))
@@ -269,6 +238,7 @@ def test_a_page_without_a_heatmap_gets_no_plotly_though_it_was_prepared(tmp_path
 
 
 def test_preparing_on_a_full_disk_leaves_the_fault_to_the_report(tmp_path, full_disk):
+    """A full disk while preparing is raised only by the report."""
     with OutputDirectory(tmp_path / "out") as directory:
         directory.prepare()
         with pytest.raises(MachineError, match="No space left"):
@@ -276,13 +246,7 @@ def test_preparing_on_a_full_disk_leaves_the_fault_to_the_report(tmp_path, full_
 
 
 def test_plotly_itself_is_not_imported(tmp_path):
-    """Importing it takes longer than writing the page."""
-    program = f"""
-        import sys
-        sys.path.insert(0, {str(Path(__file__).parent)!r})
-        from test_outputs_directory import write
-        write({str(tmp_path)!r}, 1, 2)
-        assert "plotly" not in sys.modules, "plotly was imported"
-    """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True)
+    """Writing a page does not import plotly, which takes longer than the page."""
+    done = run_program("write_page.py", tmp_path)
+    assert done.stdout == "False\n", done.stderr
     assert (tmp_path / "webp_viewer/assets/plotly.min.js").stat().st_size > 1_000_000

@@ -1,4 +1,4 @@
-"""What sizes say of a pair: who is found again is as large as when last seen."""
+"""What heights say of a pair: who is found again is as large as when last seen."""
 
 from __future__ import annotations
 
@@ -9,13 +9,21 @@ from hypothesis import strategies as st
 from persons import person
 
 from streamproc.events import CropInfo
-from streamproc.gallery.calibration.sizes import ALIKE, LARGEST_CHANGE, SLOPE, size_evidence
+from streamproc.gallery.calibration.sizes import (
+    LARGEST_CHANGE,
+    LOG_ODDS_PER_CHANGE,
+    SAME_HEIGHT_LOG_ODDS,
+    size_log_odds,
+)
 
 PAIR = np.array([[0, 1]])
 
 
 def seen(number, first, last, *heights, video_id="v"):
-    """A person seen from frame `first` to `last`, in boxes of these heights, spread over that time; best first."""
+    """A person seen from frame `first` to `last` in boxes of these heights.
+
+    They are spread over that time; the last comes first in the event.
+    """
     frames = np.linspace(first, last, len(heights)).round().astype(int).tolist()
     crops = [
         CropInfo(
@@ -28,7 +36,8 @@ def seen(number, first, last, *heights, video_id="v"):
 
 
 def of(one, other) -> float:
-    return size_evidence([one, other], PAIR)[0]
+    """The evidence of one pair."""
+    return size_log_odds([one, other], PAIR)[0]
 
 
 @pytest.mark.parametrize(
@@ -44,16 +53,21 @@ def of(one, other) -> float:
     ],
 )
 def test_the_same_height_speaks_for_one_person(one, other) -> None:
-    assert of(one, other) == pytest.approx(ALIKE)
+    """Equal heights where one track ends and the other begins give the full evidence."""
+    assert of(one, other) == pytest.approx(SAME_HEIGHT_LOG_ODDS)
 
 
 def test_another_height_speaks_against_it_up_to_a_limit() -> None:
+    """The evidence falls with the log of the change in height, up to a limit."""
     changes = [
         of(seen(1, 0, 90, 100), seen(2, 100, 190, 100 * np.exp(change)))
         for change in (-0.1, 0.1, 0.2, 0.5, 3)
     ]
     assert changes == pytest.approx(
-        [ALIKE - SLOPE * c for c in (0.1, 0.1, 0.2, 0.5, LARGEST_CHANGE)]
+        [
+            SAME_HEIGHT_LOG_ODDS - LOG_ODDS_PER_CHANGE * c
+            for c in (0.1, 0.1, 0.2, 0.5, LARGEST_CHANGE)
+        ]
     )
     assert changes[-1] < -1
 
@@ -68,6 +82,7 @@ def test_another_height_speaks_against_it_up_to_a_limit() -> None:
     ],
 )
 def test_where_nothing_is_known_nothing_is_said(other) -> None:
+    """Other videos, overlapping tracks and missing heights give no evidence."""
     assert of(seen(1, 0, 90, 100), other) == 0
 
 
@@ -81,14 +96,18 @@ tracks = st.builds(
 
 @given(tracks, tracks)
 def test_it_is_the_same_from_both_ends(one, other) -> None:
+    """The evidence does not depend on which person is named first, and keeps its limits."""
     pair = [
         seen(number, first, last, *heights)
         for number, (first, last, heights) in enumerate((one, other))
     ]
-    forth, back = size_evidence(pair, PAIR)[0], size_evidence(pair, PAIR[:, ::-1])[0]
+    forth, back = size_log_odds(pair, PAIR)[0], size_log_odds(pair, PAIR[:, ::-1])[0]
     assert forth == back
-    assert ALIKE - SLOPE * LARGEST_CHANGE <= forth <= ALIKE
+    assert (
+        SAME_HEIGHT_LOG_ODDS - LOG_ODDS_PER_CHANGE * LARGEST_CHANGE <= forth <= SAME_HEIGHT_LOG_ODDS
+    )
 
 
 def test_no_pairs_no_evidence() -> None:
-    assert size_evidence([], np.zeros((0, 2), np.int64)).shape == (0,)
+    """No pairs give an empty result."""
+    assert size_log_odds([], np.zeros((0, 2), np.int64)).shape == (0,)

@@ -1,11 +1,10 @@
-"""Where animations go: whole files, names that cannot collide or climb out, one error for each kind of fault."""
+"""Where animations go: whole files, safe names that differ, and one error a kind of fault."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import socket
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 from fsspec.registry import _registry
 from hypothesis import example, given
 from hypothesis import strategies as st
+from programs import run_program
 
 from streamproc.errors import MachineError, UsageError
 from streamproc.storage.animations import AnimationStore, _safe_name
@@ -25,14 +25,17 @@ RUN = "0123456789abcdef"
 
 
 def files(folder):
+    """The paths of all files below a folder, relative to it."""
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
 def path_of(stored):
+    """The local path that a stored file's URI leads to."""
     return Path(unquote(urlsplit(stored.uri).path))
 
 
 def test_a_folder_gets_whole_files_and_says_what_they_are(tmp_path):
+    """A file in a folder has the stored content, URI, sha256 and size."""
     store = AnimationStore(str(tmp_path / "my out"))
     store.check()
     stored = store.write("clip", RUN, 7, CONTENT)
@@ -44,6 +47,7 @@ def test_a_folder_gets_whole_files_and_says_what_they_are(tmp_path):
 
 
 def test_writing_again_replaces_and_leaves_nothing_else(tmp_path):
+    """Writing a file again replaces it under the same URI and leaves no other file."""
     store = AnimationStore(tmp_path.as_uri())
     first = store.write("clip", RUN, -1, CONTENT)
     assert store.write("clip", RUN, -1, CONTENT) == first
@@ -53,6 +57,7 @@ def test_writing_again_replaces_and_leaves_nothing_else(tmp_path):
 
 
 def test_a_file_below_the_media_root_has_a_uri_relative_to_it(tmp_path):
+    """Below the media root the URI is relative to it, elsewhere it is a file URI."""
     (tmp_path / "media").mkdir()
     (tmp_path / "link").symlink_to("media")
     inside = AnimationStore(str(tmp_path / "link" / "my out"), media_root=tmp_path / "media")
@@ -62,6 +67,7 @@ def test_a_file_below_the_media_root_has_a_uri_relative_to_it(tmp_path):
 
 
 def test_files_are_for_others_to_read(tmp_path):
+    """A stored file has the mode that any new file has."""
     (tmp_path / "plain").touch()
     stored = AnimationStore(str(tmp_path)).write("clip", RUN, 1, CONTENT)
     assert path_of(stored).stat().st_mode == (tmp_path / "plain").stat().st_mode
@@ -80,6 +86,7 @@ def test_files_are_for_others_to_read(tmp_path):
 @example("\ud800")
 @example("x" * 1000)
 def test_every_id_is_a_safe_name(text):
+    """Every id becomes a short name of safe characters without a leading dot."""
     name = _safe_name(text)
     assert 0 < len(name) <= 120
     assert set(name) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-.~")
@@ -91,19 +98,23 @@ def test_every_id_is_a_safe_name(text):
 @example("", "~")
 @example("x" * 200, "x" * 201)
 def test_two_ids_never_have_one_name(one, other):
+    """Two ids have one name only if they are equal."""
     assert (_safe_name(one) == _safe_name(other)) == (one == other)
 
 
 def test_plain_ids_stay_as_they_are():
+    """An id of plain characters is its own name."""
     assert _safe_name("lobby_2.cam-1") == "lobby_2.cam-1"
 
 
 def test_ids_cannot_climb_out(tmp_path):
+    """Ids with dots and slashes stay below the folder."""
     AnimationStore(str(tmp_path / "out")).write("../../up", "..", 1, CONTENT)
     assert files(tmp_path) == {"out/~2E.~2F..~2Fup/~2E./person_1.webp"}
 
 
 def test_a_full_disk_is_the_machines_fault_and_leaves_the_file_as_it_was(tmp_path, monkeypatch):
+    """A full disk raises a MachineError, and the earlier file stays as it was."""
     store = AnimationStore(str(tmp_path))
     stored = store.write("clip", RUN, 1, CONTENT)
 
@@ -120,6 +131,7 @@ def test_a_full_disk_is_the_machines_fault_and_leaves_the_file_as_it_was(tmp_pat
 
 
 def test_check_says_at_the_start_that_a_place_cannot_be_written(tmp_path):
+    """`check` raises a usage error where `write` would raise a MachineError."""
     (tmp_path / "file").touch()
     with pytest.raises(UsageError) as raised:
         AnimationStore(str(tmp_path / "file" / "out")).check()
@@ -130,12 +142,14 @@ def test_check_says_at_the_start_that_a_place_cannot_be_written(tmp_path):
 
 @pytest.mark.parametrize("uri", ["", "file://host/folder", "nonsense://x", "file:relative"])
 def test_a_uri_that_means_nothing_is_a_usage_error(uri, monkeypatch, tmp_path):
+    """A URI that is no place to write is a usage error that names the setting."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match=r"animator\.output_uri"):
         AnimationStore(uri)
 
 
 def test_any_fsspec_store_will_do():
+    """Any store that fsspec knows can be written."""
     store = AnimationStore("memory://animations/a/")
     store.check()
     stored = store.write("a/b", RUN, 1, CONTENT)
@@ -147,7 +161,10 @@ def test_any_fsspec_store_will_do():
 
 
 def test_a_store_that_is_not_there_is_the_machines_fault(monkeypatch):
-    """Whatever exceptions its client raises: botocore's are no OSError."""
+    """A store that cannot be reached raises a MachineError of one line.
+
+    So it does whatever its client raises: botocore's exceptions are no OSError.
+    """
     pytest.importorskip("s3fs", reason="needs the extra s3")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "x")
@@ -159,13 +176,14 @@ def test_a_store_that_is_not_there_is_the_machines_fault(monkeypatch):
     assert "\n" not in str(raised.value)
 
 
-def test_a_folder_needs_no_fsspec_and_no_pillow():
-    code = "import sys, streamproc.storage.animations as s; s.AnimationStore('/tmp'); print('fsspec' in sys.modules)"
-    ran = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert ran.stdout == "False\n"
+def test_a_folder_needs_no_fsspec_and_no_pillow(tmp_path):
+    """A store in a folder imports neither fsspec nor Pillow."""
+    done = run_program("open_animation_folder.py", tmp_path)
+    assert done.stdout == "False False\n", done.stderr
 
 
 def test_many_threads_may_write_at_once(tmp_path):
+    """Sixteen threads that write four files leave those four whole files."""
     store = AnimationStore(str(tmp_path))
     threads = [
         threading.Thread(target=store.write, args=("clip", RUN, i % 4, CONTENT)) for i in range(16)
@@ -178,6 +196,7 @@ def test_many_threads_may_write_at_once(tmp_path):
 
 
 def test_missing_s3fs_names_the_extra(monkeypatch):
+    """Without s3fs an S3 URI is a usage error that names the extra."""
     monkeypatch.delitem(_registry, "s3", raising=False)  # it may have been imported before
     monkeypatch.setitem(sys.modules, "s3fs", None)
     with pytest.raises(UsageError, match=r"streamproc\[s3\]"):
@@ -185,6 +204,7 @@ def test_missing_s3fs_names_the_extra(monkeypatch):
 
 
 def test_s3(monkeypatch):
+    """In S3 a missing bucket fails the check, and a file is written once under its URI."""
     pytest.importorskip("s3fs", reason="needs the extra s3")
     moto = pytest.importorskip(
         "moto.server", reason="needs moto[server], which is among the development tools"

@@ -1,4 +1,4 @@
-"""A partition's messages through a client that forgets and repeats: each is taken once, in order."""
+"""The order of a partition's messages: each is taken once, whatever the client repeats or skips."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamproc.services.matcher.offset_order import InOrder, Turn
+from streamproc.services.matcher.offset_order import OffsetOrder, Verdict
 
 
 class ForgetfulClient:
@@ -16,12 +16,16 @@ class ForgetfulClient:
     """
 
     def __init__(self, log: list[int], whims: list[str]) -> None:
-        self.log, self.whims, self.place = log, list(whims), 0
+        self.log = log
+        self.whims = list(whims)
+        self.place = 0
 
     def go_back(self, offset: int) -> None:
+        """Read on from `offset`."""
         self.place = offset
 
     def next(self) -> int | None:
+        """The next message that the client hands over, or None at the log's end."""
         while (offset := next((o for o in self.log if o >= self.place), None)) is not None:
             whim = self.whims.pop() if self.whims else "hand over"
             if whim == "go back":
@@ -33,20 +37,20 @@ class ForgetfulClient:
         return None
 
 
-def taken(order: InOrder, client: ForgetfulClient, start: int) -> list[int]:
+def taken(order: OffsetOrder, client: ForgetfulClient, start: int) -> list[int]:
+    """The offsets that are taken when every message is read until the log's end."""
     found = []
-    while (
-        order.next_offset(0) <= client.log[-1]
-    ):  # whoever looks after idle partitions has the end read again
+    # Whoever watches idle partitions has the end of the log read again.
+    while order.next_offset(0) <= client.log[-1]:
         while (offset := client.next()) is not None:
-            turn = order.turn_of(0, offset)
-            if turn is Turn.PASSED_OVER:
+            verdict = order.judge(0, offset)
+            if verdict is Verdict.GAP:
                 expected = order.next_offset(0)
                 order.skip(0, expected, min(o for o in client.log if o >= expected))
-                turn = order.turn_of(0, offset)
-            if turn is Turn.NEXT:
+                verdict = order.judge(0, offset)
+            if verdict is Verdict.TAKE:
                 found.append(offset)
-            elif turn is Turn.PASSED_OVER:
+            elif verdict is Verdict.GAP:
                 client.go_back(order.next_offset(0))
         client.go_back(order.next_offset(0))
     return found
@@ -60,7 +64,8 @@ def taken(order: InOrder, client: ForgetfulClient, start: int) -> list[int]:
 def test_whatever_is_forgotten_repeated_or_does_not_exist_each_is_taken_once_and_in_order(
     offsets, start, whims
 ):
-    order = InOrder()
+    """Every message from the start on is taken once and in order, whatever the client does."""
+    order = OffsetOrder()
     order.start(0, start)
     order.open()
     log = sorted(offsets)
@@ -68,27 +73,32 @@ def test_whatever_is_forgotten_repeated_or_does_not_exist_each_is_taken_once_and
 
 
 def test_what_is_behind_a_message_passed_over_waits_for_the_next_reading():
-    order = InOrder()
+    """After a gap is reported, later messages wait until the missing one has come."""
+    order = OffsetOrder()
     order.start(0, 5)
     order.open()
-    assert [order.turn_of(0, offset) for offset in (6, 7, 8)] == [
-        Turn.PASSED_OVER,
-        Turn.LATER,
-        Turn.LATER,
+    assert [order.judge(0, offset) for offset in (6, 7, 8)] == [
+        Verdict.GAP,
+        Verdict.LEAVE,
+        Verdict.LEAVE,
     ]
-    assert order.turn_of(0, 6) is Turn.PASSED_OVER  # read again, and forgotten again
-    assert [order.turn_of(0, offset) for offset in (5, 6)] == [Turn.NEXT, Turn.NEXT]
+    assert order.judge(0, 6) is Verdict.GAP  # read again, and forgotten again
+    assert [order.judge(0, offset) for offset in (5, 6)] == [Verdict.TAKE, Verdict.TAKE]
 
 
 def test_skipping_begins_nothing_that_was_not_begun():
-    order = InOrder()
+    """Skipping in a partition that has no place to begin does nothing."""
+    order = OffsetOrder()
     assert not order.skip(0, 5, 9)
     assert order.next_offset(0) is None
 
 
 def test_what_was_found_empty_is_skipped_only_where_the_partition_still_stands_there():
-    """Kafka is asked meanwhile: a partition that moved and came back begins at what is committed, and skips nothing."""
-    order = InOrder()
+    """A range is skipped only where it begins at the partition's next offset.
+
+    Kafka is asked meanwhile: a partition that moved away and came back begins again.
+    """
+    order = OffsetOrder()
     order.start(0, 5)
     order.open()
     order.close()
@@ -96,32 +106,34 @@ def test_what_was_found_empty_is_skipped_only_where_the_partition_still_stands_t
     order.open()
     assert not order.skip(0, 5, 9)
     assert not order.skip(0, 3, 3)
-    assert order.turn_of(0, 3) is Turn.NEXT
+    assert order.judge(0, 3) is Verdict.TAKE
     assert order.skip(0, 4, 9)
-    assert order.turn_of(0, 9) is Turn.NEXT
+    assert order.judge(0, 9) is Verdict.TAKE
 
 
 def test_nothing_is_taken_before_the_place_to_begin_is_known_and_all_is_loaded():
-    order = InOrder()
-    assert order.turn_of(0, 5) is Turn.LATER
+    """Messages wait until their partition has a start and the order is open."""
+    order = OffsetOrder()
+    assert order.judge(0, 5) is Verdict.LEAVE
     order.start(0, 5)
-    assert order.turn_of(0, 5) is Turn.LATER
+    assert order.judge(0, 5) is Verdict.LEAVE
     order.open()
-    assert order.turn_of(0, 5) is Turn.NEXT
-    assert order.turn_of(1, 0) is Turn.LATER
+    assert order.judge(0, 5) is Verdict.TAKE
+    assert order.judge(1, 0) is Verdict.LEAVE
     order.close()
-    assert order.turn_of(0, 6) is Turn.LATER
+    assert order.judge(0, 6) is Verdict.LEAVE
 
 
 @pytest.mark.parametrize("opened", [True, False])
 def test_going_back_to_what_is_committed_takes_nothing_twice(opened):
-    order = InOrder()
+    """A new start before the current place is ignored, unless the order was closed first."""
+    order = OffsetOrder()
     order.start(0, 5)
     order.open()
-    assert order.turn_of(0, 5) is Turn.NEXT
+    assert order.judge(0, 5) is Verdict.TAKE
     if not opened:
         order.close()
     order.start(0, 3)
     order.open()
-    assert order.turn_of(0, 3) is (Turn.LATER if opened else Turn.NEXT)
+    assert order.judge(0, 3) is (Verdict.LEAVE if opened else Verdict.TAKE)
     assert order.next_offset(0) == (6 if opened else 4)

@@ -1,0 +1,178 @@
+"""Crops of tracks that are found while decoding: chosen as their boxes come, in bounded memory.
+
+A track's boxes are divided into windows of `stride` consecutive boxes, each of which keeps its best
+crop. Once a track has as many windows as crops are wanted, neighbouring windows are joined, of two
+crops the better stays, and the stride doubles. So the crops of a track are spread over all of it,
+however long it becomes. (Tracks that are known before decoding are planned instead: `plan`.)
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from itertools import zip_longest
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from streamproc.crops.overlaps import VETO_FRAMES, overlaps_in_frame
+from streamproc.crops.quality import placement_quality, usable
+from streamproc.crops.selection import EQUALLY_GOOD, choose_embedded
+from streamproc.types import Bucket, Cut, Skipped, Track, TrackSpan
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from streamproc.crops.plan import CropOptions
+    from streamproc.types import Crop, Float32Array, FrameBoxes
+
+
+@dataclass(slots=True, eq=False)
+class _Growing:
+    """One track so far. `crops` has a place for each window, None where no box was usable."""
+
+    first_frame_index: int
+    last_frame_index: int
+    box_count: int = 0
+    stride: int = 1
+    crops: list[Crop | None] = field(default_factory=list)
+    best_placement: float = 0.0
+    """Of the boxes of the last window that were cut."""
+
+    def take_box(self, frame_index: int, most_crops: int) -> None:
+        """Count one more box, and open a window for it where one begins."""
+        self.last_frame_index = frame_index
+        if self.box_count % self.stride == 0:
+            if len(self.crops) == most_crops:
+                self._join_windows()
+            if self.box_count % self.stride == 0:
+                self.crops.append(None)
+                self.best_placement = 0.0
+        self.box_count += 1
+
+    def _join_windows(self) -> None:
+        pairs = zip_longest(self.crops[::2], self.crops[1::2])  # an odd one is paired with None
+        self.crops = [_better(one, other) for one, other in pairs]
+        self.stride *= 2
+
+    @property
+    def span(self) -> TrackSpan:
+        return TrackSpan(self.first_frame_index, self.last_frame_index, self.box_count)
+
+
+def _better(one: Crop | None, other: Crop | None) -> Crop | None:
+    if one is None or other is None:
+        return one or other
+    return other if other.quality > one.quality else one
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ClosedTrack:
+    """A track that has ended: its bucket, its extent, and the person ids seen apart from it.
+
+    `skipped` says why nothing of it is published, None where it is.
+    """
+
+    bucket: Bucket
+    span: TrackSpan
+    seen_with: tuple[int, ...]
+    skipped: Skipped | None
+
+
+class GrowingBuckets:
+    """The buckets of one video whose tracks are found while decoding. Frames come in order."""
+
+    def __init__(self, *, width: int, height: int, options: CropOptions) -> None:
+        self._width = width
+        self._height = height
+        self._options = options
+        self._tracks: dict[int, _Growing] = {}
+        self._apart: Counter[tuple[int, int]] = Counter()  # frames in which two are apart
+
+    def cuts(self, boxes: FrameBoxes) -> list[Cut]:
+        """Take the boxes of the next frame; return the crops to cut of it."""
+        hidden, apart = overlaps_in_frame(boxes.boxes_xyxy)
+        qualities = self._placement_qualities(boxes, hidden)
+        cuts = []
+        for row, person_id in enumerate(boxes.person_ids.tolist()):
+            track = self._track(person_id, boxes.frame_index)
+            track.take_box(boxes.frame_index, self._options.crops_per_person)
+            quality = float(qualities[row])
+            if quality > 0 and EQUALLY_GOOD * quality > track.best_placement:
+                track.best_placement = quality
+                cuts.append(self._cut(boxes, row, quality, len(track.crops) - 1))
+        self._count_apart(boxes, apart)
+        return cuts
+
+    def add(self, crops: Iterable[Crop]) -> None:
+        """Keep the crops that were cut of the frame whose boxes came last."""
+        for crop in crops:
+            kept = self._tracks[crop.person_id].crops
+            kept[-1] = _better(kept[-1], crop)
+
+    def close(self, person_id: int) -> ClosedTrack:
+        """End a track: nothing of it is kept here."""
+        track = self._tracks.pop(person_id)
+        crops = tuple(
+            replace(crop, crop_index=index)
+            for index, crop in enumerate(crop for crop in track.crops if crop is not None)
+        )
+        embedded = choose_embedded(crops, self._options.crops_embedded)
+        bucket = Bucket(person_id, crops, embedded)
+        seen_with = self._seen_with(person_id)
+        return ClosedTrack(bucket, track.span, seen_with, self._why_skipped(bucket, track))
+
+    def close_all(self) -> list[ClosedTrack]:
+        """End all tracks: the video has ended, or is given up."""
+        return [self.close(person_id) for person_id in sorted(self._tracks)]
+
+    def _track(self, person_id: int, frame_index: int) -> _Growing:
+        return self._tracks.setdefault(person_id, _Growing(frame_index, frame_index))
+
+    def _placement_qualities(self, boxes: FrameBoxes, hidden: Float32Array) -> Float32Array:
+        """Return the placement quality (n,) of a frame's boxes, 0 where one is not usable."""
+        frame_indices = np.full(len(boxes.person_ids), boxes.frame_index)
+        rows = Track(0, frame_indices, boxes.boxes_xyxy, boxes.confidences)
+        size = {"width": self._width, "height": self._height}
+        quality = placement_quality(rows, hidden, **size)
+        chosen: Float32Array = np.where(usable(boxes.boxes_xyxy, **size), quality, 0)
+        return chosen
+
+    def _cut(self, boxes: FrameBoxes, row: int, quality: float, crop_index: int) -> Cut:
+        x0, y0, x1, y1 = boxes.boxes_xyxy[row].tolist()
+        return Cut(
+            int(boxes.person_ids[row]),
+            crop_index,
+            (x0, y0, x1, y1),
+            float(boxes.confidences[row]),
+            quality,
+        )
+
+    def _count_apart(self, boxes: FrameBoxes, apart: np.ndarray) -> None:
+        ids = boxes.person_ids
+        for first, second in np.argwhere(np.triu(apart)).tolist():
+            pair = sorted((int(ids[first]), int(ids[second])))
+            self._apart[pair[0], pair[1]] += 1
+
+    def _seen_with(self, person_id: int) -> tuple[int, ...]:
+        """Who was seen apart from a person; pairs whose tracks both have ended are forgotten."""
+        others = set()
+        for pair, frames in list(self._apart.items()):
+            if person_id not in pair:
+                continue
+            other = pair[0] if pair[1] == person_id else pair[1]
+            if frames >= VETO_FRAMES:
+                others.add(other)
+            if other not in self._tracks:
+                del self._apart[pair]
+        return tuple(sorted(others))
+
+    def _why_skipped(self, bucket: Bucket, track: _Growing) -> Skipped | None:
+        least = self._options.min_track_frames
+        if track.box_count < least:
+            reason = f"{track.box_count} boxes, fewer than the {least} asked for"
+        elif not bucket.crops:
+            reason = "no usable crop: every box is too small or outside the picture"
+        else:
+            return None
+        return Skipped(bucket.person_id, reason)

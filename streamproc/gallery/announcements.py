@@ -1,0 +1,115 @@
+"""What a gallery announces: candidates, their withdrawal, and that a video is done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from streamproc.events import CandidatePerson, DuplicateCandidate, VideoProgress
+from streamproc.gallery.pairs import (
+    candidate_id_of,
+    has_veto,
+    pair_similarity,
+    time_gap_seconds,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from streamproc.events import PersonEmbedding, VideoClosed
+    from streamproc.gallery.gallery import Gallery
+    from streamproc.gallery.pairs import Candidate
+
+_Reason = Literal["below-threshold", "below-probability", "veto", "person-removed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Announcer:
+    """Makes the events that follow from one event to a gallery. Used by `matcher`.
+
+    `threshold` is the similarity threshold of tracklets whose event names none.
+    """
+
+    gallery: Gallery
+    threshold: float
+    occurred_at: str
+
+    def candidate(
+        self, a: PersonEmbedding, b: PersonEmbedding, candidate: Candidate
+    ) -> DuplicateCandidate:
+        """Announce a pair, or withdraw it where it is suppressed now."""
+        fields = candidate.wire_fields()
+        if candidate.is_suppressed:
+            return self._withdrawal(a, b, fields, "below-probability")
+        return self._event(a, b, {**fields, "state": candidate.state})
+
+    def no_longer_similar(self, new: PersonEmbedding, other: PersonEmbedding) -> DuplicateCandidate:
+        """Withdraw a pair, one of whose tracklets has a new run that does not make it any more."""
+        comparable = new.model.weights_sha256 == other.model.weights_sha256
+        similarity = pair_similarity(new, other) if comparable else 0.0
+        reason: _Reason = "veto" if has_veto(new, other) else "below-threshold"
+        return self._withdrawal(new, other, {"similarity": similarity}, reason)
+
+    def removal(
+        self, removed: PersonEmbedding, other: PersonEmbedding, candidate: Candidate
+    ) -> DuplicateCandidate:
+        """Withdraw a pair, one of whose tracklets is removed."""
+        fields = {"similarity": candidate.similarity}
+        return self._withdrawal(removed, other, fields, "person-removed")
+
+    def done(self, event: VideoClosed, candidate_count: int) -> VideoProgress:
+        """Say that all candidates of a video are out."""
+        return VideoProgress.make(
+            occurred_at=self.occurred_at,
+            gallery_id=event.gallery_id,
+            video_id=event.video_id,
+            run_id=event.run_id,
+            state=event.outcome,
+            candidate_count=candidate_count,
+        )
+
+    def pair_threshold(self, a: PersonEmbedding, b: PersonEmbedding) -> float:
+        """Return the similarity threshold of a pair: the higher one of its two tracklets'."""
+        return max(self.threshold_of(a), self.threshold_of(b))
+
+    def threshold_of(self, tracklet: PersonEmbedding) -> float:
+        """Return the similarity threshold of a tracklet."""
+        own = tracklet.similarity_threshold
+        return self.threshold if own is None else own
+
+    def _withdrawal(
+        self, a: PersonEmbedding, b: PersonEmbedding, fields: Mapping[str, Any], reason: _Reason
+    ) -> DuplicateCandidate:
+        return self._event(a, b, {**fields, "state": "withdrawn", "reason": reason})
+
+    def _event(
+        self, a: PersonEmbedding, b: PersonEmbedding, fields: Mapping[str, Any]
+    ) -> DuplicateCandidate:
+        first, second = sorted((a, b), key=lambda tracklet: tracklet.person_key)
+        gallery_id = self.gallery.gallery_id
+        return DuplicateCandidate.make(
+            occurred_at=self.occurred_at,
+            candidate_id=candidate_id_of(gallery_id, first.person_key, second.person_key),
+            gallery_id=gallery_id,
+            persons=(_candidate_person(first), _candidate_person(second)),
+            similarity_threshold=self.pair_threshold(a, b),
+            time_gap_seconds=time_gap_seconds(a, b),
+            model=a.model,
+            gallery_person_count=len(self.gallery.rows.keys() | {a.person_key}),
+            **fields,
+        )
+
+
+def _candidate_person(tracklet: PersonEmbedding) -> CandidatePerson:
+    return CandidatePerson(
+        person_key=tracklet.person_key,
+        video_id=tracklet.video_id,
+        person_id=tracklet.person_id,
+        run_id=tracklet.run_id,
+        first_frame_index=tracklet.first_frame_index,
+        last_frame_index=tracklet.last_frame_index,
+        first_seen_seconds=tracklet.first_seen_seconds,
+        last_seen_seconds=tracklet.last_seen_seconds,
+        crop_count=tracklet.crop_count,
+        best_crop=tracklet.crops[0] if tracklet.crops else None,
+    )

@@ -1,0 +1,52 @@
+"""The matcher's Faust table: its folders on one machine, and its credentials."""
+
+from __future__ import annotations
+
+import os
+
+import faust
+import pytest
+
+from streamproc.services.matcher.faust_table import credentials_of, instance_folder
+from streamproc.settings import load_settings
+
+
+def test_matchers_on_one_machine_have_folders_of_their_own_and_find_them_again(tmp_path):
+    """Two matchers at once get different folders, and a later one gets the first again."""
+    settings = load_settings({"matcher.state_folder": str(tmp_path / "state")}, config_file=None)
+    with instance_folder(settings) as first, instance_folder(settings) as second:
+        assert first != second
+    with instance_folder(settings) as again:
+        assert again == first
+
+
+def test_a_local_copy_that_was_long_not_written_is_read_anew(tmp_path):
+    """A local table that was not written for long is removed, and a fresh one is kept."""
+    settings = load_settings({"matcher.state_folder": str(tmp_path)}, config_file=None)
+    with instance_folder(settings) as folder:
+        stores = [folder / "v1" / "tables" / f"rows-{i}.db" for i in range(2)]
+        for store in stores:
+            store.mkdir(parents=True)
+            (store / "000004.log").write_bytes(b"x")
+        os.utime(stores[0] / "000004.log", (1, 1))
+    with instance_folder(settings):
+        assert [store.exists() for store in stores] == [False, True]
+
+
+@pytest.mark.parametrize("protocol", ["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"])
+def test_faust_gets_the_same_credentials_as_the_other_clients(protocol):
+    """Faust's credentials have the protocol, mechanism, name and password of the settings."""
+    flags = {
+        "kafka.security_protocol": protocol,
+        "kafka.sasl_mechanism": "SCRAM-SHA-512",
+        "kafka.sasl_username": "u",
+        "kafka.sasl_password": "p",
+    }
+    made = credentials_of(load_settings(flags, config_file=None))
+    if protocol == "PLAINTEXT":
+        assert made is None
+        return
+    assert made.protocol.value == protocol
+    if protocol.startswith("SASL"):
+        assert isinstance(made, faust.SASLCredentials)
+        assert (made.username, made.password, made.mechanism.value) == ("u", "p", "SCRAM-SHA-512")

@@ -1,0 +1,119 @@
+"""Crops of tracks that are found while decoding: spread over the track, in bounded memory."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from streamproc.crops import CropOptions
+from streamproc.crops.growing import GrowingBuckets
+from streamproc.crops.overlaps import find_overlaps, overlaps_in_frame
+from streamproc.types import Crop, FrameBoxes, Track
+
+SIZE = {"width": 640, "height": 480}
+PIXELS = np.zeros((4, 2, 3), np.uint8)
+
+
+def boxes(frame_index, rows, ended=()) -> FrameBoxes:
+    """Return the boxes of a frame from (person id, box) rows."""
+    return FrameBoxes(
+        frame_index,
+        np.array([person for person, _ in rows], np.int64),
+        np.array([box for _, box in rows], np.float32).reshape(-1, 4),
+        np.ones(len(rows), np.float32),
+        tuple(ended),
+    )
+
+
+def crop(cut, frame_index) -> Crop:
+    """Return the crop that a cut gives, as good as its placement."""
+    return Crop(
+        person_id=cut.person_id,
+        crop_index=cut.crop_index,
+        frame_index=frame_index,
+        pts_seconds=frame_index / 25,
+        box_xyxy=cut.box_xyxy,
+        quality=cut.placement_quality,
+        aspect_ratio=0.5,
+        pixels=PIXELS,
+    )
+
+
+def grown(frame_count, options, height_of=lambda _: 160.0):
+    """Return the closed track of one person seen in `frame_count` frames, and how many were cut."""
+    buckets = GrowingBuckets(**SIZE, options=options)
+    cut_count = 0
+    for frame in range(frame_count):
+        height = height_of(frame)
+        cuts = buckets.cuts(boxes(frame, [(1, [100, 100, 100 + height / 2, 100 + height])]))
+        buckets.add([crop(cut, frame) for cut in cuts])
+        cut_count += len(cuts)
+    (closed,) = buckets.close_all()
+    return closed, cut_count
+
+
+@settings(max_examples=25)
+@given(st.integers(1, 700), st.integers(2, 60))
+def test_crops_are_bounded_and_spread_however_long_a_track_becomes(frame_count, most) -> None:
+    """At most as many as asked for, no fewer than half, in time order, over all of the track."""
+    closed, _ = grown(frame_count, CropOptions(crops_per_person=most))
+    frames = [crop.frame_index for crop in closed.bucket.crops]
+    assert min(frame_count, most // 2) <= len(frames) <= most
+    assert frames == sorted(set(frames))
+    assert [crop.crop_index for crop in closed.bucket.crops] == list(range(len(frames)))
+    stride = -(-frame_count // len(frames))
+    assert np.diff([-1, *frames, frame_count]).max() <= 4 * stride
+    assert closed.span.box_count == frame_count
+
+
+def test_a_long_track_is_seldom_cut() -> None:
+    """Of equally good boxes one a window is cut: half as many with each doubling of the stride."""
+    _, cut_count = grown(3_200, CropOptions(crops_per_person=50))
+    assert cut_count <= 50 + 25 * 7
+
+
+def test_of_a_window_the_best_crop_stays() -> None:
+    """A person who comes nearer in every tenth frame is shown by those frames."""
+    closed, _ = grown(
+        400, CropOptions(crops_per_person=10), lambda frame: 200.0 if frame % 10 == 7 else 60.0
+    )
+    assert {crop.frame_index % 10 for crop in closed.bucket.crops} == {7}
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 2**32 - 1))
+def test_vetoes_and_hidden_shares_equal_those_of_tracks_known_beforehand(seed) -> None:
+    """Frame by frame the boxes are compared as `find_overlaps` compares whole tracks."""
+    rng = np.random.default_rng(seed)
+    corners = rng.uniform(0, 200, (4, 12, 2))
+    all_boxes = np.concatenate([corners, corners + rng.uniform(20, 150, (4, 12, 2))], axis=2)
+    tracks = [
+        Track(person, np.arange(12), rows.astype(np.float32), np.ones(12, np.float32))
+        for person, rows in enumerate(all_boxes)
+    ]
+    expected = find_overlaps(tracks)
+    growing = GrowingBuckets(**SIZE, options=CropOptions())
+    for frame in range(12):
+        rows = [(person, all_boxes[person, frame]) for person in range(4)]
+        growing.cuts(boxes(frame, rows))
+        hidden, _ = overlaps_in_frame(all_boxes[:, frame].astype(np.float32))
+        np.testing.assert_allclose(hidden, [shares[frame] for shares in expected.hidden], atol=1e-6)
+    for person in range(4):
+        assert growing.close(person).seen_with == expected.seen_with.get(person, ())
+
+
+def test_a_person_without_a_usable_box_is_skipped_with_the_reason() -> None:
+    """Boxes too small to cut are counted, and nothing is published of them."""
+    buckets = GrowingBuckets(**SIZE, options=CropOptions())
+    for frame in range(9):
+        assert buckets.cuts(boxes(frame, [(1, [10, 10, 12, 13])])) == []
+    (closed,) = buckets.close_all()
+    assert "no usable crop" in closed.skipped.reason
+
+
+def test_an_empty_frame_has_nothing_to_compare() -> None:
+    """No boxes give no shares and no pairs."""
+    hidden, apart = overlaps_in_frame(np.zeros((0, 4), np.float32))
+    assert hidden.shape == (0,)
+    assert apart.shape == (0, 0)

@@ -1,0 +1,90 @@
+"""The matcher's HTTP routes: a gallery's matrix, and answers where it is not here."""
+
+from __future__ import annotations
+
+import io
+from urllib.parse import quote
+
+import numpy as np
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
+from persons import person, unit_vector
+
+from streamproc.gallery import apply
+from streamproc.services.matcher import http
+from streamproc.services.matcher.http import NPY, GalleryApi
+from streamproc.services.matcher.table import Galleries
+
+TIME = "2026-11-24T12:00:00Z"
+
+
+class FakeMatcher:
+    """A matcher of one gallery, `g`, in partition 0.
+
+    Partition 1 is another matcher's, partition 2 nobody's.
+    """
+
+    loaded = (0,)
+
+    def __init__(self, count):
+        self.galleries = Galleries(max_persons=1000)
+        rng = np.random.default_rng(3)
+        owned = self.galleries.open("g", 0)
+        weights = ["a" * 64, "b" * 64]
+        for i in range(count):
+            event = person(i, unit_vector(rng.normal(size=4)), weights=weights[i % 5 == 0])
+            owned.gallery.write(
+                apply(owned.gallery, event, similarity_threshold=0.7, occurred_at=TIME).writes
+            )
+
+    def partition_of(self, gallery_id):
+        """Partition 1 for the gallery `moved`, 2 for `moving`, else 0."""
+        return {"moved": 1, "moving": 2}.get(gallery_id, 0)
+
+    def owner_of(self, partition):
+        """The address of who owns a partition, if anybody does."""
+        return "http://other:8082/" if partition == 1 else None
+
+
+async def request(matcher, path, **headers):
+    """The status, headers and body of one request to the gallery routes."""
+    app = web.Application()
+    app.add_routes(GalleryApi(matcher).routes())
+    async with (
+        TestClient(TestServer(app)) as client,
+        client.get(path, headers=headers, allow_redirects=False) as reply,
+    ):
+        return reply.status, reply.headers, await reply.read()
+
+
+async def test_the_matrix_is_the_same_in_npy_in_blocks_and_in_the_core(monkeypatch):
+    """The matrix served in blocks as npy is the gallery's own, NaN included."""
+    matcher = FakeMatcher(23)
+    monkeypatch.setattr(http, "_BLOCK_NUMBERS", 50)
+    status, headers, body = await request(matcher, "/galleries/g/similarity", Accept=NPY)
+    gallery = matcher.galleries.get("g").gallery
+    assert (status, headers["Content-Type"]) == (200, NPY)
+    matrix = np.load(io.BytesIO(body))
+    assert matrix.dtype == np.float32
+    np.testing.assert_allclose(matrix, gallery.matrix(sorted(gallery.rows)), atol=1e-6)
+    assert np.isnan(matrix).any()
+
+
+async def test_who_asks_for_what_is_not_here_is_told_why(monkeypatch):
+    """An unknown, a moved, a moving and a too large gallery get 404, 307, 503 and 413."""
+    matcher = FakeMatcher(5)
+    assert (await request(matcher, "/galleries/unknown/similarity"))[0] == 404
+    status, headers, _ = await request(
+        matcher, f"/galleries/{quote('moved', safe='')}/similarity?matrix=no"
+    )
+    assert (status, headers["Location"]) == (
+        307,
+        "http://other:8082/galleries/moved/similarity?matrix=no",
+    )
+    status, headers, _ = await request(matcher, "/galleries/moving/similarity")
+    assert (status, headers["Retry-After"]) == (503, "2")
+    monkeypatch.setattr(http, "MAX_JSON_PERSONS", 4)
+    status, _, body = await request(matcher, "/galleries/g/similarity")
+    assert status == 413
+    assert NPY.encode() in body
+    assert (await request(matcher, "/galleries/g/similarity?matrix=no"))[0] == 200
