@@ -188,10 +188,16 @@ class Stream:
         self.send("video-ready", (None, json.dumps({"video_uri": uri, **fields}).encode()))
 
     def records(self, topic: str) -> list[object]:
-        """All that a topic holds, in order of partition and offset."""
+        """All that a topic of the settings holds, in order of partition and offset."""
+        name = self.settings.kafka.topic_prefix + topic
+        count = getattr(self.settings.topics, topic.replace("-", "_")).partitions
+        return self.records_of(name, partitions=count)
+
+    def records_of(self, name: str, *, partitions: int) -> list[object]:
+        """All that a topic of this name and so many partitions holds, in the same order."""
+        places = [TopicPartition(name, number) for number in range(partitions)]
 
         async def work() -> list[object]:
-            name = self.settings.kafka.topic_prefix + topic
             consumer = AIOKafkaConsumer(
                 bootstrap_servers=list(self.settings.bootstrap),
                 auto_offset_reset="earliest",
@@ -200,14 +206,12 @@ class Stream:
             )
             await consumer.start()
             try:
-                count = getattr(self.settings.topics, topic.replace("-", "_")).partitions
-                partitions = [TopicPartition(name, number) for number in range(count)]
-                consumer.assign(partitions)
-                ends = await consumer.end_offsets(partitions)
-                await consumer.seek_to_beginning(*partitions)
+                consumer.assign(places)
+                ends = await consumer.end_offsets(places)
+                await consumer.seek_to_beginning(*places)
                 found = []
                 while not all(
-                    [await consumer.position(partition) >= end for partition, end in ends.items()]
+                    [await consumer.position(place) >= end for place, end in ends.items()]
                 ):
                     for batch in (await consumer.getmany(timeout_ms=100)).values():
                         found += batch

@@ -163,11 +163,13 @@ def _print_results(results: Sequence[Result]) -> None:
         for candidate in result.candidates:
             first, second = _labels(candidate, result)
             click.echo(f"{first}\t{second}\t{candidate.similarity:.4f}")
-        click.echo(
-            f"{len(result.candidates)} possible duplicates among {len(result.person_ids)} persons; "
-            f"page: {_page(result)}",
-            err=True,
-        )
+        found = _counted(len(result.candidates), "possible duplicate")
+        persons = _counted(len(result.person_ids), "person")
+        click.echo(f"{found} among {persons}; page: {_page(result)}", err=True)
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _labels(candidate: DuplicateCandidate, result: Result) -> list[str]:

@@ -289,7 +289,7 @@ def test_where_the_next_change_goes_names_what_is_there() -> None:
         content = (ROOT / "streamproc" / file).read_text(encoding="utf-8")
         for name in re.findall(r"`([\w.]+)`", what):
             leaf = name.rpartition(".")[2]
-            defined = rf"^\s*(async def |def |class )?{leaf}\b"
+            defined = rf"^\s*(async def |def |class |function )?{leaf}\b"
             assert re.search(defined, content, re.MULTILINE), f"{file}: {name}"
 
 

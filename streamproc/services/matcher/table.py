@@ -58,7 +58,7 @@ class EntryKey:
     id: str
 
     def to_bytes(self) -> bytes:
-        """Return a JSON array: no two keys have the same bytes, and those of a gallery lie together.
+        """Return a JSON array: no two keys have equal bytes, and those of a gallery lie together.
 
         They begin with the same bytes, and RocksDB sorts by them.
         """
