@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 WITH_BROKER = {
     "test_client.py",
     "test_matcher.py",
+    "test_older_files.py",
     "test_security.py",
     "test_stream.py",
     "test_worker.py",

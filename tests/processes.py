@@ -6,8 +6,10 @@ A wait ends as soon as a program that it waits for has ended, and shows that pro
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
+import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PATIENCE_SECONDS = 60.0
+STREAMPROC = (sys.executable, "-m", "streamproc")
 _LAST_CHARACTERS = 3000
 
 
@@ -79,6 +82,29 @@ class Process:
         self._may_end = True
         self.process.kill()
         self.process.wait()
+
+
+def run_streamproc(
+    *arguments: object,
+    program: Sequence[str] = STREAMPROC,
+    cwd: Path | None = None,
+    env: dict[str, str] | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Run the command line to its end, which must be without a traceback.
+
+    `program` may be a script that breaks what a machine can break.
+    """
+    done = subprocess.run(
+        [*program, *map(str, arguments)],
+        cwd=cwd,
+        env=os.environ | (env or {}),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
 
 
 def eventually(

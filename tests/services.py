@@ -71,6 +71,14 @@ class Service(Process):
         return samples
 
 
+def get(url, accept="application/json"):
+    """What an address answers, as JSON or as bytes."""
+    request = urllib.request.Request(url, headers={"Accept": accept})
+    with urllib.request.urlopen(request, timeout=10) as response:
+        content = response.read()
+    return json.loads(content) if accept == "application/json" else content
+
+
 class Stream:
     """One installation of a test's own: its topics, its media root and its services.
 
@@ -347,6 +355,7 @@ class MediaServer:
 
 @contextlib.contextmanager
 def media_server(folder: Path) -> Iterator[MediaServer]:
+    """A running media server of this folder."""
     server = MediaServer(folder)
     try:
         yield server

@@ -100,15 +100,19 @@ class Load:
         return made
 
     def events(self, count: int) -> list[bytes]:
+        """So many events, of which some repeat an earlier vector."""
         return [self.event(copy=i % COPY_EVERY == COPY_EVERY - 1) for i in range(count)]
 
 
 def closing(video_id: str, gallery: int) -> bytes:
+    """A closing of a video with one person, as JSON."""
     event = closed([1], video_id=video_id)
     return type(event).make(**{**dict(event), "gallery_id": f"bench{gallery}"}).to_json()
 
 
 class Speed(NamedTuple):
+    """Events in a second, and what one costs."""
+
     per_second: float
     cpu_microseconds: float
     """Processor time of the process an event: what is left where others use the machine too."""
@@ -118,6 +122,7 @@ class Speed(NamedTuple):
 
 
 def cpu_seconds(pid: int) -> float:
+    """Processor time of a process so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -129,6 +134,7 @@ class Client:
         self._producer, self._consumer, self._prefix = producer, consumer, prefix
 
     async def send(self, *values: bytes) -> None:
+        """Send events, each under its gallery, and wait until Kafka has them."""
         sent = [
             await self._producer.send(
                 f"{self._prefix}person-embeddings",
@@ -141,6 +147,7 @@ class Client:
             await each
 
     async def read_until(self, text: bytes) -> None:
+        """Read until an event that contains `text` comes."""
         while text not in (await self._consumer.getone()).value:
             pass
 
@@ -185,6 +192,7 @@ class Client:
 
 @asynccontextmanager
 async def client(bootstrap: str, prefix: str):
+    """A client of a running stream."""
     async with AsyncExitStack() as stack:
         producer = AIOKafkaProducer(
             bootstrap_servers=bootstrap, linger_ms=0, max_batch_size=256 * 1024
@@ -272,6 +280,7 @@ def bare(bootstrap: str, prefix: str, folder: str) -> None:
 
 @contextmanager
 def bare_process(stream: Stream, *, answers: str):
+    """The id of the process of a bare agent, which ends with the block."""
     folder = stream.folder / f"bare-{uuid.uuid4().hex[:6]}"
     folder.mkdir()
     command = [
@@ -290,6 +299,7 @@ def bare_process(stream: Stream, *, answers: str):
 
 
 def installation(bootstrap: str) -> Stream:
+    """A stream of its own, with topics."""
     stream = Stream(bootstrap, Path(tempfile.mkdtemp()), f"b{uuid.uuid4().hex[:6]}.")
     done = stream.cli("topics", "create")
     assert done.returncode == 0, done.stderr
@@ -297,6 +307,7 @@ def installation(bootstrap: str) -> Stream:
 
 
 async def bare_rate(bootstrap: str, count: int) -> Speed:
+    """The speed of the bare agent."""
     stream, load = installation(bootstrap), Load(4)
     with bare_process(stream, answers="closing") as pid:
         async with client(bootstrap, stream.settings.kafka.topic_prefix) as here:
@@ -307,6 +318,7 @@ async def bare_rate(bootstrap: str, count: int) -> Speed:
 
 
 async def bare_latency(bootstrap: str) -> np.ndarray:
+    """Times in ms from an event to the bare agent's answer."""
     stream, load = installation(bootstrap), Load()
     with bare_process(stream, answers="all") as pid:
         async with client(bootstrap, stream.settings.kafka.topic_prefix) as here:
@@ -320,6 +332,7 @@ def start(stream: Stream):
 
 
 async def matcher_side(bootstrap: str, rows: int, galleries: int, count: int) -> Speed:
+    """The speed of a matcher whose galleries hold so many rows."""
     stream, load = installation(bootstrap), Load(galleries)
     await fill(stream, load, rows * galleries)
     began = time.perf_counter()
@@ -369,6 +382,7 @@ def _stages(before: dict[str, float], after: dict[str, float], count: int) -> st
 
 
 def report(what: str, latencies_ms: np.ndarray) -> None:
+    """Print the median and the 99th percentile."""
     p50, p99 = np.percentile(latencies_ms, (50, 99))
     rate = f"{len(latencies_ms)} events, {LATENCY_HZ}/s at most"
     print(f"{what}: p50 {p50:.1f} ms, p99 {p99:.1f} ms ({rate})")
@@ -417,6 +431,7 @@ def by_commit(tree: Path, *, quick: bool) -> dict[str, float]:
 
 
 def main() -> None:
+    """Run what the command line asks for."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

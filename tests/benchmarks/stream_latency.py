@@ -56,6 +56,7 @@ def two_people(path: Path) -> None:
 
 
 def lines_of(notes: Path) -> list[list]:
+    """The notes of the worker so far."""
     return [json.loads(line) for line in notes.read_text().splitlines()]
 
 
@@ -82,6 +83,7 @@ def others(stream: Stream, hz: int):
 
 
 def start(stream: Stream) -> None:
+    """Make the topics, and start a worker that takes notes and a matcher."""
     (stream.media / "a.mp4").write_bytes((ROOT / "tests" / "sample" / "sample.mp4").read_bytes())
     two_people(stream.media / "a.mot.txt")
     asyncio.run(create_topics(stream.settings))

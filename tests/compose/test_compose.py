@@ -266,6 +266,7 @@ def _running(stack: Stack) -> Iterator[Stack]:
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory) -> Iterator[Stack]:
+    """The compose stack, running."""
     _have_images()
     media = tmp_path_factory.mktemp("compose") / "media"
     media.mkdir(mode=0o755)

@@ -1,4 +1,4 @@
-"""The broker that the integration tests share, and installations of the stream on it."""
+"""The broker that the integration tests share, installations on it, and the sample's truth."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 import services
 
 from streamproc.kafka.topics import create_topics
+from streamproc.tracks import load_tracks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -49,6 +50,19 @@ def _skip(reason: str) -> NoReturn:
     if os.environ.get("CI"):
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def sample_truth(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample's own tracks as MOT text of the true persons: tracks 1 and 6 are one."""
+    rows = []
+    for track in load_tracks(sample / "sample.persons.npz").tracks:
+        who = 1 if track.person_id == 6 else track.person_id
+        for frame, (x, y, right, bottom) in zip(track.frame_indices, track.boxes_xyxy, strict=True):
+            rows.append(f"{frame + 1},{who},{x},{y},{right - x},{bottom - y},1,1,1\n")
+    path = tmp_path_factory.mktemp("truth") / "sample.txt"
+    path.write_text("".join(rows))
+    return path
 
 
 @pytest.fixture

@@ -3,40 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from itertools import combinations
 from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
 from persons import person, unit_vector
+from processes import run_streamproc
 
 from streamproc.events import CropInfo
 from streamproc.gallery import load_curves
 from streamproc.networks.manifest import package_file
-from streamproc.tracks import load_tracks
 
 DIM = 16
 PEOPLE = 40
 UNKNOWN = "c" * 64
-
-
-def run(*arguments, cwd=None, env=None):
-    """Run `streamproc` with these arguments."""
-    done = subprocess.run(
-        [sys.executable, "-m", "streamproc", *map(str, arguments)],
-        cwd=cwd,
-        env=os.environ | (env or {}),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert "Traceback" not in done.stderr, done.stderr
-    return done
 
 
 def refused(done) -> str:
@@ -118,7 +100,7 @@ def test_a_curve_for_weights_that_had_none(out, tmp_path) -> None:
     curve = tmp_path / "curve.json"
     plot = tmp_path / "plot.svg"
     truth = truth_of(tmp_path / "truth.txt")
-    done = run("calibrate", out, "--truth", truth, "-o", curve, "--plot", plot)
+    done = run_streamproc("calibrate", out, "--truth", truth, "-o", curve, "--plot", plot)
     assert done.returncode == 0, done.stderr
     assert "40 true and" in done.stderr
     assert "the package has no curve for these weights" in done.stderr
@@ -145,7 +127,7 @@ def test_truth_and_pairs_of_the_same_people_give_the_same_curve(out, tmp_path) -
     pairs = ("--pairs", pairs_of(tmp_path / "p.csv", people_seen_twice(1)))
     said, curves = [], []
     for name, labels in (("truth.json", truth), ("pairs.json", pairs)):
-        done = run("calibrate", out, *labels, "-o", tmp_path / name, "--json")
+        done = run_streamproc("calibrate", out, *labels, "-o", tmp_path / name, "--json")
         said.append(json.loads(done.stdout))
         curves.append(load_curves(tmp_path / name)[UNKNOWN])
     assert said[0]["true_pairs"] == said[1]["true_pairs"] == PEOPLE
@@ -167,10 +149,10 @@ def test_videos_of_one_gallery_are_compared_with_each_other(tmp_path) -> None:
     for name, own in (("v", first), ("w", second)):
         folder_of(tmp_path / "lobby" / name, own)
     pairs = pairs_of(tmp_path / "pairs.csv", [*first, *second])
-    whole = run(
+    whole = run_streamproc(
         "calibrate", tmp_path / "lobby", "--pairs", pairs, "-o", "a.json", "--json", cwd=tmp_path
     )
-    parts = run(
+    parts = run_streamproc(
         *("calibrate", tmp_path / "lobby" / "v", tmp_path / "lobby" / "w", "--pairs", pairs),
         *("-o", "b.json", "--json"),
         cwd=tmp_path,
@@ -184,7 +166,7 @@ def test_too_few_pairs_are_refused_and_nothing_is_written(tmp_path) -> None:
     """Fewer than 10 pairs of a kind are a usage error, and no curve is written."""
     out = folder_of(tmp_path / "out", people_seen_twice(1, people=9))
     truth = truth_of(tmp_path / "truth.txt")
-    done = run("calibrate", out, "--truth", truth, "-o", tmp_path / "curve.json")
+    done = run_streamproc("calibrate", out, "--truth", truth, "-o", tmp_path / "curve.json")
     assert "9 true and" in refused(done)
     assert "expected at least 10 of each" in done.stderr
     assert not (tmp_path / "curve.json").exists()
@@ -194,7 +176,7 @@ def test_few_pairs_are_called_few(tmp_path) -> None:
     """Fewer than 30 pairs of a kind give a curve and a note."""
     out = folder_of(tmp_path / "out", people_seen_twice(1, people=15))
     truth = truth_of(tmp_path / "truth.txt")
-    done = run("calibrate", out, "--truth", truth, "-o", tmp_path / "curve.json")
+    done = run_streamproc("calibrate", out, "--truth", truth, "-o", tmp_path / "curve.json")
     assert done.returncode == 0
     assert "fewer than 30 pairs of a kind" in done.stderr
 
@@ -204,25 +186,18 @@ def replayed(sample, tmp_path):
     """The sample clip and its output folder: persons 1 and 6 are the same."""
     for name in ("sample.mp4", "sample.persons.npz"):
         shutil.copy(sample / name, tmp_path)
-    done = run("replay", "sample.mp4", "--out", "out", "--no-animations", "-q", cwd=tmp_path)
+    done = run_streamproc(
+        "replay", "sample.mp4", "--out", "out", "--no-animations", "-q", cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     return tmp_path
 
 
-def write_truth(folder) -> None:
-    """The clip's own tracks as MOT text, with 6 called 1."""
-    rows = []
-    for track in load_tracks(folder / "sample.persons.npz").tracks:
-        who = 1 if track.person_id == 6 else track.person_id
-        for frame, (x, y, right, bottom) in zip(track.frame_indices, track.boxes_xyxy, strict=True):
-            rows.append(f"{frame + 1},{who},{x},{y},{right - x},{bottom - y},1,1,1\n")
-    (folder / "truth.txt").write_text("".join(rows))
-
-
-def test_the_sample_clip_has_too_few_people_and_says_so(replayed) -> None:
+def test_the_sample_clip_has_too_few_people_and_says_so(replayed, sample_truth) -> None:
     """One true pair is no basis for a curve, and the message counts it."""
-    write_truth(replayed)
-    done = run("calibrate", "out", "--truth", "truth.txt", "-o", "curve.json", cwd=replayed)
+    done = run_streamproc(
+        "calibrate", "out", "--truth", sample_truth, "-o", "curve.json", cwd=replayed
+    )
     assert "1 true and" in refused(done)
     assert not (replayed / "curve.json").exists()
 
@@ -239,8 +214,8 @@ def test_replay_uses_the_curve_by_flag_and_by_environment(replayed) -> None:
     replay = ("replay", "sample.mp4", "--no-animations", "--json", "-q")
     variable = {"STREAMPROC_CLUSTERING__CALIBRATION": path}
     for done in (
-        run(*replay, "--calibration", path, cwd=replayed),
-        run(*replay, cwd=replayed, env=variable),
+        run_streamproc(*replay, "--calibration", path, cwd=replayed),
+        run_streamproc(*replay, cwd=replayed, env=variable),
     ):
         (candidate,) = json.loads(done.stdout)["candidates"]
         assert candidate["calibration_id"] == mine
@@ -251,7 +226,7 @@ def test_a_bad_calibration_file_is_one_line(replayed, content) -> None:
     """A calibration file that cannot be read is a usage error in one line."""
     if content is not None:
         (replayed / "mine.json").write_text(content)
-    done = run(
+    done = run_streamproc(
         "replay", "sample.mp4", "--out", "new", "-q", "--calibration", "mine.json", cwd=replayed
     )
     assert "clustering.calibration: mine.json: expected" in refused(done)
@@ -266,7 +241,7 @@ def test_pets_from_replay_to_replay(shared, tmp_path) -> None:
     # At 0.70 the package's weights leave too few wrong pairs to fit on.
     flags = ("--persons", tracks, "--no-animations", "--threshold", "0.6", "-q")
     replay = ("replay", data / "videos" / "vtest.avi", *flags)
-    assert run(*replay, "--out", "out", cwd=tmp_path).returncode == 0
+    assert run_streamproc(*replay, "--out", "out", cwd=tmp_path).returncode == 0
     who = json.loads((data / "gt" / "PETS09-S2L1.identity.json").read_text())["track_to_person"]
     text = (tmp_path / "out" / "person_embeddings.jsonl").read_text()
     lines = []
@@ -275,7 +250,7 @@ def test_pets_from_replay_to_replay(shared, tmp_path) -> None:
         lines.append(f"{a['person_key']},{b['person_key']},{int(is_same)}\n")
     (tmp_path / "pairs.csv").write_text("".join(lines))
     files = ("--pairs", "pairs.csv", "-o", "c.json", "--plot", "p.svg")
-    done = run("calibrate", "out", *files, "--json", cwd=tmp_path)
+    done = run_streamproc("calibrate", "out", *files, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     assert said["labelled_pairs"] == 171
@@ -284,7 +259,7 @@ def test_pets_from_replay_to_replay(shared, tmp_path) -> None:
     assert abs(losses[1] - losses[0]) < 0.05
     assert said["gain"][0] <= said["gain"][1] <= said["gain"][2]
     again = ("--out", "again", "--json", "--calibration", "c.json")
-    candidates = json.loads(run(*replay, *again, cwd=tmp_path).stdout)["candidates"]
+    candidates = json.loads(run_streamproc(*replay, *again, cwd=tmp_path).stdout)["candidates"]
     assert {each["calibration_id"] for each in candidates} == {said["calibration_id"]}
 
 
@@ -312,7 +287,9 @@ def test_folders_that_cannot_be_used(out, tmp_path, arguments, words) -> None:
     folder_of(tmp_path / "broken", [])
     (tmp_path / "broken" / "person_embeddings.jsonl").write_text(f"{lines[0]}\n{lines[1][:99]}\n")
     (tmp_path / "pairs.csv").write_text("v/0,v/1,1\n")
-    done = run("calibrate", *arguments, "--pairs", "pairs.csv", "-o", "curve.json", cwd=tmp_path)
+    done = run_streamproc(
+        "calibrate", *arguments, "--pairs", "pairs.csv", "-o", "curve.json", cwd=tmp_path
+    )
     assert words in refused(done)
 
 
@@ -344,7 +321,9 @@ def test_pairs_that_cannot_be_used(out, tmp_path, content, words) -> None:
     if content is not None:
         (tmp_path / "pairs.csv").write_bytes(content.encode("utf-8", "surrogateescape"))
     files = ("--pairs", "pairs.csv", "-o", "curve.json")
-    assert words in refused(run("calibrate", out, tmp_path / "other", *files, cwd=tmp_path))
+    assert words in refused(
+        run_streamproc("calibrate", out, tmp_path / "other", *files, cwd=tmp_path)
+    )
 
 
 @pytest.mark.parametrize(
@@ -362,7 +341,9 @@ def test_pairs_that_cannot_be_used(out, tmp_path, content, words) -> None:
 def test_labels_that_do_not_fit_the_folders(out, tmp_path, arguments, words) -> None:
     """Labels must be one --truth for each folder, or --pairs."""
     truth_of(tmp_path / "t.txt")
-    assert words in refused(run("calibrate", out, *arguments, "-o", "curve.json", cwd=tmp_path))
+    assert words in refused(
+        run_streamproc("calibrate", out, *arguments, "-o", "curve.json", cwd=tmp_path)
+    )
 
 
 def test_a_truth_is_of_one_video(tmp_path) -> None:
@@ -370,7 +351,7 @@ def test_a_truth_is_of_one_video(tmp_path) -> None:
     persons = [*people_seen_twice(1), *people_seen_twice(2, video_id="w")]
     both = folder_of(tmp_path / "both", persons)
     truth = truth_of(tmp_path / "t.txt")
-    done = run("calibrate", both, "--truth", truth, "-o", "curve.json", cwd=tmp_path)
+    done = run_streamproc("calibrate", both, "--truth", truth, "-o", "curve.json", cwd=tmp_path)
     assert "give its subfolders, or --pairs" in refused(done)
 
 
@@ -378,6 +359,8 @@ def test_a_file_that_cannot_be_written_is_a_failure(out, tmp_path) -> None:
     """A curve that cannot be written is exit code 1, not a usage error."""
     (tmp_path / "file").write_text("")
     truth = truth_of(tmp_path / "t.txt")
-    done = run("calibrate", out, "--truth", truth, "-o", tmp_path / "file" / "curve.json")
+    done = run_streamproc(
+        "calibrate", out, "--truth", truth, "-o", tmp_path / "file" / "curve.json"
+    )
     assert done.returncode == 1
     assert "cannot be written" in done.stderr

@@ -14,6 +14,7 @@ import urllib.request
 import numpy as np
 import pytest
 from persons import closed, person, unit_vector
+from services import get
 
 from streamproc.events import GalleryExpired
 from streamproc.gallery import Gallery, apply
@@ -84,6 +85,7 @@ def said_by_the_core(events) -> tuple[set[str], dict[str, Gallery]]:
 
 
 def put(stream, *events, **options) -> None:
+    """Send events to the matcher, each under its key."""
     stream.send(TOPIC, *[(event.key.encode(), event.to_json()) for event in events], **options)
 
 
@@ -99,14 +101,6 @@ def said(stream) -> list[str]:
 def wait_until_done(stream) -> None:
     """Wait until the matcher has committed all that it was sent."""
     stream.eventually(lambda: stream.lag("matcher", TOPIC) == 0, "lag 0")
-
-
-def get(url, accept="application/json"):
-    """What an address answers, as JSON or as bytes."""
-    request = urllib.request.Request(url, headers={"Accept": accept})
-    with urllib.request.urlopen(request, timeout=10) as response:
-        content = response.read()
-    return json.loads(content) if accept == "application/json" else content
 
 
 def status_of(url) -> tuple[int, dict[str, object]]:

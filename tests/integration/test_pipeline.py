@@ -30,14 +30,17 @@ PERSONS = {1, 2, 3, 4, 5, 6}  # in the sample
 
 @pytest.fixture(scope="module")
 def embedder(tmp_path_factory):
+    """An Embedder of the package's own weights."""
     return Embedder(find_weights(None, cache_folder=tmp_path_factory.mktemp("cache")))
 
 
 def known_tracks(sample) -> TracksFromFile:
+    """The sample's tracks, which are known before decoding."""
     return TracksFromFile(lambda: load_tracks(sample / "sample.persons.npz"))
 
 
 def job(sample, video_id="v", tracks=None, **options) -> VideoJob:
+    """A job on the sample."""
     return VideoJob(
         path=sample / "sample.mp4",
         video_id=video_id,
@@ -52,6 +55,7 @@ def job(sample, video_id="v", tracks=None, **options) -> VideoJob:
 def pipeline(
     embedder, publish, *, write_animation=None, memory=64 * 2**20, embed_ahead=False
 ) -> Pipeline:
+    """A pipeline of this embedder."""
     return Pipeline(
         load_network=lambda: embedder,
         publish=publish,
@@ -78,6 +82,7 @@ class Published:
 
 
 async def process(embedder, a_job, **more):
+    """Process one job; return the events, the statistics and the summary."""
     stats = VideoStats()
     published = Published()
     async with pipeline(embedder, published, **more) as running:

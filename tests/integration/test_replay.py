@@ -8,13 +8,14 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from itertools import combinations
 from typing import TYPE_CHECKING
 
 import numpy as np
 import orjson
 import pytest
-from processes import Process, eventually
+from processes import STREAMPROC, Process, eventually, run_streamproc
 from services import SCRIPTS
 
 from streamproc import replay
@@ -25,22 +26,7 @@ from streamproc.types import Track
 if TYPE_CHECKING:
     from pathlib import Path
 
-PROGRAM = [sys.executable, "-m", "streamproc"]
-
-
-def run(*arguments, cwd=None, env=None, program=PROGRAM):
-    """Run the command; `program` may be a script that breaks what a machine can break."""
-    done = subprocess.run(
-        [*program, "replay", *map(str, arguments)],
-        cwd=cwd,
-        env=os.environ | (env or {}),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert "Traceback" not in done.stderr, done.stderr
-    return done
+run = partial(run_streamproc, "replay")
 
 
 def files_in(folder):
@@ -219,7 +205,7 @@ def test_without_weights_animations_and_page_still_come(clip, tmp_path) -> None:
 
 def test_with_animations_failing_candidates_still_come(clip, tmp_path) -> None:
     """With a disk that fills up while animations are written, candidates and page still come."""
-    program = [sys.executable, str(SCRIPTS / "replay_on_a_full_disk.py")]
+    program = (sys.executable, str(SCRIPTS / "replay_on_a_full_disk.py"))
     done = run(clip, "--out", tmp_path / "out", program=program)
     assert done.returncode == 4
     assert done.stdout.split()[:2] == ["1", "6"]
@@ -274,19 +260,23 @@ def test_a_video_cut_off_in_the_middle_gives_what_it_has(shared, tmp_path) -> No
 
 
 def empty(folder):
+    """Make v.mp4 an empty file."""
     (folder / "v.mp4").touch()
 
 
 def text(folder):
+    """Make v.mp4 a text."""
     (folder / "v.mp4").write_text("this is no video\n" * 50)
 
 
 def ffconcat(folder):
+    """Make v.mp4 a list that names another video."""
     shutil.copy(folder / "sample.mp4", folder / "other.mp4")
     (folder / "v.mp4").write_text("ffconcat version 1.0\nfile other.mp4\n")
 
 
 def playlist(folder):
+    """Make v.mp4 a playlist that names another video."""
     shutil.copy(folder / "sample.mp4", folder / "other.mp4")
     (folder / "v.mp4").write_text(
         "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\nother.mp4\n#EXT-X-ENDLIST\n"
@@ -294,6 +284,7 @@ def playlist(folder):
 
 
 def audio_only(folder):
+    """Make v.mp4 a file of sound alone."""
     import av
 
     with av.open(str(folder / "v.mp4"), "w") as container:
@@ -307,6 +298,7 @@ def audio_only(folder):
 
 
 def no_frames(folder):
+    """Make v.mp4 a video without frames."""
     import av
 
     with av.open(str(folder / "v.mp4"), "w") as container:
@@ -316,6 +308,7 @@ def no_frames(folder):
 
 
 def directory(folder):
+    """Make v.mp4 a folder."""
     (folder / "v.mp4").mkdir()
 
 
@@ -351,10 +344,13 @@ def boxes(person_id, frames, box=(100, 100, 160, 280)):
 
 
 def other_video(folder):
+    """Make t.npz the tracks of a longer video."""
     tracks_of(folder, boxes(1, range(5000, 5100), (9, 9, 50, 99)))
 
 
 def code_in_tracks(folder):
+    """Make t.npz a file whose pickle runs a program."""
+
     class Evil:
         def __reduce__(self):
             return os.system, (f"touch {folder / 'was-run'}",)
@@ -363,6 +359,7 @@ def code_in_tracks(folder):
 
 
 def huge(folder):
+    """Make t.npz an array that declares 100 GB."""
     import zipfile
 
     header = np.lib.format.header_data_from_array_1_0(np.zeros(1, np.float32))
@@ -375,6 +372,7 @@ def huge(folder):
 
 
 def no_npz(folder):
+    """Make t.npz a text."""
     (folder / "t.npz").write_text("nothing")
 
 
@@ -470,7 +468,7 @@ def started(shared, out) -> Process:
     data = shared / "data"
     tracks = data / "gt" / "PETS09-S2L1.gt.txt"
     video = data / "videos" / "vtest.avi"
-    command = [*PROGRAM, "replay", video, "--persons", tracks, "--out", out]
+    command = [*STREAMPROC, "replay", video, "--persons", tracks, "--out", out]
     process = Process("replay", list(map(str, command)), out.with_suffix(".log"))
     eventually(
         lambda: list(out.glob(".*/**/*.webp")), "an animation", seconds=120, processes=[process]

@@ -49,21 +49,21 @@ async def refuse_to_publish(self, events, *, trace=None):
     await real_publish_all(self, events, trace=trace)
 
 
-def die_before_keeping(self, partition, entries, offset):
+def die_before_writing(self, partition, entries, offset):
     """The entries are in the changelog, and not in the local store."""
     if is_time(40):
         kill()
     real_write(self, partition, entries, offset)
 
 
-def die_after_keeping(self, partition, entries, offset):
+def die_after_writing(self, partition, entries, offset):
     """The entries are in the local store, and their event is not acknowledged."""
     real_write(self, partition, entries, offset)
     if is_time(40):
         kill()
 
 
-def keep_on_a_full_disk(self, partition, entries, offset):
+def write_on_a_full_disk(self, partition, entries, offset):
     """The disk is full."""
     if is_time(40):
         raise OSError(28, "No space left on device")
@@ -83,13 +83,13 @@ def install(fault: str) -> None:
         case "killed-after-publishing":
             Publisher.publish_all = publish_all_then_die
         case "killed-before-the-local-store":
-            FaustTable.write = die_before_keeping
+            FaustTable.write = die_before_writing
         case "killed-before-acknowledging":
-            FaustTable.write = die_after_keeping
+            FaustTable.write = die_after_writing
         case "refused-by-the-broker":
             Publisher.publish_all = refuse_to_publish
         case "full-disk":
-            FaustTable.write = keep_on_a_full_disk
+            FaustTable.write = write_on_a_full_disk
         case "bug":
             matcher.decide = decide_with_a_bug
 

@@ -26,8 +26,8 @@ DIM = 6
 TIME = "2026-11-24T12:00:00Z"
 
 
-ALONE = (-1.0, 6.0, 6.0, 0.0, 0.0, -0.5, 0.0)
-CLOSED = (*ALONE, -0.5, 0.5, 1.0)
+PAIR = (-1.0, 6.0, 6.0, 0.0, 0.0, -0.5, 0.0)
+CLOSING = (*PAIR, -0.5, 0.5, 1.0)
 
 
 def always(log_odds):
@@ -35,7 +35,7 @@ def always(log_odds):
     return (log_odds, *[0.0] * 9)
 
 
-def make_curve(*, arrival=(-8.0, 10.0), alone=ALONE, closed=CLOSED, bent=NO_BETA, dim=DIM) -> Curve:
+def make_curve(*, arrival=(-8.0, 10.0), pair=PAIR, closing=CLOSING, beta=NO_BETA, dim=DIM) -> Curve:
     """A curve of random but fixed numbers, with the coefficients given."""
     rng = np.random.default_rng(7)
     basis = np.linalg.qr(rng.normal(size=(dim, 2)))[0].T
@@ -46,9 +46,9 @@ def make_curve(*, arrival=(-8.0, 10.0), alone=ALONE, closed=CLOSED, bent=NO_BETA
         rest_variance=0.3 / (dim - 2),
         within_track_trace=0.1,
         arrival_coefficients=arrival,
-        pair_coefficients=alone,
-        closing_coefficients=closed,
-        beta_coefficients=bent,
+        pair_coefficients=pair,
+        closing_coefficients=closing,
+        beta_coefficients=beta,
     )
 
 
@@ -97,8 +97,8 @@ B = [0.9, np.sqrt(1 - 0.81), 0, 0, 0, 0]
 
 
 @given(st.lists(st.floats(-60, 60), min_size=2), st.floats(0, 3), st.floats(0, 3), st.floats(-3, 3))
-def test_bent_log_odds_keep_their_order(logits, low, high, shift):
-    """Bending keeps log-odds in order, and NO_BETA leaves them as they are."""
+def test_beta_calibration_keeps_the_order_of_log_odds(logits, low, high, shift):
+    """Beta calibration keeps log-odds in order, and NO_BETA leaves them as they are."""
     logits = np.sort(logits)
     assert (np.diff(beta_calibrate(logits, (shift, low, high))) >= -1e-9).all()
     np.testing.assert_allclose(beta_calibrate(logits, NO_BETA), logits, atol=1e-9)
@@ -129,7 +129,7 @@ def test_at_arrival_the_probability_follows_from_the_similarity() -> None:
 def test_a_suppressed_pair_is_proposed_once_closing_makes_it_probable() -> None:
     """An improbable pair is proposed only once the closed video makes it probable."""
     gallery = Gallery("g")
-    calibration = calibrated(arrival=(-20.0, 10.0), closed=always(3.0))
+    calibration = calibrated(arrival=(-20.0, 10.0), closing=always(3.0))
     assert feed(gallery, person(1, A), person(2, B), calibration=calibration) == []
     assert standing(gallery) == {}
     said = feed(gallery, closed([1, 2]), calibration=calibration)
@@ -144,7 +144,7 @@ def test_a_suppressed_pair_is_proposed_once_closing_makes_it_probable() -> None:
 def test_what_the_gallery_finds_unlikely_is_withdrawn_with_its_reason() -> None:
     """A pair that closing makes improbable is withdrawn once, as below-probability."""
     gallery = Gallery("g")
-    calibration = calibrated(arrival=(3.0, 0.0), closed=always(-3.0))
+    calibration = calibrated(arrival=(3.0, 0.0), closing=always(-3.0))
     said = feed(gallery, person(1, A), person(2, B), closed([1, 2]), calibration=calibration)
     assert [(e.state, getattr(e, "reason", None)) for e in said] == [
         ("proposed", None),
@@ -162,7 +162,7 @@ def test_what_the_gallery_finds_unlikely_is_withdrawn_with_its_reason() -> None:
 def test_a_probability_that_stays_is_not_said_again() -> None:
     """Closing announces nothing of a pair whose probability it does not change."""
     gallery = Gallery("g")
-    calibration = calibrated(arrival=(1.0, 0.0), closed=always(1.0))
+    calibration = calibrated(arrival=(1.0, 0.0), closing=always(1.0))
     said = feed(gallery, person(1, A), person(2, B), closed([1, 2]), calibration=calibration)
     assert [e.state for e in said] == ["proposed", "done"]
 
@@ -170,7 +170,7 @@ def test_a_probability_that_stays_is_not_said_again() -> None:
 def test_a_person_whose_new_run_is_less_likely_is_withdrawn_at_once() -> None:
     """A later run that makes a pair improbable withdraws it before the video is closed."""
     gallery = Gallery("g")
-    calibration = calibrated(closed=always(3.0))
+    calibration = calibrated(closing=always(3.0))
     feed(gallery, person(1, A), person(2, B), closed([1, 2]), calibration=calibration)
     again = [
         person(i, v, run="r2", minute=1)
@@ -197,7 +197,7 @@ def test_the_fewer_others_a_person_may_be_the_likelier_each() -> None:
 
 def test_who_is_like_others_too_is_less_likely_this_one() -> None:
     """Each further pair of one of its persons makes a pair less likely, and other pairs do not."""
-    curve = make_curve(closed=(*ALONE, -1.0, 0.0, 0.0))
+    curve = make_curve(closing=(*PAIR, -1.0, 0.0, 0.0))
     people = {
         f"v/{i}": person(i, v) for i, v in enumerate(np.random.default_rng(3).normal(size=(6, DIM)))
     }
@@ -216,14 +216,14 @@ def test_where_duplicates_are_frequent_each_pair_is_likelier_one_person() -> Non
     people = {
         f"v/{i}": person(i, v) for i, v in enumerate(np.random.default_rng(3).normal(size=(6, DIM)))
     }
-    scorer = GalleryScorer(make_curve(closed=(*ALONE, 0.0, 1.0, 0.0)), people)
+    scorer = GalleryScorer(make_curve(closing=(*PAIR, 0.0, 1.0, 0.0)), people)
     few, many = ([("v/0", "v/1"), *others] for others in ([], [("v/2", "v/3"), ("v/4", "v/5")]))
     assert scorer.probabilities(few)[0] < scorer.probabilities(many)[0]
 
 
 def test_of_two_pairs_alike_the_one_with_fewer_crops_is_likelier_one_person() -> None:
     """Fewer crops make a pair likelier where their weight is negative; above 8 they count as 8."""
-    curve = make_curve(closed=(-1.0, 6.0, 6.0, 0.0, 0.0, -0.5, -1.0, 0.0, 0.0, 0.0))
+    curve = make_curve(closing=(-1.0, 6.0, 6.0, 0.0, 0.0, -0.5, -1.0, 0.0, 0.0, 0.0))
     vectors = np.random.default_rng(3).normal(size=(6, DIM))
 
     def chance(crops):
@@ -239,7 +239,7 @@ def test_of_two_pairs_alike_the_one_with_fewer_crops_is_likelier_one_person() ->
 
 def test_the_more_crops_the_more_likeness_and_unlikeness_say() -> None:
     """More crops move a like pair's probability up and an unlike pair's down."""
-    curve = make_curve(closed=(0.0, 0.0, 0.0, 3.0, *[0.0] * 6))
+    curve = make_curve(closing=(0.0, 0.0, 0.0, 3.0, *[0.0] * 6))
     vectors = np.random.default_rng(3).normal(size=(6, DIM))
     people = {
         crops: {f"v/{i}": person(i, v, crops=crops) for i, v in enumerate(vectors)}
@@ -410,7 +410,7 @@ def galleries(draw):
     events = two_videos(rng, count, parts=True, weights=(WEIGHTS, "b" * 64))
     curve = make_curve(
         arrival=(rng.normal(-6, 3), 8.0),
-        closed=(rng.normal(), 4.0, 4.0, 1.0, rng.normal(), -0.5, -1.0, -1.0, 1.0, 1.0),
+        closing=(rng.normal(), 4.0, 4.0, 1.0, rng.normal(), -0.5, -1.0, -1.0, 1.0, 1.0),
     )
     calibration = Calibration({WEIGHTS: curve}, min_probability=0.3, likely_probability=0.7)
     return events, count, calibration

@@ -45,7 +45,7 @@ def start(
     *,
     arrival=(-20.0, 22.0),
     closed=(1.0, 7.0, 8.0, 2.0, -2.0, -1.5, -1.0, -0.8, 1.0, 1.0),
-    bent=NO_BETA,
+    beta=NO_BETA,
 ) -> Curve:
     """A curve to start from, with mean 0 and equal spread in all directions."""
     flat = {
@@ -60,7 +60,7 @@ def start(
         arrival_coefficients=arrival,
         pair_coefficients=(0.0,) * 7,
         closing_coefficients=closed,
-        beta_coefficients=bent,
+        beta_coefficients=beta,
     )
 
 
@@ -96,26 +96,26 @@ def test_the_regression_finds_the_odds_that_made_its_data() -> None:
     np.testing.assert_allclose(found, [-1, 2, -0.5], atol=0.06)
 
 
-def test_log_odds_are_bent_as_the_pairs_say() -> None:
-    """The fitted bend gives the probabilities of the true one, within 0.02."""
+def test_beta_calibration_is_fitted_to_the_pairs() -> None:
+    """The fitted beta calibration gives the probabilities of the true one, within 0.02."""
     rng = np.random.default_rng(2)
-    bent = (0.3, 0.5, 2.0)
+    beta = (0.3, 0.5, 2.0)
     logits = rng.normal(0, 2, 60_000)
-    same = rng.random(60_000) < sigmoid(beta_calibrate(logits, bent))
+    same = rng.random(60_000) < sigmoid(beta_calibrate(logits, beta))
     at = np.linspace(-3, 3, 7)
     found = fit_beta(logits, same, np.ones(60_000))
     np.testing.assert_allclose(
-        sigmoid(beta_calibrate(at, found)), sigmoid(beta_calibrate(at, bent)), atol=0.02
+        sigmoid(beta_calibrate(at, found)), sigmoid(beta_calibrate(at, beta)), atol=0.02
     )
 
 
-def test_the_regression_finds_the_odds_that_were_bent_afterwards() -> None:
-    """The regression finds the coefficients also where their log-odds were bent."""
+def test_the_regression_allows_for_a_beta_calibration_after_it() -> None:
+    """The regression finds the coefficients also where their log-odds were calibrated after it."""
     rng = np.random.default_rng(1)
-    bent = (-0.1, 0.7, 1.5)
+    beta = (-0.1, 0.7, 1.5)
     features = rng.normal(size=(40_000, 2))
-    same = rng.random(40_000) < sigmoid(beta_calibrate(-1 + features @ [2, -0.5], bent))
-    found = logistic(features, same, np.ones(40_000), beta=bent)
+    same = rng.random(40_000) < sigmoid(beta_calibrate(-1 + features @ [2, -0.5], beta))
+    found = logistic(features, same, np.ones(40_000), beta=beta)
     np.testing.assert_allclose(found, [-1, 2, -0.5], atol=0.06)
 
 
@@ -132,7 +132,7 @@ def test_who_looks_more_alike_is_never_less_likely_one_person(seed, count, known
 
 
 @given(seeds, counts, st.sampled_from([NO_BETA, (-0.1, 1.0, 1.2)]))
-def test_the_same_labels_again_move_the_curve_further_the_same_way(seed, count, bent) -> None:
+def test_the_same_labels_again_move_the_curve_further_the_same_way(seed, count, beta) -> None:
     """The same pairs twice are explained at least as well as once, and once as at the start."""
     data = examples(np.random.default_rng(seed), count)
     twice = Examples(*(np.concatenate([getattr(data, name)] * 2) for name in Examples.__slots__))
@@ -140,7 +140,7 @@ def test_the_same_labels_again_move_the_curve_further_the_same_way(seed, count, 
     def loss(curve):
         return np.array([log_losses(chance, data.same).mean() for chance in predict(curve, data)])
 
-    none = start(bent=bent)
+    none = start(beta=beta)
     once, more = (refit(none, pairs, prior_pairs=10.0) for pairs in (data, twice))
     assert (loss(more) <= loss(once) + 1e-9).all()
     assert (loss(once) <= loss(none) + 1e-9).all()

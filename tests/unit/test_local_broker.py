@@ -21,7 +21,7 @@ def home(tmp_path):
 
 @pytest.fixture
 def maven(tmp_path, monkeypatch):
-    """Put a program in the place of Maven, which makes the folder of jars and does a little more."""
+    """Put a program in the place of Maven that makes the folder of jars and does a little more."""
     monkeypatch.delenv("KAFKA_HOME", raising=False)
 
     def install(more: str) -> None:

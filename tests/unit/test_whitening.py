@@ -45,13 +45,13 @@ def people(rng, *, shift=0.0, changed=(), videos=("v", "w")):
     `shift` is what a camera adds to all of them, `changed` the directions in which each changes
     most. The pairs are those of one person, and those of two in different videos.
     """
-    looks = rng.normal(size=(PEOPLE, DIM))
+    appearances = rng.normal(size=(PEOPLE, DIM))
     seen = []
     for video in videos:
         offset = shift * rng.normal(size=DIM)
         change = 0.5 * rng.normal(size=(PEOPLE, DIM))
         change[:, list(changed)] *= 8
-        for i, vector in enumerate(looks + offset + change):
+        for i, vector in enumerate(appearances + offset + change):
             parts = [unit_vector(vector + 0.1 * rng.normal(size=DIM)) for _ in range(4)]
             seen.append(person(i, vector, video_id=video, segments=parts))
     same = np.array([(i, PEOPLE + i) for i in range(PEOPLE)])
@@ -60,18 +60,17 @@ def people(rng, *, shift=0.0, changed=(), videos=("v", "w")):
     return seen, same, other
 
 
-def right(looks, same, other):
+def right(similarity, same, other):
     """The share of true pairs that are more alike than 99 % of the others."""
-    return (looks.cosines(same) > np.quantile(looks.cosines(other), 0.99)).mean()
+    return (similarity.cosines(same) > np.quantile(similarity.cosines(other), 0.99)).mean()
 
 
 def test_what_a_camera_adds_to_everybody_is_no_likeness(monkeypatch) -> None:
     """With each video's own mean true pairs stand out, and with the gallery's alone they do not."""
     seen, same, other = people(np.random.default_rng(1), shift=2.0)
     each = right(WhitenedSimilarity(make_curve(FLAT), seen), same, other)
-    monkeypatch.setattr(
-        whitening, "VIDEO_TRACKLETS", 1e9
-    )  # all are compared with the gallery's mean
+    # all are compared with the gallery's mean
+    monkeypatch.setattr(whitening, "VIDEO_TRACKLETS", 1e9)
     assert each > 0.7 > right(WhitenedSimilarity(make_curve(FLAT), seen), same, other)
 
 
@@ -91,11 +90,11 @@ def test_pairs_in_one_video_do_not_ask_what_changes_between_cameras(monkeypatch)
     pairs = np.concatenate([same, [(0, 1), (PEOPLE, PEOPLE + 1)]])
     changed = np.where(np.arange(DIM) < 3, 10.0, 0.1)
     curve = make_curve(changed / changed.sum())
-    looks = WhitenedSimilarity(curve, seen)
-    found = looks.cosines(pairs)
+    similarity = WhitenedSimilarity(curve, seen)
+    found = similarity.cosines(pairs)
     monkeypatch.setattr(whitening, "ACROSS_VIDEOS", (0.0, 0.0))
-    moved = looks.cosines(pairs) != found
-    np.testing.assert_array_equal(moved, ~looks.in_one_video(pairs))
+    moved = similarity.cosines(pairs) != found
+    np.testing.assert_array_equal(moved, ~similarity.in_one_video(pairs))
     assert moved.sum() == PEOPLE
 
 
@@ -117,12 +116,14 @@ def test_a_pair_is_as_alike_whichever_is_named_first_and_whatever_else_is_asked(
     """A pair's cosine depends neither on its order nor on the other pairs asked for."""
     rng = np.random.default_rng(seed)
     seen = [person(i, rng.normal(size=DIM), video_id=f"v{rng.integers(videos)}") for i in range(9)]
-    looks = WhitenedSimilarity(make_curve(FLAT), seen)
+    similarity = WhitenedSimilarity(make_curve(FLAT), seen)
     pairs = np.stack(np.tril_indices(9, -1), axis=1)
-    found = looks.cosines(pairs)
+    found = similarity.cosines(pairs)
     assert (np.abs(found) <= 1 + 1e-9).all()
-    np.testing.assert_allclose(looks.cosines(pairs[:, ::-1]), found, atol=1e-12)
-    np.testing.assert_allclose([looks.cosines(pair[None])[0] for pair in pairs], found, atol=1e-12)
+    np.testing.assert_allclose(similarity.cosines(pairs[:, ::-1]), found, atol=1e-12)
+    np.testing.assert_allclose(
+        [similarity.cosines(pair[None])[0] for pair in pairs], found, atol=1e-12
+    )
 
 
 def test_videos_of_which_the_sample_has_nobody_have_finite_cosines(monkeypatch) -> None:
