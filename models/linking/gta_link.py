@@ -1,0 +1,80 @@
+"""GTA-Link's linking (Sun et al. 2024), written from the paper, to compare with.
+
+The two tracklets with the smallest mean pairwise cosine distance between their crops' vectors are
+joined while it is below 0.4, if they share no frame and, where one goes on after the other, the
+centres of its last and the other's first box are within the range of all centres, along x and y.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+
+    FloatArray = npt.NDArray[np.float64]
+    IntArray = npt.NDArray[np.int64]
+
+DISTANCE = 0.4
+
+
+def link(
+    crop_vectors: Sequence[FloatArray],
+    frames: Sequence[IntArray],
+    first_boxes: FloatArray,
+    last_boxes: FloatArray,
+) -> IntArray:
+    """Label (n,) tracklets of unit vectors (k, dim), frame indices, first and last boxes (n, 4)."""
+    count = len(crop_vectors)
+    sums = np.stack([vectors.sum(0) for vectors in crop_vectors])
+    sizes = np.array([float(len(vectors)) for vectors in crop_vectors])
+    present = [set(own.tolist()) for own in frames]
+    pieces = [[(own[0], own[-1], i)] for i, own in enumerate(frames)]
+    enters, leaves = _centres(first_boxes), _centres(last_boxes)
+    both = np.concatenate([enters, leaves])
+    gate = both.max(0) - both.min(0)
+    label = np.arange(count)
+    distance = np.full((count, count), np.inf)
+    for i in range(count):
+        _measure(distance, i, range(count), sums, sizes, present)
+    while True:
+        one, other = sorted(divmod(int(distance.argmin()), count))
+        if not distance[one, other] < DISTANCE:
+            return label
+        distance[one, other] = distance[other, one] = np.inf
+        if not _within_reach(pieces[one], pieces[other], enters, leaves, gate):
+            continue
+        pieces[one] = sorted(pieces[one] + pieces[other])
+        present[one] |= present[other]
+        sums[one] += sums[other]
+        sizes[one] += sizes[other]
+        label[label == other] = one
+        distance[other] = distance[:, other] = np.inf
+        _measure(distance, one, np.unique(label), sums, sizes, present)
+
+
+def _measure(distance, i, others, sums, sizes, present) -> None:  # type: ignore[no-untyped-def]
+    """Set the mean pairwise distance of a cluster to others, inf where they share a frame."""
+    for j in others:
+        if j != i:
+            apart = 1 - float(sums[i] @ sums[j]) / (sizes[i] * sizes[j])
+            distance[i, j] = distance[j, i] = np.inf if present[i] & present[j] else apart
+
+
+def _within_reach(one, other, enters, leaves, gate) -> bool:  # type: ignore[no-untyped-def]
+    """Whether each change from a piece of the one to a piece of the other is within the gate."""
+    own = {piece[2] for piece in one}
+    ordered = sorted(one + other)
+    for before, after in zip(ordered, ordered[1:], strict=False):
+        changes = (before[2] in own) != (after[2] in own)
+        if changes and (np.abs(leaves[before[2]] - enters[after[2]]) > gate).any():
+            return False
+    return True
+
+
+def _centres(boxes: FloatArray) -> FloatArray:
+    return (boxes[:, :2] + boxes[:, 2:]).astype(np.float64) / 2

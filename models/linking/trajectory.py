@@ -1,0 +1,130 @@
+"""Where a tracklet was: few boxes that stand for all of them, and how it begins and ends.
+
+A `person` event carries at most 64 boxes of its track. The first ten and the last ten say how it
+begins and ends; those in between have frame indices that are multiples of a power of two, so that
+two tracklets, or two runs of one video, have frames in common where they overlap.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+
+    FloatArray = npt.NDArray[np.float64]
+    IntArray = npt.NDArray[np.int64]
+    BoolArray = npt.NDArray[np.bool_]
+
+MAX_BOXES = 64
+END_BOXES = 10
+"""So many boxes at each end are kept, and give its position, size and velocity."""
+VELOCITY_RIDGE_SECONDS = 0.3
+"""A velocity is held towards 0 as if one more box, this far away in time, had not moved."""
+EDGE_SHARE = 0.02
+"""A box this near to the edge, as a share of the picture's width or height, touches it."""
+
+
+def thin_trajectory(frame_indices: IntArray, boxes_xyxy: FloatArray) -> tuple[IntArray, FloatArray]:
+    """Keep at most 64 boxes of a track: frame indices (k,) ascending and boxes (k, 4)."""
+    kept = kept_rows(frame_indices)
+    return frame_indices[kept], boxes_xyxy[kept]
+
+
+def kept_rows(frame_indices: IntArray) -> IntArray:
+    """Which rows (k,) of a track's ascending frame indices (n,) are kept."""
+    count = len(frame_indices)
+    rows = np.arange(count)
+    if count <= MAX_BOXES:
+        return rows
+    at_end = (rows < END_BOXES) | (rows >= count - END_BOXES)
+    step = 1
+    while True:
+        kept = at_end | (frame_indices % step == 0)
+        if kept.sum() <= MAX_BOXES:
+            return rows[kept]
+        step *= 2
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ends:
+    """How tracklets begin, or how they end; n tracklets, made by `ends_of`.
+
+    `frame` (n,): the first (last) frame index. `position` (n, 2): centre of that box in px;
+    `height` (n,): median of the ten boxes there, in px; `velocity` (n, 2): px a second there;
+    `at_edge` (n,): whether that box touches the picture's edge. `known` (n,): has a trajectory.
+    """
+
+    frame: IntArray
+    position: FloatArray
+    height: FloatArray
+    velocity: FloatArray
+    at_edge: BoolArray
+    known: BoolArray
+
+    def __repr__(self) -> str:
+        return f"Ends({len(self.frame)} tracklets, {int(self.known.sum())} known)"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trajectory:
+    """A thinned track: frame indices (k,) ascending, boxes (k, 4) xyxy in px of the picture."""
+
+    frame_indices: IntArray
+    boxes_xyxy: FloatArray
+
+    def __repr__(self) -> str:
+        return f"Trajectory({len(self.frame_indices)} boxes)"
+
+
+def ends_of(
+    trajectories: Sequence[Trajectory | None],
+    *,
+    last: bool,
+    width: int,
+    height: int,
+    frames_per_second: float,
+) -> Ends:
+    """Describe the begin of each tracklet, or its end where `last`; None has no trajectory.
+
+    `width` and `height` are the picture's, in px.
+    """
+    count = len(trajectories)
+    frame, known = np.zeros(count, np.int64), np.zeros(count, bool)
+    position, velocity = np.zeros((count, 2)), np.zeros((count, 2))
+    heights, at_edge = np.ones(count), np.zeros(count, bool)
+    for i, trajectory in enumerate(trajectories):
+        if trajectory is None or not len(trajectory.frame_indices):
+            continue
+        known[i] = True
+        chosen = slice(-END_BOXES, None) if last else slice(0, END_BOXES)
+        frames, boxes = trajectory.frame_indices[chosen], trajectory.boxes_xyxy[chosen]
+        end = -1 if last else 0
+        frame[i] = frames[end]
+        position[i], velocity[i] = _position_and_velocity(frames, boxes, end, frames_per_second)
+        heights[i] = max(float(np.median(boxes[:, 3] - boxes[:, 1])), 1.0)
+        at_edge[i] = _touches_edge(boxes[end], width, height)
+    return Ends(frame, position, heights, velocity, at_edge, known)
+
+
+def _position_and_velocity(
+    frames: IntArray, boxes: FloatArray, end: int, frames_per_second: float
+) -> tuple[FloatArray, FloatArray]:
+    """Centre (2,) of the box at `end` in px, and px a second by a ridge regression on time."""
+    centres = (boxes[:, :2] + boxes[:, 2:]).astype(np.float64) / 2
+    seconds = frames / frames_per_second
+    from_mean = seconds - seconds.mean()
+    spread = float(from_mean @ from_mean) + VELOCITY_RIDGE_SECONDS**2
+    velocity = from_mean @ (centres - centres.mean(0)) / spread
+    return centres[end], velocity
+
+
+def _touches_edge(box: FloatArray, width: int, height: int) -> bool:
+    x0, y0, x1, y1 = box
+    near_x, near_y = EDGE_SHARE * width, EDGE_SHARE * height
+    return bool(x0 <= near_x or y0 <= near_y or x1 >= width - near_x or y1 >= height - near_y)

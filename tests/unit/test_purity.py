@@ -1,0 +1,84 @@
+"""Impure tracks: what is cut, and where."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models.linking.purity import (
+    PurityModel,
+    Suspect,
+    best_cut,
+    find_suspect,
+    suspicion,
+)
+
+settings.register_profile("slow machines", deadline=None)
+settings.load_profile("slow machines")
+
+DIM = 8
+
+
+def crops_of(rng: np.random.Generator, centre: np.ndarray, count: int) -> np.ndarray:
+    """Unit vectors around a centre."""
+    vectors = centre + 0.05 * rng.normal(size=(count, DIM))
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+@given(st.integers(2, 20), st.integers(2, 20), st.integers(0, 1000))
+def test_two_people_are_cut_where_the_second_begins(first: int, second: int, seed: int) -> None:
+    """Two clearly different stretches are told apart, if neither is very short."""
+    if min(first, second) < 0.2 * (first + second):
+        return
+    rng = np.random.default_rng(seed)
+    vectors = np.concatenate(
+        [crops_of(rng, np.eye(DIM)[0], first), crops_of(rng, np.eye(DIM)[1], second)]
+    )
+    split, cut = best_cut(vectors)
+    assert cut == first and split > 0.5
+
+
+@given(st.integers(0, 3), st.integers(0, 100))
+def test_too_few_crops_are_never_cut(count: int, seed: int) -> None:
+    """Two crops a part at least."""
+    assert best_cut(crops_of(np.random.default_rng(seed), np.eye(DIM)[0], count)) == (0.0, 0)
+
+
+@given(st.lists(st.floats(-1, 1), min_size=3 * DIM, max_size=3 * DIM), st.integers(4, 12))
+def test_a_split_reads_the_same_backwards(values: list[float], count: int) -> None:
+    """Time may run either way."""
+    rng = np.random.default_rng(abs(hash(tuple(values))) % 2**32)
+    vectors = crops_of(rng, np.array(values[:DIM]) + 1.5, count)
+    assert best_cut(vectors)[0] == pytest.approx(best_cut(vectors[::-1])[0])
+
+
+def test_the_frame_is_where_the_motion_breaks() -> None:
+    """Between the last crop of the one and the first of the other the boxes say when."""
+    rng, frames = np.random.default_rng(0), np.arange(100)
+    left = np.where(frames < 47, frames * 2.0, 300 - frames * 2.0)
+    boxes = np.stack([left, np.zeros(100), left + 40, np.full(100, 100.0)], axis=1)
+    vectors = np.concatenate(
+        [crops_of(rng, np.eye(DIM)[0], 4), crops_of(rng, np.eye(DIM)[1], 4)]
+    )
+    crop_frames = np.array([5, 15, 25, 40, 60, 70, 80, 95])
+    found = find_suspect(vectors, crop_frames, np.zeros(DIM), frames, boxes)
+    assert found is not None and found.frame_index == 47
+    assert found.share == pytest.approx(0.47)
+
+
+def test_a_short_track_is_no_suspect() -> None:
+    """Of a few boxes nothing is said."""
+    rng, frames = np.random.default_rng(0), np.arange(10)
+    vectors = crops_of(rng, np.eye(DIM)[0], 8)
+    boxes = np.tile([0.0, 0.0, 10.0, 20.0], (10, 1))
+    assert find_suspect(vectors, np.arange(8), np.zeros(DIM), frames, boxes) is None
+
+
+def test_a_clearer_split_is_likelier() -> None:
+    """Probability rises with the split and falls with what is left to split."""
+    model = PurityModel(-6.2, 5.8, -1.0, 3.0)
+    cases = [Suspect(0, 1.0, 0.2, 0.4), Suspect(0, 0.5, 0.2, 0.4), Suspect(0, 1.0, 0.8, 0.4)]
+    chances = suspicion(cases, model)
+    assert chances[0] > chances[1] and chances[0] > chances[2]
