@@ -207,9 +207,23 @@ def draw(
     shortened: float = 0.0,
 ) -> KnownGallery:
     """Draw a gallery of a kind of `KINDS` at random; a share of its tracks is `shortened`."""
+    choose = KINDS[kind].choose
+    return draw_by(choose, tracks, identities, rng, sha256, shortened=shortened)
+
+
+def draw_by(
+    choose: Callable[[list[Track], np.random.Generator], Chosen],
+    tracks: Tracks,
+    identities: set[str],
+    rng: np.random.Generator,
+    sha256: str,
+    *,
+    shortened: float = 0.0,
+) -> KnownGallery:
+    """Draw a gallery whose tracks `choose` takes, as `draw` does."""
     own = [(*key, vectors) for key, vectors in tracks.items() if key[0] in identities]
     chosen = []
-    for who, camera, vectors in KINDS[kind].choose(own, rng):
+    for who, camera, vectors in choose(own, rng):
         if rng.random() < shortened:
             chosen.append((who, camera, _shortened(vectors, rng)))
         else:

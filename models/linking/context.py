@@ -58,8 +58,10 @@ def support(pairs: IntArray, log_odds: FloatArray, video: IntArray) -> FloatArra
 
 
 def _odds_of_others(pairs: IntArray, odds: FloatArray, video: IntArray) -> FloatArray:
-    """Odds (p, 2) of all other pairs that the first, and the second, has: where both are of one
-    video, within it."""
+    """Odds (p, 2) of all other pairs that the first, and the second, has.
+
+    Where both are of one video, only pairs within it count.
+    """
     count = len(video)
     within = video[pairs[:, 0]] == video[pairs[:, 1]]
     both = np.repeat(odds, 2)
@@ -69,9 +71,7 @@ def _odds_of_others(pairs: IntArray, odds: FloatArray, video: IntArray) -> Float
     return of_all - odds[:, None]
 
 
-def _wedges(
-    pairs: IntArray, video: IntArray
-) -> Iterator[tuple[IntArray, IntArray, IntArray]]:
+def _wedges(pairs: IntArray, video: IntArray) -> Iterator[tuple[IntArray, IntArray, IntArray]]:
     """A pair, and the two pairs of its tracklets with a third: positions in `pairs`, (w,) each."""
     within = video[pairs[:, 0]] == video[pairs[:, 1]]
     for triangle in _triangles(pairs):

@@ -7,18 +7,21 @@ centres of its last and the other's first box are within the range of all centre
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     import numpy.typing as npt
 
     FloatArray = npt.NDArray[np.float64]
     IntArray = npt.NDArray[np.int64]
 
+Piece = tuple[int, int, int]
+"""First and last frame index of a tracklet, and its number."""
 DISTANCE = 0.4
 
 
@@ -57,7 +60,14 @@ def link(
         _measure(distance, one, np.unique(label), sums, sizes, present)
 
 
-def _measure(distance, i, others, sums, sizes, present) -> None:  # type: ignore[no-untyped-def]
+def _measure(
+    distance: FloatArray,
+    i: int,
+    others: Iterable[int],
+    sums: FloatArray,
+    sizes: FloatArray,
+    present: Sequence[set[int]],
+) -> None:
     """Set the mean pairwise distance of a cluster to others, inf where they share a frame."""
     for j in others:
         if j != i:
@@ -65,11 +75,16 @@ def _measure(distance, i, others, sums, sizes, present) -> None:  # type: ignore
             distance[i, j] = distance[j, i] = np.inf if present[i] & present[j] else apart
 
 
-def _within_reach(one, other, enters, leaves, gate) -> bool:  # type: ignore[no-untyped-def]
+def _within_reach(
+    one: Sequence[Piece],
+    other: Sequence[Piece],
+    enters: FloatArray,
+    leaves: FloatArray,
+    gate: FloatArray,
+) -> bool:
     """Whether each change from a piece of the one to a piece of the other is within the gate."""
     own = {piece[2] for piece in one}
-    ordered = sorted(one + other)
-    for before, after in zip(ordered, ordered[1:], strict=False):
+    for before, after in pairwise(sorted([*one, *other])):
         changes = (before[2] in own) != (after[2] in own)
         if changes and (np.abs(leaves[before[2]] - enters[after[2]]) > gate).any():
             return False
