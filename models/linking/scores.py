@@ -74,6 +74,12 @@ class Truth:
         agreed = sum(int(rows[i, j]) for i, j in assign(-rows).items())
         return 2 * agreed / self._boxes
 
+    @cached_property
+    def start_idf1(self) -> float:
+        """IDF1 of the tracks as they are."""
+        return self.idf1([])
+
+    @cached_property
     def best_idf1(self) -> float:
         """The most that merging can give: each track is whom most of its boxes lie on."""
         best = np.where(self._shared.any(1), self._shared.argmax(1), NOBODY)
@@ -138,7 +144,7 @@ def score(file: TrackedFile, truth: Truth, listed: Listed, whole: Truth) -> Scor
         (a == b)[known],
         listed.likely[known],
         is_unclear(file.video, a, b)[known],
-        (whole.idf1([]), *merged, whole.best_idf1()),
+        (whole.start_idf1, *merged, whole.best_idf1),
     )
 
 
@@ -163,9 +169,10 @@ def together(scores: Sequence[Score]) -> str:
             f"(without unclear pairs {found / max(clear, 1):.3f})"
         )
     share = [np.median([each.share(which) for each in scores]) for which in (1, 2)]
+    error = calibration_error(probability, right) if len(right) else 0.0
     merged = np.median([each.idf1[2] for each in scores])
     return "; ".join(lines) + (
-        f"; ECE {calibration_error(probability, right):.3f} of {len(right)} pairs; recall median "
+        f"; ECE {error:.3f} of {len(right)} pairs; recall median "
         f"{np.median(recalls):.2f} least {min(recalls):.2f}; share of the gain in IDF1, medians: "
         f"likely {share[0]:.2f} all {share[1]:.2f}; median IDF1 merged by all {merged:.3f}"
     )
