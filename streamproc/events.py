@@ -30,6 +30,7 @@ from pydantic import (
 
 from streamproc.errors import EventError
 from streamproc.ids import hash_of, person_key_of, video_id_of
+from streamproc.types import BoxLayout, TrackFormatName
 from streamproc.version import __version__
 
 PRODUCER = f"streamproc/{__version__}"
@@ -44,7 +45,9 @@ Finite = Annotated[
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Cosine = Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, le=2**53 - 1)]  # larger integers do not survive JSON everywhere
-PersonId = Annotated[int, Field(ge=-(2**53) + 1, le=2**53 - 1)]
+PersonId = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]  # the tracker's; others join by keys
+FrameNumber = Annotated[int, Field(ge=0, le=2**40)]
+FrameStride = Annotated[int, Field(ge=1, le=1_000_000)]
 Box = tuple[Finite, Finite, Finite, Finite]
 
 
@@ -237,14 +240,20 @@ def describe(error: ValidationError) -> str:
 
 
 class TracksRef(_Model):
-    """Where a video's tracks are; `uri` as for the video."""
+    """Where a video's tracks are; `uri` as for the video.
+
+    `boxes` says what a box's four numbers are, `normalised` that they are shares of the picture's
+    size; absent, the format says so.
+    """
 
     uri: Uri
-    format: Literal["canonical-persons", "mot", "streamproc"] | None = None
+    format: TrackFormatName | None = None
     sha256: Sha256 | None = None
     size_bytes: Count | None = None
-    first_frame_number: Annotated[int, Field(ge=0)] | None = None
-    frame_stride: Annotated[int, Field(ge=1)] | None = None
+    first_frame_number: FrameNumber | None = None
+    frame_stride: FrameStride | None = None
+    boxes: BoxLayout | None = None
+    normalised: bool | None = None
 
 
 class VideoOptions(_Model):

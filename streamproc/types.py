@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,6 +19,26 @@ if TYPE_CHECKING:
     Int64Array = npt.NDArray[np.int64]
     Uint8Array = npt.NDArray[np.uint8]
     BoolArray = npt.NDArray[np.bool_]
+
+TrackFormatName: TypeAlias = Literal[
+    "canonical-persons",
+    "streamproc",
+    "mot",
+    "supervision-csv",
+    "supervision-json",
+    "ultralytics",
+    "ultralytics-ids",
+    "cvat-video",
+    "coco-vid",
+    "kitti-tracking",
+    "deepstream-kitti",
+    "dive-json",
+    "viame-csv",
+]
+"""The formats of tracks, as events and flags name them. `tracks.files` has their readers."""
+
+BoxLayout: TypeAlias = Literal["xyxy", "xywh", "cxcywh"]
+"""What a box's four numbers are: two corners, or the left top corner or the centre and the size."""
 
 CROP_HEIGHT_PX = 256
 CROP_WIDTH_PX = 128
@@ -50,7 +70,9 @@ class TrackSet:
     """All tracks of one video, and what was wrong with their file. Made by `tracks`.
 
     `problems` counts what was left out or repaired, by a short code such as "boxes-empty"; each of
-    the `hints` is a line that says what may be wrong and what to try.
+    the `hints` is a line that says what may be wrong and what to try. `is_normalised`: the boxes
+    are shares of the picture's size, until `fit_to_video` makes pixels of them. `identity` stands
+    for the file's bytes and how they were read, where that is not as the format says.
     """
 
     tracks: tuple[Track, ...]
@@ -58,6 +80,8 @@ class TrackSet:
     hints: tuple[str, ...] = ()
     source: str = ""
     sha256: str = ""
+    identity: str = ""
+    is_normalised: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from streamproc.errors import StreamprocError, UsageError
+from streamproc.types import BoxLayout, TrackFormatName
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,6 +28,28 @@ config_option = click.option(
     envvar="STREAMPROC_CONFIG",
     help="Settings file (YAML).",
 )
+
+
+Command = Any  # click's decorators lose the function's type
+
+
+def tracks_options(function: Command) -> Command:
+    """Add the options that say how a track file is written, where it does not say so itself."""
+    tracks_format = click.option(
+        "--tracks-format",
+        type=click.Choice(get_args(TrackFormatName)),
+        help="Format of the track file or folder. [default: recognised by its content]",
+    )
+    boxes = click.option(
+        "--boxes",
+        type=click.Choice(get_args(BoxLayout)),
+        help="What a box's four numbers are: corners, or left top corner or centre and size. "
+        "[default: as the format says]",
+    )
+    normalised = click.option(
+        "--normalised", is_flag=True, help="The boxes are shares of the picture's size."
+    )
+    return tracks_format(boxes(normalised(function)))
 
 
 @contextmanager

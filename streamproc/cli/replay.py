@@ -14,6 +14,7 @@ from streamproc.cli.common import (
     EXIT_PARTIAL,
     config_option,
     faults_in_one_line,
+    tracks_options,
 )
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     "--persons",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="Track file, one for each video; else it is looked for beside the video.",
+    help="Track file or folder, one for each video; else it is looked for beside the video.",
 )
 @click.option(
     "--out",
@@ -62,16 +63,17 @@ if TYPE_CHECKING:
 )
 @click.option("--no-animations", is_flag=True, help="Write no WebP animations.")
 @click.option(
-    "--first-frame-number", type=int, help="The track file's number of the video's first frame."
+    "--first-frame-number",
+    type=click.IntRange(-(2**40), 2**40),
+    help="The track file's number of the video's first frame.",
 )
 @click.option(
     "--frame-stride",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 1_000_000),
     help="Tracks were made on every N-th frame and count those.",
 )
-@click.option(
-    "--class", "object_class", type=int, help="Only this class of a MOT text's eighth column."
-)
+@click.option("--class", "object_class", help="Only boxes of this class, by number or name.")
+@tracks_options
 @config_option
 @click.option("--json", "as_json", is_flag=True, help="Print a machine-readable summary.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress.")
@@ -92,8 +94,9 @@ def replay(videos: tuple[Path, ...], **options: Any) -> None:
 
 
 def _run_replay(videos: Sequence[Path], options: dict[str, Any]) -> list[Result]:
-    from streamproc.offline.replay import Replay, TrackOptions, find_sources
+    from streamproc.offline.replay import Replay, find_sources
     from streamproc.settings import load_settings
+    from streamproc.tracks import ReadOptions
 
     flags = {
         "clustering.similarity_threshold": options["threshold"],
@@ -111,8 +114,13 @@ def _run_replay(videos: Sequence[Path], options: dict[str, Any]) -> list[Result]
         settings,
         gallery=options["gallery"],
         out=options["out"] or Path(f"{name}.streamproc"),
-        tracks=TrackOptions(
-            options["first_frame_number"], options["frame_stride"], options["object_class"]
+        tracks=ReadOptions(
+            first_frame_number=options["first_frame_number"],
+            frame_stride=options["frame_stride"],
+            object_class=options["object_class"],
+            format_name=options["tracks_format"],
+            boxes=options["boxes"],
+            is_normalised=options["normalised"] or None,
         ),
     )
     return _with_signals(work, quiet=options["quiet"])

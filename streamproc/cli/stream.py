@@ -15,6 +15,7 @@ from streamproc.cli.common import (
     EXIT_PARTIAL,
     config_option,
     faults_in_one_line,
+    tracks_options,
 )
 
 if TYPE_CHECKING:
@@ -172,7 +173,10 @@ def animator(**options: Any) -> None:
 @click.command(epilog=EXIT_CODES)
 @click.argument("video")
 @_common
-@click.option("--persons", help="Track file or its URI. [default: looked for beside the video]")
+@click.option(
+    "--persons", help="Track file, folder, or URI of a file. [default: looked for beside the video]"
+)
+@tracks_options
 @click.option(
     "--gallery",
     help="Compare with the persons of all videos of this gallery. [default: of this video alone]",
@@ -192,6 +196,7 @@ def submit(video: str, **options: Any) -> None:
     """Announce VIDEO, a file under the media root or a URI. Prints its video_id."""
     from streamproc.events import VideoOptions
     from streamproc.kafka import client
+    from streamproc.tracks import ReadOptions
 
     with faults_in_one_line():
         settings = _settings(options)
@@ -199,6 +204,11 @@ def submit(video: str, **options: Any) -> None:
             settings,
             video,
             persons=options["persons"],
+            read_as=ReadOptions(
+                format_name=options["tracks_format"],
+                boxes=options["boxes"],
+                is_normalised=options["normalised"] or None,
+            ),
             copy=options["copy"],
             options=VideoOptions(
                 similarity_threshold=options["threshold"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from streamproc.events import (
 from streamproc.kafka.connection import client_options, reached, unreachable
 from streamproc.kafka.publisher import Publisher
 from streamproc.storage.media import media_access
-from streamproc.tracks import find_track_file
+from streamproc.tracks import ReadOptions, find_track_file, read_tracks, save_tracks
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -47,12 +48,14 @@ def video_ready(
     persons: str | None,
     copy: bool,
     options: VideoOptions,
+    read_as: ReadOptions | None = None,
     **fields: str | None,
 ) -> VideoReady:
     """Return the event that announces a video and its tracks, each a URI or a local path.
 
     A path below the media root becomes a relative URI. If `persons` is None, tracks are looked for
-    beside a local video. Raises UsageError for a path outside the media root, unless `copy` is
+    beside a local video. A folder of tracks is read here and becomes one npz in the media root;
+    `read_as` says how tracks are read. Raises UsageError for a path outside the media root, unless `copy` is
     true, and VideoError for a file that does not exist.
     """
     media = media_access(settings)
@@ -62,7 +65,7 @@ def video_ready(
     video_uri = _uri_of(media, video, copy=copy)
     tracks = None
     if persons is not None:
-        tracks = TracksRef(uri=_uri_of(media, persons, copy=copy))
+        tracks = _tracks_ref(media, persons, read_as or ReadOptions(), copy=copy)
     given = {name: value for name, value in fields.items() if value is not None}
     try:
         return VideoReady.make(
@@ -74,6 +77,27 @@ def video_ready(
 
 def _is_uri(text: str) -> bool:
     return "://" in text
+
+
+def _tracks_ref(
+    media: MediaAccess, persons: str, read_as: ReadOptions, *, copy: bool
+) -> TracksRef:
+    """Name a track file; a folder, which no URI can name, is read and written as one npz."""
+    folder = Path(persons)
+    if _is_uri(persons) or not folder.is_dir():
+        return TracksRef.model_validate(
+            {
+                "uri": _uri_of(media, persons, copy=copy),
+                "format": read_as.format_name,
+                "boxes": read_as.boxes,
+                "normalised": read_as.is_normalised,
+            }
+        )
+    tracks = read_tracks(folder, read_as)
+    with tempfile.TemporaryDirectory(prefix="streamproc-") as temporary:
+        path = Path(temporary) / f"{folder.resolve().name}.persons.npz"
+        save_tracks(path, tracks.tracks, is_normalised=tracks.is_normalised)
+        return TracksRef(uri=media.copy_into(path))
 
 
 def _uri_of(media: MediaAccess, file: str, *, copy: bool) -> str:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 from streamproc.errors import InputError, TracksError, UsageError, VideoError, WeightsError
@@ -25,7 +23,7 @@ from streamproc.offline.results import (
 from streamproc.pipeline.job import Stop, VideoJob, crop_options
 from streamproc.pipeline.pipeline import Pipeline
 from streamproc.pipeline.resources import calibration_of, load_network, video_limits
-from streamproc.tracks import TracksFromFile, find_track_file, load_tracks
+from streamproc.tracks import ReadOptions, find_track_file, tracks_from_file
 from streamproc.tracks.problems import problem_text
 
 if TYPE_CHECKING:
@@ -38,15 +36,6 @@ if TYPE_CHECKING:
     from streamproc.reid import Embedder
     from streamproc.settings import Settings
     from streamproc.types import Bucket
-
-
-@dataclass(frozen=True, slots=True)
-class TrackOptions:
-    """How track files are read; None takes what each format says."""
-
-    first_frame_number: int | None = None
-    frame_stride: int | None = None
-    object_class: int | None = None
 
 
 def find_sources(videos: Sequence[Path], persons: Sequence[Path]) -> list[ReplaySource]:
@@ -97,12 +86,12 @@ class Replay:
         *,
         gallery: str | None = None,
         out: Path | None = None,
-        tracks: TrackOptions = TrackOptions(),
+        tracks: ReadOptions | None = None,
     ) -> None:
         self.videos = [ReplayVideo(source, gallery or source.video_id) for source in sources]
         self.stop = Stop()
         self._state = ReplayState(settings, gallery, out)
-        self._track_options = tracks
+        self._track_options = tracks or ReadOptions()
         self._calibration = UNCALIBRATED  # until the network is loaded
         self._started = time.perf_counter()
         self._directories: dict[str, OutputDirectory] = {}
@@ -167,18 +156,11 @@ class Replay:
         if self._state.out is not None:
             # Made before the work, so that a place that cannot be written to is found at once.
             self._directory_of(video)
-        load = partial(
-            load_tracks,
-            video.source.tracks_path,
-            first_frame_number=self._track_options.first_frame_number,
-            frame_stride=self._track_options.frame_stride,
-            object_class=self._track_options.object_class,
-        )
         return VideoJob(
             path=video.source.path,
             video_id=video.source.video_id,
             gallery_id=video.gallery_id,
-            tracks=TracksFromFile(load),
+            tracks=tracks_from_file(video.source.tracks_path, self._track_options),
             submitted_at=now(),
             options=crop_options(settings),
             similarity_threshold=settings.clustering.similarity_threshold,

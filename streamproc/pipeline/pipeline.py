@@ -38,12 +38,11 @@ from streamproc.pipeline.animate import AnimateStage, WriteAnimation
 from streamproc.pipeline.embed import EmbedStage
 from streamproc.pipeline.resources import Threads, VideoStats, run_timed
 from streamproc.pipeline.run import GrowingRun, PlannedRun, Run, RunContext
-from streamproc.tracks import TracksFound, VideoFacts, fit_to_video
+from streamproc.tracks import TracksFound, TracksFromFile, VideoFacts, fit_to_video
 from streamproc.video import Limits, Video, open_video
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
-    from pathlib import Path
     from types import TracebackType
 
     import numpy as np
@@ -53,7 +52,6 @@ if TYPE_CHECKING:
     from streamproc.events import PersonEmbedding, VideoClosed
     from streamproc.pipeline.job import RunOutcome, Stop, VideoJob
     from streamproc.reid import Embedder
-    from streamproc.tracks import TracksFromFile
     from streamproc.types import Skipped, TrackSet, TrackSpan
 
 MANY_BOXES = 50_000
@@ -171,9 +169,10 @@ class Pipeline:
         hashing = asyncio.create_task(self._sha256_of(job, stats))
         try:
             video = await run_timed(
-                self.threads.decode, stats.seconds, "index", lambda: self._open(job.path)
+                self.threads.decode, stats.seconds, "index", lambda: self._open(job)
             )
         except BaseException:
+            _give_up_reading(job)
             await asyncio.gather(hashing, return_exceptions=True)
             raise
         self.threads.decode.submit(video.get_ready)  # while the crops are planned
@@ -181,6 +180,7 @@ class Pipeline:
         try:
             return await self._process_open(job, video, await hashing, stats, stop)
         finally:
+            _give_up_reading(job)
             await asyncio.shield(loop.run_in_executor(self.threads.decode, video.close))
 
     async def _sha256_of(self, job: VideoJob, stats: VideoStats) -> str:
@@ -190,8 +190,10 @@ class Pipeline:
             self.threads.crop, stats.seconds, "hash", lambda: sha256_of(job.path)
         )
 
-    def _open(self, path: Path) -> Video:
-        return open_video(path, limits=self._limits, decode_threads=self._decode_threads)
+    def _open(self, job: VideoJob) -> Video:
+        if isinstance(job.tracks, TracksFromFile):
+            job.tracks.begin()  # another process reads them while the video is opened
+        return open_video(job.path, limits=self._limits, decode_threads=self._decode_threads)
 
     async def _process_open(
         self, job: VideoJob, video: Video, video_sha256: str, stats: VideoStats, stop: Stop
@@ -212,7 +214,8 @@ class Pipeline:
         else:
             planned = partial(_load_and_plan, job.tracks, job.options, video)
             tracks, plan = await run_timed(self.threads.crop, stats.seconds, "plan", planned)
-            problems, hints, tracks_identity = tracks.problems, tracks.hints, tracks.sha256
+            problems, hints, tracks_identity = tracks.problems, tracks.hints, tracks.identity
+            tracks_identity = tracks_identity or tracks.sha256
             stats.frames_planned = len(plan.frame_indices)
             stats.persons_total = len(plan.tracks)
             run = PlannedRun(context, plan)
@@ -242,6 +245,11 @@ class Pipeline:
         outcome: RunOutcome = stop.outcome if cut_short else "done"
         await run.close(outcome)
         return outcome
+
+
+def _give_up_reading(job: VideoJob) -> None:
+    if isinstance(job.tracks, TracksFromFile):
+        job.tracks.close()
 
 
 def _load_and_plan(

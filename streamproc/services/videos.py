@@ -7,13 +7,12 @@ import threading
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from streamproc.errors import EventError, TracksError
 from streamproc.events import TracksRef, VideoReady, timestamp_of
 from streamproc.pipeline.job import VideoJob, crop_options
-from streamproc.tracks import TRACK_FILE_PATTERNS, TracksFromFile, load_tracks
+from streamproc.tracks import TRACK_FILE_PATTERNS, ReadOptions, tracks_from_file
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -108,14 +107,15 @@ async def open_job(
             sha256=None if event.video_sha256 is None else event.video_sha256.lower(),
             video_id=event.video_id,
             gallery_id=event.gallery_id,
-            tracks=TracksFromFile(
-                partial(
-                    load_tracks,
-                    tracks_path,
+            tracks=tracks_from_file(
+                tracks_path,
+                ReadOptions(
                     first_frame_number=tracks.first_frame_number,
                     frame_stride=tracks.frame_stride,
                     format_name=tracks.format,
-                )
+                    boxes=tracks.boxes,
+                    is_normalised=tracks.normalised,
+                ),
             ),
             submitted_at=request.submitted_at,
             options=request.options,

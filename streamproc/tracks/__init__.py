@@ -2,12 +2,15 @@
 
 from streamproc.tracks.files import (
     TRACK_FILE_PATTERNS,
+    ReadOptions,
     find_track_file,
+    in_words,
     load_tracks,
     track_files_beside,
 )
 from streamproc.tracks.fit import fit_to_video
 from streamproc.tracks.npz import save_tracks
+from streamproc.tracks.reading import read_tracks, tracks_from_file
 from streamproc.tracks.source import (
     FrameTracker,
     TracksFound,
@@ -19,13 +22,17 @@ from streamproc.tracks.source import (
 __all__ = [
     "TRACK_FILE_PATTERNS",
     "FrameTracker",
+    "ReadOptions",
     "TrackSource",
     "TracksFound",
     "TracksFromFile",
     "VideoFacts",
     "find_track_file",
     "fit_to_video",
+    "in_words",
     "load_tracks",
+    "read_tracks",
     "save_tracks",
     "track_files_beside",
+    "tracks_from_file",
 ]

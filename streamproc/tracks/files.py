@@ -2,29 +2,52 @@
 
 A new format is a module with a reader and one entry of `FORMATS`. A reader gives the boxes as the
 file has them; what is wrong with them is judged in `table`, once for all formats.
+
+Files come from anywhere, so only `child` calls `load_tracks` on those of users, in a process of its
+own; see `reading`.
 """
 
 from __future__ import annotations
 
-import zipfile
+import hashlib
+import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+
 from streamproc.errors import TracksError
-from streamproc.files import sha256_of
-from streamproc.tracks import mot, npz
-from streamproc.tracks.table import tracks_of
+from streamproc.tracks import (
+    coco,
+    cvat,
+    dive,
+    kitti,
+    mot,
+    npz,
+    supervision,
+    ultralytics,
+)
+from streamproc.tracks.content import Content
+from streamproc.tracks.table import (
+    MAX_FRAME_NUMBER,
+    MAX_FRAME_STRIDE,
+    BoxTable,
+    FlatTracks,
+    corners,
+    flat_tracks,
+)
 from streamproc.types import TrackSet
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from streamproc.tracks.table import BoxTable
+    from streamproc.types import BoxLayout, TrackFormatName
 
-_HEAD_BYTES = 4096
-_ZIP_SIGNATURE = b"PK\x03\x04"
+_SHARE_OF_PICTURE = 1.5
+"""Shares of the picture's size reach a little over 1 at its edges."""
+_SHOWN_CLASSES = 5
 
 TRACK_FILE_PATTERNS = (
     "{stem}.persons.npz",
@@ -35,20 +58,11 @@ TRACK_FILE_PATTERNS = (
 """The names that are looked for beside a video, in this order; `{stem}` is its name, unended."""
 
 
-@dataclass(frozen=True, slots=True)
-class Content:
-    """What a format is recognised by: the file's name, its first bytes, the members of a zip."""
-
-    name: str
-    head: bytes
-    members: tuple[str, ...]
-
-
 class Reader(Protocol):
     """Reads a whole file. `object_class` keeps one class, where the format has classes."""
 
     def __call__(
-        self, path: Path, problems: Counter[str], /, *, object_class: int | None
+        self, content: Content, problems: Counter[str], /, *, object_class: int | str | None
     ) -> BoxTable:
         """Return the boxes; count what is left out in `problems`. Raises TracksError."""
         ...
@@ -56,9 +70,9 @@ class Reader(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TrackFormat:
-    """One format, by the name that events use for it."""
+    """One format, by the name that events and flags use for it."""
 
-    name: str
+    name: TrackFormatName
     recognises: Callable[[Content], bool]
     read: Reader
 
@@ -68,17 +82,31 @@ def _is_canonical(content: Content) -> bool:
 
 
 def _is_npz(content: Content) -> bool:
-    return content.head.startswith(_ZIP_SIGNATURE) or content.name.lower().endswith(".npz")
+    return content.is_zip or (not content.is_folder and content.name.lower().endswith(".npz"))
 
 
 def _is_text(content: Content) -> bool:
-    return not _is_npz(content)
+    return not content.is_folder and not content.head.lstrip().startswith(("{", "[", "<"))
+
+
+def _is_never_guessed(_: Content) -> bool:
+    return False
 
 
 # Asked in this order; the first that recognises a file reads it.
 FORMATS = (
     TrackFormat("canonical-persons", _is_canonical, npz.read_canonical),
     TrackFormat("streamproc", _is_npz, npz.read_streamproc),
+    TrackFormat("deepstream-kitti", kitti.is_deepstream, kitti.read_deepstream),
+    TrackFormat("ultralytics", ultralytics.is_labels, ultralytics.read),
+    TrackFormat("ultralytics-ids", _is_never_guessed, ultralytics.read_ids),
+    TrackFormat("cvat-video", cvat.is_cvat, cvat.read),
+    TrackFormat("supervision-json", supervision.is_json, supervision.read_json),
+    TrackFormat("coco-vid", coco.is_coco, coco.read),
+    TrackFormat("dive-json", dive.is_json, dive.read_json),
+    TrackFormat("supervision-csv", supervision.is_csv, supervision.read_csv),
+    TrackFormat("viame-csv", dive.is_viame, dive.read_viame),
+    TrackFormat("kitti-tracking", kitti.is_tracking, kitti.read_tracking),
     TrackFormat("mot", _is_text, mot.read),
 )
 
@@ -89,29 +117,18 @@ def format_named(name: str) -> TrackFormat:
         if track_format.name == name:
             return track_format
     known = ", ".join(track_format.name for track_format in FORMATS)
-    raise TracksError(f"expected a format of tracks among {known}, got {name!r}")
+    raise TracksError(f"expected a format of tracks among {known}, got {name!r:.80}")
 
 
-def recognise(path: Path) -> TrackFormat:
-    """Return the format of a file by its content. Raises TracksError."""
-    content = _content_of(path)
+def recognise(content: Content) -> TrackFormat:
+    """Return the format of a file or folder by its content. Raises TracksError."""
     for track_format in FORMATS:
         if track_format.recognises(content):
             return track_format
-    raise TracksError(f"{path}: its format is not recognised: name it with `format`")
-
-
-def _content_of(path: Path) -> Content:
-    with path.open("rb") as file:
-        head = file.read(_HEAD_BYTES)
-    members: tuple[str, ...] = ()
-    if head.startswith(_ZIP_SIGNATURE):
-        try:
-            with zipfile.ZipFile(path) as archive:
-                members = tuple(archive.namelist())
-        except (zipfile.BadZipFile, NotImplementedError):
-            pass  # the reader of npz files says what is wrong with it
-    return Content(path.name, head, members)
+    raise TracksError(
+        f"{content.path}: the format of its tracks is not recognised: name it with --tracks-format "
+        "(in an event: tracks.format)"
+    )
 
 
 def track_files_beside(video: Path) -> tuple[Path, ...]:
@@ -127,29 +144,194 @@ def find_track_file(video: Path) -> Path | None:
     return None
 
 
+@dataclass(frozen=True, slots=True)
+class ReadOptions:
+    """How a track file is read; None takes what the file or its format says.
+
+    Frame indices are `(number - first_frame_number) * frame_stride`. `object_class` keeps one
+    class, by number or name. `boxes` says what a box's four numbers are, `is_normalised` that they
+    are shares of the picture's size.
+    """
+
+    first_frame_number: int | None = None
+    frame_stride: int | None = None
+    object_class: int | str | None = None
+    format_name: str | None = None
+    boxes: BoxLayout | None = None
+    is_normalised: bool | None = None
+
+    def identity(self, sha256: str) -> str:
+        """Return what stands for a file that was read so: its hash alone where nothing is asked."""
+        asked = {name: value for name, value in asdict(self).items() if value is not None}
+        if not asked:
+            return sha256
+        text = json.dumps([sha256, asked], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Loaded:
+    """What was read of a track file, as arrays."""
+
+    tracks: FlatTracks
+    problems: Counter[str]
+    hints: tuple[str, ...]
+    sha256: str
+    is_normalised: bool
+
+    def track_set(self, path: Path, options: ReadOptions) -> TrackSet:
+        """Return it as tracks."""
+        return TrackSet(
+            self.tracks.split(),
+            self.problems,
+            self.hints,
+            source=str(path),
+            sha256=self.sha256,
+            identity=options.identity(self.sha256),
+            is_normalised=self.is_normalised,
+        )
+
+
 def load_tracks(
     path: Path,
     *,
     first_frame_number: int | None = None,
     frame_stride: int | None = None,
-    object_class: int | None = None,
+    object_class: int | str | None = None,
     format_name: str | None = None,
+    boxes: BoxLayout | None = None,
+    is_normalised: bool | None = None,
 ) -> TrackSet:
-    """Read a track file; frame indices are `(number - first_frame_number) * frame_stride`.
+    """Read a track file in this process, for files that are trusted; see `ReadOptions`.
 
-    None takes what the format says: MOT starts at 1, canonical_persons at 0, streamproc's npz says
-    so itself. `object_class` keeps one class, where the format has classes. `format_name` forces a
-    format; None recognises it by the content. Raises TracksError.
+    Raises TracksError, also where the file has boxes and none is left.
     """
-    if not path.is_file():
-        found = "a directory" if path.is_dir() else "nothing"
-        raise TracksError(f"{path}: expected a track file, found {found} there")
+    options = ReadOptions(
+        first_frame_number, frame_stride, object_class, format_name, boxes, is_normalised
+    )
+    return load(path, options).track_set(path, options)
+
+
+def load(path: Path, options: ReadOptions) -> Loaded:
+    """Read a track file or folder, as `load_tracks` does."""
+    if not path.exists():
+        raise TracksError(f"{path}: expected a track file, found nothing there")
+    content = Content(path)
     problems: Counter[str] = Counter()
-    track_format = recognise(path) if format_name is None else format_named(format_name)
-    table = track_format.read(path, problems, object_class=object_class)
-    if first_frame_number is None:
-        first_frame_number = table.first_frame_number
-    if frame_stride is None:
-        frame_stride = table.frame_stride
-    tracks = tracks_of(table, first_frame_number, frame_stride, problems)
-    return TrackSet(tuple(tracks), problems, source=str(path), sha256=sha256_of(path))
+    name = options.format_name
+    track_format = recognise(content) if name is None else format_named(name)
+    if content.is_folder and not content.files:
+        raise TracksError(f"{path}: expected a folder of track files, it has no .txt files")
+    if name is not None and not content.is_folder and _reads_folders(track_format):
+        raise TracksError(f"{path}: expected a folder for the format {name}, got a file")
+    table = track_format.read(content, problems, object_class=options.object_class)
+    table = _as_asked(table, options)
+    first_frame_number, frame_stride = _numbering(table, options, path)
+    row_count = len(table.person_ids) + problems.total()
+    _refuse_shares_of_pixels(table, path)
+    tracks = flat_tracks(table, first_frame_number, frame_stride, problems)
+    hints = _hints(table, problems, row_count)
+    if row_count and not len(tracks.person_ids):
+        reason = "; ".join([in_words(problems), *hints])
+        raise TracksError(f"{path}: no box is left of {row_count}: {reason}")
+    return Loaded(tracks, problems, tuple(hints), content.sha256(), table.is_normalised)
+
+
+def _reads_folders(track_format: TrackFormat) -> bool:
+    return track_format.name in ("ultralytics", "ultralytics-ids", "deepstream-kitti")
+
+
+def _as_asked(table: BoxTable, options: ReadOptions) -> BoxTable:
+    return BoxTable(
+        table.person_ids,
+        table.frame_numbers,
+        table.boxes,
+        table.confidences,
+        table.first_frame_number,
+        table.frame_stride,
+        options.boxes or table.layout,
+        table.is_normalised if options.is_normalised is None else options.is_normalised,
+        table.classes,
+    )
+
+
+def _numbering(table: BoxTable, options: ReadOptions, path: Path) -> tuple[int, int]:
+    """Return the first frame's number and the stride, of the options or the file."""
+    first = options.first_frame_number
+    first = table.first_frame_number if first is None else first
+    stride = options.frame_stride
+    stride = table.frame_stride if stride is None else stride
+    if not -MAX_FRAME_NUMBER <= first <= MAX_FRAME_NUMBER:
+        raise TracksError(
+            f"{path}: expected a number of the first frame within {MAX_FRAME_NUMBER}, "
+            f"got {first:.3e}"
+        )
+    if not 1 <= stride <= MAX_FRAME_STRIDE:
+        raise TracksError(
+            f"{path}: expected a frame stride from 1 to {MAX_FRAME_STRIDE}, got {stride}"
+        )
+    return first, stride
+
+
+def _refuse_shares_of_pixels(table: BoxTable, path: Path) -> None:
+    if table.is_normalised or not len(table.boxes):
+        return
+    numbers = np.asarray(table.boxes, np.float64)
+    numbers = numbers[np.isfinite(numbers)]
+    small = len(numbers) and (np.abs(numbers) <= _SHARE_OF_PICTURE).all()
+    if small and not (numbers == np.floor(numbers)).all():
+        raise TracksError(
+            f"{path}: the boxes look normalised, as shares of the picture's size: no number is "
+            f"above {_SHARE_OF_PICTURE}: if they are, say --normalised, and with --boxes whether "
+            "they are xywh, cxcywh or xyxy"
+        )
+
+
+def _hints(table: BoxTable, problems: Counter[str], row_count: int) -> list[str]:
+    hints = []
+    if table.layout == "xyxy" and problems["boxes-empty"] > row_count / 2:
+        as_sizes = corners(table.boxes, "xywh")
+        if (as_sizes[:, 2:] > as_sizes[:, :2]).all(axis=1).mean() > 0.5:  # noqa: PLR2004 - most
+            hints.append(
+                "most boxes end before they begin: they may be left, top, width and height, "
+                "try --boxes xywh"
+            )
+    if problems["frames-before-video"]:
+        hints.append(
+            "some frame numbers lie before the first one: the file may start at 0, "
+            "try --first-frame-number 0"
+        )
+    if table.classes is not None and len(table.classes) > 1:
+        counts = ", ".join(
+            f"{name or 'without a name'} {count}"
+            for name, count in table.classes.most_common(_SHOWN_CLASSES)
+        )
+        if not problems["boxes-other-class"]:
+            hints.append(f"it has boxes of several classes ({counts}): --class keeps one of them")
+    return hints
+
+
+_WORDS = {
+    "ids-missing": "have no id (it is empty or -1)",
+    "ids-not-whole": "have an id that is no whole number",
+    "ids-too-large": "have an id that 64 bits do not hold exactly",
+    "frame-numbers-missing": "have no frame number",
+    "frame-numbers-not-whole": "have a frame number that is no whole number",
+    "frame-numbers-too-large": "have a frame number that no video reaches (is it a time?)",
+    "boxes-not-finite": "have a coordinate that is missing or no number",
+    "boxes-diverged": "are larger or farther away than any picture",
+    "boxes-empty": "are empty",
+    "boxes-marked-ignored": "have confidence 0, which marks what does not count",
+    "boxes-other-class": "are of another class",
+    "boxes-duplicate": "stand beside a surer box of their id and frame",
+    "frames-before-video": "lie before the first frame",
+    "frames-beyond-video": "lie behind the video's last frame",
+    "boxes-outside-picture": "lie outside the picture",
+}
+
+
+def in_words(problems: Counter[str]) -> str:
+    """Say in words what was left out, the most first."""
+    return ", ".join(
+        f"{count} {_WORDS.get(code, code)}" for code, count in problems.most_common() if count
+    )

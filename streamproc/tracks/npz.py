@@ -6,7 +6,8 @@ which `pickle_guard` reads without running it.
 
 streamproc's own has a row a box and no pickle: `person_ids` (n,), `frame_indices` (n,),
 `boxes_xyxy` (n, 4), optional `confidences` (n,), `first_frame_number`, `frame_stride`, and
-`format_version`, which is 1.
+`format_version`, which is 1. Version 2 has `is_normalised` as well: 1 says that the boxes are
+shares of the picture's width and height.
 """
 
 from __future__ import annotations
@@ -24,19 +25,31 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
+    from streamproc.tracks.content import Content
     from streamproc.types import Track
 
     Array = np.ndarray[Any, Any]
 
 _FORMAT_VERSION = 1
+_NORMALISED_VERSION = 2
 _OWN_KEYS = ("person_ids", "frame_indices", "boxes_xyxy")
+_OPTIONAL_KEYS = (
+    "confidences",
+    "first_frame_number",
+    "frame_stride",
+    "format_version",
+    "is_normalised",
+)
 _PERSON_KEYS = ("person_id", "frame_numbers", "bboxes")
 
 
-def read_canonical(path: Path, problems: Counter[str], /, *, object_class: int | None) -> BoxTable:
+def read_canonical(
+    content: Content, problems: Counter[str], /, *, object_class: int | str | None
+) -> BoxTable:
     """Read a `canonical_persons.npz`; a person given twice is one, and counted."""
+    path = content.path
     _refuse_class(path, object_class)
-    persons = _arrays(path, "persons")["persons"]
+    persons = _arrays(content, ("persons",))["persons"]
     ids: list[Array] = []
     numbers: list[Array] = []
     boxes: list[Array] = []
@@ -60,16 +73,19 @@ def read_canonical(path: Path, problems: Counter[str], /, *, object_class: int |
     )
 
 
-def read_streamproc(path: Path, problems: Counter[str], /, *, object_class: int | None) -> BoxTable:
+def read_streamproc(
+    content: Content, problems: Counter[str], /, *, object_class: int | str | None
+) -> BoxTable:
     """Read streamproc's own npz."""
     del problems  # its rows are judged with those of all formats
+    path = content.path
     _refuse_class(path, object_class)
-    arrays = _arrays(path, *_OWN_KEYS)
+    arrays = _arrays(content, _OWN_KEYS, _OPTIONAL_KEYS)
     version = _integer(arrays, "format_version", _FORMAT_VERSION, path)
-    if version != _FORMAT_VERSION:
+    if version not in (_FORMAT_VERSION, _NORMALISED_VERSION):
         raise TracksError(
-            f"{path}: it is of format version {version}, this streamproc reads version "
-            f"{_FORMAT_VERSION}: upgrade streamproc"
+            f"{path}: it is of format version {version}, this streamproc reads versions "
+            f"{_FORMAT_VERSION} and {_NORMALISED_VERSION}: upgrade streamproc"
         )
     ids = arrays["person_ids"]
     numbers = arrays["frame_indices"]
@@ -83,11 +99,14 @@ def read_streamproc(path: Path, problems: Counter[str], /, *, object_class: int 
         confidences,
         first_frame_number=_integer(arrays, "first_frame_number", 0, path),
         frame_stride=_integer(arrays, "frame_stride", 1, path),
+        is_normalised=_integer(arrays, "is_normalised", 0, path) == 1,
     )
 
 
-def save_tracks(path: Path, tracks: Iterable[Track]) -> None:
+def save_tracks(path: Path, tracks: Iterable[Track], *, is_normalised: bool = False) -> None:
     """Write streamproc's own npz: see the module; frames start at 0, the stride is 1."""
+    version = _NORMALISED_VERSION if is_normalised else _FORMAT_VERSION
+    flag = {"is_normalised": np.int64(1)} if is_normalised else {}
     tracks = list(tracks)
     ids = [np.full(len(track), track.person_id, np.int64) for track in tracks]
     none = np.zeros(0, np.int64)
@@ -95,29 +114,33 @@ def save_tracks(path: Path, tracks: Iterable[Track]) -> None:
     no_confidences = np.zeros(0, np.float32)
     np.savez_compressed(
         path,
-        format_version=np.int64(_FORMAT_VERSION),
+        format_version=np.int64(version),
         first_frame_number=np.int64(0),
         frame_stride=np.int64(1),
         person_ids=np.concatenate([none, *ids]),
         frame_indices=np.concatenate([none, *(track.frame_indices for track in tracks)]),
         boxes_xyxy=np.concatenate([no_boxes, *(track.boxes_xyxy for track in tracks)]),
         confidences=np.concatenate([no_confidences, *(track.confidences for track in tracks)]),
+        **flag,
     )
 
 
-def _refuse_class(path: Path, object_class: int | None) -> None:
+def _refuse_class(path: Path, object_class: int | str | None) -> None:
     if object_class is not None:
         raise TracksError(
-            f"{path}: a class can be chosen in MOT text only, this is an npz: leave --class out"
+            f"{path}: an npz of tracks has no classes to choose from: leave --class out"
         )
 
 
-def _arrays(path: Path, *required: str) -> dict[str, Array]:
-    arrays = read_npz(path)
+def _arrays(
+    content: Content, required: tuple[str, ...], optional: tuple[str, ...] = ()
+) -> dict[str, Array]:
+    arrays = read_npz(content.path, (*required, *optional))
     if any(name not in arrays for name in required):
+        names = sorted(name.removesuffix(".npy")[:80] for name in content.members)
         raise TracksError(
-            f"{path}: expected the key 'persons' (canonical_persons) or 'person_ids', "
-            f"'frame_indices' and 'boxes_xyxy' (streamproc), got {sorted(arrays)[:8]}"
+            f"{content.path}: expected the key 'persons' (canonical_persons) or 'person_ids', "
+            f"'frame_indices' and 'boxes_xyxy' (streamproc), got {names[:8]}"
         )
     return arrays
 
@@ -173,6 +196,6 @@ def _person_id(value: object, what: str, path: Path) -> int:
         raise TracksError(
             f"{path}: expected a whole number as person_id of {what}, got {value!r:.40}"
         )
-    if abs(value) >= 2**63:
-        raise TracksError(f"{path}: the person_id {value} is larger than 64 bits")
+    if not -(2**63) <= value < 2**63:
+        raise TracksError(f"{path}: the person_id of {what} is larger than 64 bits")
     return value

@@ -47,11 +47,22 @@ class VideoFacts:
     frames_per_second: float
 
 
+def _nothing() -> None:
+    pass
+
+
 @dataclass(frozen=True, slots=True)
 class TracksFromFile:
-    """Tracks that are known before decoding. `load` is called once, in a thread."""
+    """Tracks that are known before decoding.
+
+    `load` is called once, in a thread. `begin` may start the work before, while the video is
+    opened, and returns at once. `close`, from any thread, ends what is under way; it may be called
+    more than once. `reading.tracks_from_file` makes one that reads in a child process.
+    """
 
     load: Callable[[], TrackSet]
+    begin: Callable[[], None] = _nothing
+    close: Callable[[], None] = _nothing
 
 
 @dataclass(frozen=True, slots=True)
