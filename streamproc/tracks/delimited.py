@@ -144,19 +144,21 @@ def read_columns(
     if missing:
         raise TracksError(f"{path}: expected a column of {missing[0]} ({what})")
     wanted = [name for name in names if name in layout.columns]
-    columns = _read_fast(text, layout, wanted)
+    columns = _read_fast(text, layout, wanted, required)
     if columns is None:
         columns = _read_lines(text, layout, wanted, required, path, what)
     return columns
 
 
-def _read_fast(text: bytes, layout: Layout, names: list[str]) -> dict[str, Column] | None:
+def _read_fast(
+    text: bytes, layout: Layout, names: list[str], required: Sequence[str]
+) -> dict[str, Column] | None:
     """Read by numpy's parser, where the rows are numbers in equal columns alone."""
     first_end = text.find(b"\n", layout.start)
     first = text[layout.start : first_end if first_end >= 0 else len(text)]
     count = len(split(first.decode("utf-8", "replace"), layout.delimiter))
     names = [name for name in names if layout.columns[name] < count]
-    if text[layout.start :].translate(None, _FAST_BYTES):
+    if not set(required) <= set(names) or text[layout.start :].translate(None, _FAST_BYTES):
         return None
     types = [(name, np.int64 if name in _INTEGERS else np.float64) for name in names]
     file = io.BytesIO(text)
@@ -187,7 +189,9 @@ def _read_lines(
     columns: dict[str, list[int | float | None]] = {name: [] for name in names}
     places = [(columns[name], layout.columns[name], name in _INTEGERS) for name in names]
     for line_number, line in numbered_lines(text, layout.start, layout.first_line):
-        fields = split(line, layout.delimiter)
+        # Without a header each line may have its own way.
+        delimiter = layout.delimiter if layout.has_header else _delimiter_of(line)
+        fields = split(line, delimiter)
         try:
             if len(fields) < least:
                 raise ValueError(f"it has {len(fields)} columns")

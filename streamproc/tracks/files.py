@@ -30,6 +30,7 @@ from streamproc.tracks import (
 )
 from streamproc.tracks.content import Content
 from streamproc.tracks.table import (
+    MAX_BOXES,
     MAX_FRAME_NUMBER,
     MAX_FRAME_STRIDE,
     BoxTable,
@@ -219,14 +220,16 @@ def load(path: Path, options: ReadOptions) -> Loaded:
     content = Content(path)
     problems: Counter[str] = Counter()
     name = options.format_name
-    track_format = recognise(content) if name is None else format_named(name)
     if content.is_folder and not content.files:
         raise TracksError(f"{path}: expected a folder of track files, it has no .txt files")
+    track_format = recognise(content) if name is None else format_named(name)
     if name is not None and not content.is_folder and _reads_folders(track_format):
         raise TracksError(f"{path}: expected a folder for the format {name}, got a file")
     table = track_format.read(content, problems, object_class=options.object_class)
     table = _as_asked(table, options)
     first_frame_number, frame_stride = _numbering(table, options, path)
+    if len(table.person_ids) > MAX_BOXES:
+        raise TracksError(f"{path}: it holds more than {MAX_BOXES:,} boxes")
     row_count = len(table.person_ids) + problems.total()
     _refuse_shares_of_pixels(table, path)
     tracks = flat_tracks(table, first_frame_number, frame_stride, problems)

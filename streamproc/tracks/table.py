@@ -120,8 +120,6 @@ def flat_tracks(
     """Make tracks of a table's rows; what is left out is counted in `problems`."""
     ids, id_states = _whole_numbers(table.person_ids)
     numbers, number_states = _whole_numbers(table.frame_numbers)
-    if len(ids) > MAX_BOXES:
-        raise TracksError(f"it holds {len(ids):,} boxes, more than {MAX_BOXES:,}")
     with np.errstate(over="ignore"):
         boxes = corners(table.boxes, table.layout).astype(np.float32)
         confidences = np.asarray(table.confidences).astype(np.float32, copy=False)
