@@ -1,4 +1,6 @@
-"""The process that parses one track file: `python -m streamproc.tracks.child PATH OPTIONS`.
+"""The process that parses one track file: `python -m streamproc.tracks.child PATH ASKED`.
+
+ASKED is JSON: `options` as in `files.ReadOptions`, and the limits `memory_bytes` and `cpu_seconds`.
 
 Track files come from anywhere. Whatever a file makes numpy or Python do happens here: within limits
 of memory and time, without the parent's secrets in the environment, and without holding the
@@ -19,9 +21,6 @@ from pathlib import Path
 from streamproc.errors import TracksError
 from streamproc.tracks.files import ReadOptions, load
 
-MEMORY_BYTES = 3 * 1024 * 1024 * 1024
-"""Addresses, not pages: 10 million lines of MOT text take 2.2 GiB."""
-CPU_SECONDS = 60
 _MAX_ERROR = 2000
 _USERS_FAULTS = {
     errno.ENOENT,
@@ -38,12 +37,13 @@ def main() -> None:
     """Read the file that the arguments name, and write what was found."""
     out = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # nothing that is printed gets between the arrays
-    _set_limits()
+    asked = json.loads(sys.argv[2])
+    _set_limits(asked["memory_bytes"], asked["cpu_seconds"])
     threading.Thread(target=_end_with_parent, daemon=True).start()
     path = Path(sys.argv[1])
     arrays: list[memoryview] = []
     try:
-        loaded = load(path, ReadOptions(**json.loads(sys.argv[2])))
+        loaded = load(path, ReadOptions(**asked["options"]))
         tracks = loaded.tracks
         header: dict[str, object] = {
             "boxes": len(tracks.person_ids),
@@ -82,10 +82,10 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:_MAX_ERROR] or type(error).__name__
 
 
-def _set_limits() -> None:
+def _set_limits(memory_bytes: int, cpu_seconds: int) -> None:
     for kind, limit in (
-        (resource.RLIMIT_AS, MEMORY_BYTES),
-        (resource.RLIMIT_CPU, CPU_SECONDS),
+        (resource.RLIMIT_AS, memory_bytes),
+        (resource.RLIMIT_CPU, cpu_seconds),
         (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_CORE, 0),
     ):

@@ -215,8 +215,9 @@ def load_tracks(
 
 def load(path: Path, options: ReadOptions) -> Loaded:
     """Read a track file or folder, as `load_tracks` does."""
-    if not path.exists():
-        raise TracksError(f"{path}: expected a track file, found nothing there")
+    if not path.is_file() and not path.is_dir():
+        found = "a device or a pipe" if path.exists() else "nothing"
+        raise TracksError(f"{path}: expected a track file, found {found} there")
     content = Content(path)
     problems: Counter[str] = Counter()
     name = options.format_name

@@ -107,7 +107,7 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) ->
             f"{path}: {info.filename} declares the shape {shape}, more than {MAX_ITEMS} items"
         )
     if dtype.hasobject:
-        return _object_array(memoryview(data)[file.tell() :], info.filename, path)
+        return read_object_array(memoryview(data)[file.tell() :], info.filename, path)
     if dtype.itemsize * _items(shape) > len(data):
         raise TracksError(
             f"{path}: {info.filename} declares the shape {shape} but holds only {len(data)} bytes"
@@ -115,7 +115,7 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) ->
     return npy_format.read_array(io.BytesIO(data), allow_pickle=False)
 
 
-def _object_array(pickled: memoryview, name: str, path: Path) -> Array:
+def read_object_array(pickled: memoryview, name: str, path: Path) -> Array:
     """Return the object array (n,) that a pickle describes, made of plain values."""
     described = _Machine(pickled).run()
     objects = described.value if isinstance(described, _ArrayNode) else None

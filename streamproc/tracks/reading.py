@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,19 +30,33 @@ from streamproc.tracks.table import MAX_BOXES, FlatTracks
 if TYPE_CHECKING:
     from streamproc.types import TrackSet
 
-WALL_SECONDS = 120.0
-"""From the child's start until its answer begins."""
-_ANSWER_SECONDS = 10.0
-"""How long the answer may still take if it is asked for after the time is up."""
 _MAX_HEADER_BYTES = 256 * 1024
 _MAX_PROBLEMS = 100
 _SHA256_DIGITS = 64
+_REMEDY = "split the file, or save the tracks as streamproc's npz"
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "TZ", "PYTHONHOME")
 
 
-def read_tracks(path: Path, options: ReadOptions | None = None) -> TrackSet:
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What reading one track file may take.
+
+    `memory_bytes` are addresses, not pages: 10 million lines of MOT text take 2.2 GiB.
+    `wall_seconds` run from the child's start; `answer_seconds` are left at least once the answer is
+    asked for.
+    """
+
+    memory_bytes: int = 3 * 1024 * 1024 * 1024
+    cpu_seconds: int = 60
+    wall_seconds: float = 120.0
+    answer_seconds: float = 10.0
+
+
+def read_tracks(
+    path: Path, options: ReadOptions | None = None, limits: Limits | None = None
+) -> TrackSet:
     """Read a track file or folder in a child process. Raises TracksError or MachineError."""
-    source = tracks_from_file(path, options)
+    source = tracks_from_file(path, options, limits)
     try:
         source.begin()
         return source.load()
@@ -49,18 +64,21 @@ def read_tracks(path: Path, options: ReadOptions | None = None) -> TrackSet:
         source.close()
 
 
-def tracks_from_file(path: Path, options: ReadOptions | None = None) -> TracksFromFile:
+def tracks_from_file(
+    path: Path, options: ReadOptions | None = None, limits: Limits | None = None
+) -> TracksFromFile:
     """Return a source of tracks that reads a file or folder in a child process."""
-    reading = _Reading(path, options or ReadOptions())
+    reading = _Reading(path, options or ReadOptions(), limits or Limits())
     return TracksFromFile(reading.result, reading.begin, reading.close)
 
 
 class _Reading:
     """One reading. `begin` and `result` are called in one thread at a time, `close` in any."""
 
-    def __init__(self, path: Path, options: ReadOptions) -> None:
+    def __init__(self, path: Path, options: ReadOptions, limits: Limits) -> None:
         self._path = path
         self._options = options
+        self._limits = limits
         self._process: subprocess.Popen[bytes] | None = None
         self._deadline = 0.0
         self._is_closed = False
@@ -70,7 +88,11 @@ class _Reading:
         if self._process is not None or self._is_closed:
             return
         asked = json.dumps(
-            {name: getattr(self._options, name) for name in self._options.__slots__}
+            {
+                "options": asdict(self._options),
+                "memory_bytes": self._limits.memory_bytes,
+                "cpu_seconds": self._limits.cpu_seconds,
+            }
         )
         module = "streamproc.tracks.child"
         command = [sys.executable, "-P", "-m", module, os.fspath(self._path), asked]
@@ -88,7 +110,7 @@ class _Reading:
             raise MachineError(
                 f"{self._path}: the process that reads tracks cannot be started: {error}"
             ) from error
-        self._deadline = time.monotonic() + WALL_SECONDS
+        self._deadline = time.monotonic() + self._limits.wall_seconds
 
     def result(self) -> TrackSet:
         """Wait for the child's answer. Raises TracksError or MachineError."""
@@ -109,7 +131,7 @@ class _Reading:
         process = self._process
         if process is None or process.stdout is None:
             raise MachineError(f"{self._path}: reading the tracks was given up")
-        self._deadline = max(self._deadline, time.monotonic() + _ANSWER_SECONDS)
+        self._deadline = max(self._deadline, time.monotonic() + self._limits.answer_seconds)
         with process:
             descriptor = process.stdout.fileno()
             header, rest = self._header(descriptor)
@@ -136,8 +158,8 @@ class _Reading:
         if not ready:
             self.close()
             raise TracksError(
-                f"{self._path}: reading the tracks took more than {WALL_SECONDS:.0f} s: "
-                "split the file, or save the tracks as streamproc's npz"
+                f"{self._path}: reading the tracks took more than "
+                f"{self._limits.wall_seconds:g} s: {_REMEDY}"
             )
         return os.read(descriptor, size)
 
@@ -192,8 +214,8 @@ class _Reading:
             return MachineError(f"{self._path}: reading the tracks was given up")
         if code == -signal.SIGXCPU:
             return TracksError(
-                f"{self._path}: reading the tracks took more than a minute of processor time: "
-                "split the file, or save the tracks as streamproc's npz"
+                f"{self._path}: reading the tracks took more than {self._limits.cpu_seconds} s of "
+                f"processor time: {_REMEDY}"
             )
         if code is not None and code < 0:
             name = signal.Signals(-code).name
@@ -208,8 +230,8 @@ class _Reading:
 
     def _too_large(self) -> TracksError:
         return TracksError(
-            f"{self._path}: reading the tracks takes more than 3 GiB of memory: "
-            "split the file, or save the tracks as streamproc's npz"
+            f"{self._path}: reading the tracks takes more than "
+            f"{self._limits.memory_bytes >> 20} MiB of memory: {_REMEDY}"
         )
 
 
