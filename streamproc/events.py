@@ -22,15 +22,17 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     StringConstraints,
     TypeAdapter,
     ValidationError,
+    model_serializer,
     model_validator,
 )
 
 from streamproc.errors import EventError
 from streamproc.ids import hash_of, person_key_of, video_id_of
-from streamproc.types import BoxLayout, TrackFormatName
+from streamproc.types import BoxLayout, TrackFormatName  # noqa: TC001 - pydantic reads them
 from streamproc.version import __version__
 
 PRODUCER = f"streamproc/{__version__}"
@@ -254,6 +256,16 @@ class TracksRef(_Model):
     frame_stride: FrameStride | None = None
     boxes: BoxLayout | None = None
     normalised: bool | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_later_fields(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # An `event_id` is a hash of what is said: fields that came later and say nothing must not
+        # change the ids of events as they were before.
+        said: dict[str, Any] = serialise(self)
+        for name in ("boxes", "normalised"):
+            if said.get(name) is None:
+                said.pop(name, None)
+        return said
 
 
 class VideoOptions(_Model):

@@ -5,14 +5,18 @@ from __future__ import annotations
 import csv
 import json
 from collections import defaultdict
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from streamproc.tracks import save_tracks
-from streamproc.types import Track
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from streamproc.types import Track
+
+SIDES = ("x_min", "y_min", "x_max", "y_max")
 Box = tuple[int, int, tuple[float, float, float, float]]
 
 
@@ -77,8 +81,17 @@ def write_supervision_csv(folder: Path, tracks: tuple[Track, ...], size: tuple[i
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(
-            ["x_min", "y_min", "x_max", "y_max", "class_id", "confidence", "tracker_id"]
-            + ["class_name", "frame_index"]
+            [
+                "x_min",
+                "y_min",
+                "x_max",
+                "y_max",
+                "class_id",
+                "confidence",
+                "tracker_id",
+                "class_name",
+                "frame_index",
+            ]
         )
         for frame, person_id, box in boxes_of(tracks):
             writer.writerow([*box, 0, 0.9, person_id, "person", frame])
@@ -89,7 +102,7 @@ def write_supervision_json(folder: Path, tracks: tuple[Track, ...], size: tuple[
     """What JSONSink saves: numbers as text."""
     rows = []
     for frame, person_id, box in boxes_of(tracks):
-        row: dict[str, Any] = dict(zip(("x_min", "y_min", "x_max", "y_max"), map(str, box)))
+        row: dict[str, Any] = dict(zip(SIDES, map(str, box), strict=True))
         row |= {"class_id": "0", "confidence": "0.9", "tracker_id": str(person_id)}
         rows.append(row | {"frame_index": frame})
     path = folder / "supervision.json"

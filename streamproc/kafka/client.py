@@ -79,9 +79,7 @@ def _is_uri(text: str) -> bool:
     return "://" in text
 
 
-def _tracks_ref(
-    media: MediaAccess, persons: str, read_as: ReadOptions, *, copy: bool
-) -> TracksRef:
+def _tracks_ref(media: MediaAccess, persons: str, read_as: ReadOptions, *, copy: bool) -> TracksRef:
     """Name a track file; a folder, which no URI can name, is read and written as one npz."""
     folder = Path(persons)
     if _is_uri(persons) or not folder.is_dir():

@@ -52,13 +52,12 @@ def main() -> None:
             "sha256": loaded.sha256,
             "is_normalised": loaded.is_normalised,
         }
-        for array in (
-            tracks.person_ids.astype("<i8"),
-            tracks.frame_indices.astype("<i8"),
-            tracks.boxes_xyxy.astype("<f4"),
-            tracks.confidences.astype("<f4"),
-        ):
-            arrays.append(memoryview(array.tobytes()))
+        arrays = [
+            memoryview(tracks.person_ids.astype("<i8").tobytes()),
+            memoryview(tracks.frame_indices.astype("<i8").tobytes()),
+            memoryview(tracks.boxes_xyxy.astype("<f4").tobytes()),
+            memoryview(tracks.confidences.astype("<f4").tobytes()),
+        ]
     except TracksError as error:
         header = {"error": _one_line(error)}
     except MemoryError:

@@ -46,7 +46,7 @@ def read(
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise TracksError(
             f"{content.path}: expected images with id and frame_id, and annotations with image_id, "
-            f"instance_id or track_id, and bbox ({type(error).__name__}: {str(error):.100})"
+            f"instance_id or track_id, and bbox ({type(error).__name__}: {error!s:.100})"
         ) from error
 
 

@@ -12,13 +12,15 @@ import os
 import zipfile
 import zlib
 from functools import cached_property
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from streamproc.errors import TracksError
 from streamproc.files import sha256_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 MAX_TEXT_BYTES = 512 * 1024 * 1024
 """Text after unpacking: 10 million lines of MOT text take 450 MB."""

@@ -75,10 +75,7 @@ class _Parser:
     def _start(self, name: str, attributes: dict[str, str]) -> None:
         try:
             if name == "track":
-                person_id = whole(attributes["id"])
-                if not isinstance(person_id, int):
-                    raise ValueError(f"a track's id is {attributes['id'][:40]!r}")
-                self._track = KeyFrames(person_id)
+                self._track = KeyFrames(_integer(attributes, "id"))
                 self._label = attributes.get("label", "")
                 self.tracks.append(self._track)
             elif name == "box" and self._track is not None and self._wanted.keeps(self._label):
@@ -90,12 +87,17 @@ class _Parser:
             ) from error
 
     def _add(self, track: KeyFrames, attributes: dict[str, str]) -> None:
-        frame = whole(attributes["frame"])
-        if not isinstance(frame, int):
-            raise ValueError(f"a box's frame is {attributes['frame'][:40]!r}")  # noqa: TRY004 - it is text
+        frame = _integer(attributes, "frame")
         box = tuple(decimal(attributes[side]) for side in _SIDES)
         track.add(frame, box, is_shown=attributes.get("outside", "0") != "1")
 
     def _end(self, name: str) -> None:
         if name == "track":
             self._track = None
+
+
+def _integer(attributes: dict[str, str], name: str) -> int:
+    value = whole(attributes[name])
+    if not isinstance(value, int) or not -(2**63) <= value < 2**63:
+        raise ValueError(f"{name} is {attributes[name][:40]!r}")
+    return value

@@ -38,12 +38,12 @@ _HEADER_NAMES = {
     "confidence": "confidence conf score confidence_score",
     "class": "class class_id cls category category_id",
 }
-_MEANINGS = {
-    name: meaning for meaning, names in _HEADER_NAMES.items() for name in names.split()
-}
-_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|[-+]?(nan|inf|infinity)", re.I | re.A)
-_WHOLE = re.compile(r"([-+]?\d+)(\.0*)?", re.A)
-_DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+", re.A)
+_MEANINGS = {name: meaning for meaning, names in _HEADER_NAMES.items() for name in names.split()}
+_NUMBER = re.compile(
+    r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|[-+]?(nan|inf|infinity)", re.IGNORECASE | re.ASCII
+)
+_WHOLE = re.compile(r"([-+]?\d+)(\.0*)?", re.ASCII)
+_DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+", re.ASCII)
 _MISSING_WORDS = {"", "none", "null", "na", "n/a", "-"}
 _MAX_DIGITS = 40
 _FAST_BYTES = b"0123456789+-.eE, ;\t\r\n"
@@ -132,7 +132,12 @@ def split(line: str, delimiter: str | None) -> list[str]:
 
 
 def read_columns(
-    text: bytes, layout: Layout, names: Sequence[str], required: Sequence[str], path: Path, what: str
+    text: bytes,
+    layout: Layout,
+    names: Sequence[str],
+    required: Sequence[str],
+    path: Path,
+    what: str,
 ) -> dict[str, Column]:
     """Return the columns of these names that the text has, as numbers; None or NaN is missing.
 
@@ -193,8 +198,7 @@ def _read_lines(
         delimiter = layout.delimiter if layout.has_header else _delimiter_of(line)
         fields = split(line, delimiter)
         try:
-            if len(fields) < least:
-                raise ValueError(f"it has {len(fields)} columns")
+            need_columns(fields, least)
             for column, position, is_whole in places:
                 field = fields[position] if position < len(fields) else ""
                 column.append(whole(field) if is_whole else decimal(field))
@@ -225,6 +229,12 @@ def numbered_lines(text: bytes, start: int = 0, number: int = 1) -> Iterator[tup
             yield number, line
         start = end
         number += 1
+
+
+def need_columns(fields: Sequence[str], least: int) -> None:
+    """Raise ValueError for a line of fewer columns."""
+    if len(fields) < least:
+        raise ValueError(f"it has {len(fields)} columns")
 
 
 def decimal(field: str) -> float:

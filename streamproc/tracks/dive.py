@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from streamproc.errors import TracksError
-from streamproc.tracks.delimited import ClassFilter, as_number, decimal, numbered_lines, whole
+from streamproc.tracks.delimited import (
+    ClassFilter,
+    as_number,
+    decimal,
+    need_columns,
+    numbered_lines,
+    whole,
+)
 from streamproc.tracks.interpolation import KeyFrames, table_of
 from streamproc.tracks.table import BoxTable
 
@@ -55,7 +62,7 @@ def read_json(
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise TracksError(
             f"{content.path}: expected tracks with id, and features with frame and bounds "
-            f"({type(error).__name__}: {str(error):.100})"
+            f"({type(error).__name__}: {error!s:.100})"
         ) from error
     problems["boxes-other-class"] += wanted.left_out
     return table_of(tracks, content.path, wanted.seen)
@@ -63,8 +70,8 @@ def read_json(
 
 def _track(track: Any, wanted: ClassFilter) -> KeyFrames:
     person_id = as_number(track["id"] if "id" in track else track["trackId"])
-    if not isinstance(person_id, int):
-        raise ValueError("a track's id is no whole number")  # noqa: TRY004 - it may be text
+    if not isinstance(person_id, int) or not -(2**63) <= person_id < 2**63:
+        raise ValueError("a track's id is no whole number")
     keys = KeyFrames(person_id)
     pairs = track.get("confidencePairs") or [["", 1]]
     label = max(pairs, key=lambda pair: pair[1])[0]
@@ -88,10 +95,9 @@ def read_viame(
     for line_number, line in numbered_lines(content.text):
         try:
             (fields,) = csv.reader([line])
-            if len(fields) < _CSV_COLUMNS:
-                raise ValueError(f"it has {len(fields)} columns")
             if fields[0].startswith("#"):
                 continue
+            need_columns(fields, _CSV_COLUMNS)
             row = [decimal(text.strip()) for text in fields[3:8]]
             person_id = whole(fields[0].strip())
             frame = whole(fields[2].strip())

@@ -120,10 +120,11 @@ def _corner_hints(tracks: TrackSet, *, width: int, height: int) -> list[str]:
         or (right - left > width).mean() > 1 - _MOST
     ):
         return []
-    return [
+    hint = (
         "the boxes look like two corners that were read as left, top, width and height: "
         "try --boxes xyxy"
-    ]
+    )
+    return [hint]
 
 
 def _picture_hints(problems: Counter[str], box_count: int, width: int, height: int) -> list[str]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from streamproc.errors import TracksError
-from streamproc.tracks.delimited import ClassFilter, decimal, numbered_lines, whole
+from streamproc.tracks.delimited import ClassFilter, decimal, need_columns, numbered_lines, whole
 from streamproc.tracks.table import MAX_BOXES, BoxTable
 from streamproc.tracks.ultralytics import lines_of
 
@@ -86,8 +86,7 @@ def read_tracking(
     for line_number, line in numbered_lines(content.text):
         fields = line.split()
         try:
-            if len(fields) < _KITTI_COLUMNS:
-                raise ValueError(f"it has {len(fields)} columns")
+            need_columns(fields, _KITTI_COLUMNS)
             box = [decimal(text) for text in fields[6:10]]
             score = decimal(fields[_KITTI_SCORE]) if len(fields) > _KITTI_SCORE else 1.0
             rows.add(fields[2], whole(fields[1]), whole(fields[0]), [*box, score])
@@ -133,8 +132,7 @@ def _add_deepstream(rows: _Rows, line: str, frame: int) -> None:
     while fields and not fields[0].isdecimal():  # a label of several words
         label = f"{label} {fields.pop(0)}"
     fields = [label, *fields]
-    if len(fields) < _DEEPSTREAM_COLUMNS:
-        raise ValueError(f"it has {len(fields)} columns")
+    need_columns(fields, _DEEPSTREAM_COLUMNS)
     box = [decimal(text) for text in fields[5:9]]
     has_confidence = len(fields) > _DEEPSTREAM_CONFIDENCE
     confidence = decimal(fields[_DEEPSTREAM_CONFIDENCE]) if has_confidence else 1.0

@@ -9,7 +9,6 @@ and y2 may stand for x, y, w and h.
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +18,8 @@ from streamproc.tracks.delimited import layout_of, read_columns
 from streamproc.tracks.table import BoxTable
 
 if TYPE_CHECKING:
+    from collections import Counter
+
     from streamproc.tracks.content import Content
     from streamproc.tracks.delimited import Column
     from streamproc.types import BoxLayout
@@ -74,7 +75,8 @@ def _of_class(
             f"{content.path}: the classes of a MOT text are numbers, got --class {object_class!r}"
         ) from error
     classes = np.asarray(columns.get("class", np.full(count, np.nan)))
-    return classes == wanted
+    is_wanted: np.ndarray[tuple[int], np.dtype[np.bool_]] = classes == wanted
+    return is_wanted
 
 
 def _kept(column: Column, keep: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Column:

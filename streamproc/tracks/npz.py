@@ -106,7 +106,7 @@ def read_streamproc(
 def save_tracks(path: Path, tracks: Iterable[Track], *, is_normalised: bool = False) -> None:
     """Write streamproc's own npz: see the module; frames start at 0, the stride is 1."""
     version = _NORMALISED_VERSION if is_normalised else _FORMAT_VERSION
-    flag = {"is_normalised": np.int64(1)} if is_normalised else {}
+    flag: dict[str, Any] = {"is_normalised": np.int64(1)} if is_normalised else {}
     tracks = list(tracks)
     ids = [np.full(len(track), track.person_id, np.int64) for track in tracks]
     none = np.zeros(0, np.int64)

@@ -298,8 +298,8 @@ class _Machine:
             b"e": self._extend,
             b"s": self._set_item,
             b"u": self._set_items,
-            b"0": lambda: self._discard(),
-            b"1": lambda: self._discard_to_mark(),
+            b"0": self._discard,
+            b"1": self._discard_to_mark,
             b"2": lambda: self._stack.append(self._top()),
             b"c": self._global,
             b"\x93": self._stack_global,
@@ -313,24 +313,34 @@ class _Machine:
             opcode = bytes(self._take(1))
             if opcode == b".":
                 return self._pop()
-            if opcode in _CONSTANTS:
-                self._stack.append(_CONSTANTS[opcode])
-            elif opcode in _NUMBERS:
-                self._stack.append(self._unpack(_NUMBERS[opcode]))
-            elif opcode in _BYTES:
-                self._stack.append(bytes(self._counted(_BYTES[opcode])))
-            elif opcode in _TEXTS:
-                self._stack.append(str(self._counted(_TEXTS[opcode]), "utf-8", "surrogatepass"))
-            elif opcode in _MEMO_PUTS:
-                self._memo[self._unpack(_MEMO_PUTS[opcode])] = self._top()
-            elif opcode in _MEMO_GETS:
-                self._get(self._unpack(_MEMO_GETS[opcode]))
-            elif opcode in _TUPLES:
-                self._tuple(_TUPLES[opcode])
-            elif opcode in self._other:
-                self._other[opcode]()
-            else:
-                raise GuardError(f"the pickle's instruction {opcode!r} is not admitted")
+            if not self._value(opcode):
+                self._instruction(opcode)
+
+    def _value(self, opcode: bytes) -> bool:
+        """Put a value on the stack, if that is what the instruction says."""
+        if opcode in _CONSTANTS:
+            self._stack.append(_CONSTANTS[opcode])
+        elif opcode in _NUMBERS:
+            self._stack.append(self._unpack(_NUMBERS[opcode]))
+        elif opcode in _BYTES:
+            self._stack.append(bytes(self._counted(_BYTES[opcode])))
+        elif opcode in _TEXTS:
+            self._stack.append(str(self._counted(_TEXTS[opcode]), "utf-8", "surrogatepass"))
+        else:
+            return False
+        return True
+
+    def _instruction(self, opcode: bytes) -> None:
+        if opcode in _MEMO_PUTS:
+            self._memo[self._unpack(_MEMO_PUTS[opcode])] = self._top()
+        elif opcode in _MEMO_GETS:
+            self._get(self._unpack(_MEMO_GETS[opcode]))
+        elif opcode in _TUPLES:
+            self._tuple(_TUPLES[opcode])
+        elif opcode in self._other:
+            self._other[opcode]()
+        else:
+            raise GuardError(f"the pickle's instruction {opcode!r} is not admitted")
 
     def _take(self, size: int) -> memoryview:
         if size > len(self._data) - self._at:
@@ -463,7 +473,9 @@ class _Machine:
         try:
             self._stack.append(_BUILDERS[name](*arguments))
         except TypeError as error:
-            raise GuardError(f"numpy's {name} is called with other arguments than its own") from error
+            raise GuardError(
+                f"numpy's {name} is called with other arguments than its own"
+            ) from error
 
     def _build(self) -> None:
         state = self._pop()

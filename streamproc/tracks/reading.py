@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import streamproc
 from streamproc.errors import MachineError, TracksError
 from streamproc.tracks.files import Loaded, ReadOptions
 from streamproc.tracks.source import TracksFromFile
@@ -255,7 +254,7 @@ def _are_tracks(tracks: FlatTracks) -> bool:
 def _environment() -> dict[str, str]:
     """What the child needs to import numpy and this package, and no more."""
     kept = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-    root = Path(streamproc.__file__).parent.parent
+    root = Path(__file__).parents[2]
     paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     if root.name not in ("site-packages", "dist-packages"):
         # Installed packages are found anyway, and must not come before the standard library.

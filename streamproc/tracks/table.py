@@ -131,9 +131,7 @@ def flat_tracks(
         "frame-numbers-missing": number_states != _MISSING,
         "frame-numbers-not-whole": number_states != _BROKEN,
         "frame-numbers-too-large": (
-            (number_states == _GOOD)
-            & (numbers > -MAX_FRAME_NUMBER)
-            & (numbers < MAX_FRAME_NUMBER)
+            (number_states == _GOOD) & (numbers > -MAX_FRAME_NUMBER) & (numbers < MAX_FRAME_NUMBER)
         ),
         **_box_checks(boxes),
         "frames-before-video": numbers >= first_frame_number,
@@ -217,4 +215,5 @@ def _rows_of_tracks(
     same_id = ids[order[1:]] == ids[order[:-1]]
     repeated = same_id & (numbers[order[1:]] == numbers[order[:-1]])
     problems["boxes-duplicate"] += int(repeated.sum())
-    return order[np.r_[True, ~repeated][: len(order)]]
+    single: Int64Array = order[np.r_[True, ~repeated][: len(order)]]
+    return single

@@ -485,3 +485,27 @@ async def test_a_video_in_which_nobody_is_found_closes_with_nobody(embedder, sam
     published, _, summary = await found(embedder, sample, tracks=())
     assert [event.person_ids for event in published.events] == [[]]
     assert summary.outcome == "done"
+
+
+async def test_a_video_that_is_given_up_ends_the_reading_of_its_tracks(embedder, sample) -> None:
+    """Reading begins before the video is open; cancelling while it lasts closes it."""
+    begun = threading.Event()
+    reading = threading.Event()
+    closed = threading.Event()
+
+    def load():
+        reading.set()
+        assert closed.wait(60), "nobody gave the reading up"
+        raise MachineError("given up")
+
+    source = TracksFromFile(load, begun.set, closed.set)
+    async with pipeline(embedder, Published()) as running:
+        task = asyncio.create_task(
+            running.process(job(sample, tracks=source), VideoStats(), Stop())
+        )
+        assert await asyncio.to_thread(reading.wait, 60)
+        assert begun.is_set()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert closed.is_set()

@@ -19,8 +19,23 @@ from streamproc.types import Track, TrackFormatName
 
 SIZE = (640, 480)
 KEYS = st.sampled_from(
-    ["images", "annotations", "tracks", "features", "frame", "bounds", "id", "frame_id", "bbox"]
-    + ["x_min", "tracker_id", "frame_index", "image_id", "track_id", "categories"]
+    [
+        "images",
+        "annotations",
+        "tracks",
+        "features",
+        "frame",
+        "bounds",
+        "id",
+        "frame_id",
+        "bbox",
+        "x_min",
+        "tracker_id",
+        "frame_index",
+        "image_id",
+        "track_id",
+        "categories",
+    ]
 )
 
 
@@ -213,7 +228,7 @@ def test_six_columns_of_ultralytics_are_asked_for(tmp_path) -> None:
     """Without confidences the sixth column may be either; the format's name says which."""
     (tmp_path / "v_1.txt").write_text("0 0.5 0.5 0.25 0.5 7\n")
     (tmp_path / "v_2.txt").write_text("0 0.5 0.5 0.25 0.5\n")
-    with pytest.raises(TracksError, match="six columns.*--tracks-format ultralytics-ids"):
+    with pytest.raises(TracksError, match=r"six columns.*--tracks-format ultralytics-ids"):
         load_tracks(tmp_path)
     tracks = load_tracks(tmp_path, format_name="ultralytics-ids")
     assert [track.person_id for track in tracks.tracks] == [7]
@@ -224,7 +239,7 @@ def test_labels_of_two_videos_are_not_mixed(tmp_path) -> None:
     """A folder with files of two videos is refused, naming both."""
     for stem in ("a", "b"):
         (tmp_path / f"{stem}_1.txt").write_text("0 0.5 0.5 0.25 0.5 0.9 7\n")
-    with pytest.raises(TracksError, match="several videos.*'a'.*'b'"):
+    with pytest.raises(TracksError, match=r"several videos.*'a'.*'b'"):
         load_tracks(tmp_path)
 
 

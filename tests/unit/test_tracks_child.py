@@ -86,7 +86,7 @@ def test_a_file_that_takes_too_long_is_refused(tmp_path) -> None:
     path = mot(tmp_path / "a.txt", 2_000_000, "1,,9,9,30,60,1")
     with pytest.raises(TracksError, match="more than 1 s of processor time: split the file"):
         read_tracks(path, limits=Limits(cpu_seconds=1))
-    with pytest.raises(TracksError, match="took more than 0.01 s: split the file"):
+    with pytest.raises(TracksError, match=r"took more than 0\.01 s: split the file"):
         read_tracks(path, limits=Limits(wall_seconds=0.01, answer_seconds=0.01))
 
 
@@ -153,7 +153,7 @@ def test_the_members_of_an_npz_have_one_limit_together(tmp_path, monkeypatch) ->
     path = tmp_path / "a.npz"
     ids = np.zeros(80, np.int64)
     np.savez(path, person_ids=ids, frame_indices=ids, boxes_xyxy=boxes, confidences=ids)
-    with pytest.raises(TracksError, match="unpacks to .* bytes, more than 3000"):
+    with pytest.raises(TracksError, match=r"unpacks to .* bytes, more than 3000"):
         load_tracks(path)
 
 
@@ -162,7 +162,7 @@ def test_entries_that_overlap_are_counted_as_often_as_they_stand(tmp_path, monke
     monkeypatch.setattr("streamproc.tracks.pickle_guard.MAX_TOTAL_BYTES", 3_000_000)
     path = tmp_path / "a.npz"
     path.write_bytes(overlapping(bytes(1_000_000), ["person_ids", "frame_indices", "boxes_xyxy"]))
-    with pytest.raises(TracksError, match="unpacks to 3000000 bytes|cannot be read as npz"):
+    with pytest.raises(TracksError, match=r"unpacks to 3000000 bytes|cannot be read as npz"):
         load_tracks(path)
     monkeypatch.setattr("streamproc.tracks.pickle_guard.MAX_TOTAL_BYTES", 2_500_000)
     with pytest.raises(TracksError, match="unpacks to 3000000 bytes, more than 2500000"):
