@@ -78,7 +78,7 @@ def _share(value: float | None) -> str:
 def _evaluated(output: Path, truth: Path, persons: Path | None) -> tuple[Evaluation, str]:
     """Return the evaluation, and whether "probability" or "similarity" was compared."""
     from streamproc.offline import evaluation
-    from streamproc.tracks import load_tracks
+    from streamproc.tracks import read_tracks
 
     candidates, tracks_path = _read(output)
     is_calibrated = bool(candidates) and all("probability" in event for event in candidates)
@@ -88,8 +88,8 @@ def _evaluated(output: Path, truth: Path, persons: Path | None) -> tuple[Evaluat
         a, b = (person["person_id"] for person in event["persons"])
         pairs.append((a, b, event[measure]))
     found = evaluation.evaluate(
-        load_tracks(persons or tracks_path).tracks,
-        load_tracks(truth).tracks,
+        read_tracks(persons or tracks_path).tracks,
+        read_tracks(truth).tracks,
         pairs,
         _PROBABILITIES if is_calibrated else _SIMILARITIES,
     )

@@ -30,7 +30,7 @@ from streamproc.gallery.calibration.reliability import (
 )
 from streamproc.offline.evaluation import owners
 from streamproc.settings import Clustering
-from streamproc.tracks import load_tracks
+from streamproc.tracks import read_tracks
 from streamproc.types import Track
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ def _identities(folder: Path, tracklets: Tracklets, truth: Path) -> dict[str, st
             "give its subfolders, or --pairs"
         )
     try:
-        people = load_tracks(truth).tracks
+        people = read_tracks(truth).tracks
     except TracksError as error:
         raise UsageError(f"--truth {error}") from error
     found = owners([_track_of(tracklet) for tracklet in tracklets.values()], people)

@@ -77,7 +77,7 @@ def test_a_folder_of_labels_is_announced_as_one_npz(sample, tmp_path) -> None:
     media = tmp_path / "media"
     media.mkdir()
     (media / "sample.mp4").symlink_to(sample / "sample.mp4")
-    settings = load_settings({"media_root": str(media)})
+    settings = load_settings({"media_root": str(media)}, config_file=None)
     event = video_ready(
         settings, str(media / "sample.mp4"), persons=str(folder), copy=True, options=VideoOptions()
     )
