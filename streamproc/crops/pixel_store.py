@@ -26,10 +26,8 @@ class PixelStore:
     """Keeps crops of up to 256 KiB within `budget_bytes` of memory, the rest in a temporary file.
 
     `keep` may be called by one thread. What it returns is a read-only array that any thread may
-    read. That array object itself holds its place in memory or in the file: as soon as nobody
-    refers to it, the place is free for another crop. A view of it (a slice, a reshape, a transpose)
-    does not hold the place: once the array is gone, the view may show another crop's pixels. So
-    whoever uses a view keeps the array as well.
+    read. The array and all views of it (a slice, a reshape, a transpose) hold its place in memory
+    or in the file: as soon as nobody refers to any of them, the place is free for another crop.
     """
 
     def __init__(self, budget_bytes: int) -> None:
@@ -57,7 +55,7 @@ class PixelStore:
             return self._spill(pixels)
         kept = np.ascontiguousarray(pixels).view()
         kept.flags.writeable = False
-        weakref.finalize(kept, self._release_memory, pixels.nbytes)
+        weakref.finalize(_owner_of(kept), self._release_memory, pixels.nbytes)
         return kept
 
     def _release_memory(self, size: int) -> None:
@@ -77,7 +75,7 @@ class PixelStore:
         self.spilled += 1
         kept = np.frombuffer(chunk, np.uint8, pixels.nbytes, offset).reshape(pixels.shape)
         kept.flags.writeable = False
-        weakref.finalize(kept, self._release_place, chunk, offset)
+        weakref.finalize(_owner_of(kept), self._release_place, chunk, offset)
         return kept
 
     def _take_place(self) -> tuple[mmap.mmap, int]:
@@ -103,3 +101,11 @@ class PixelStore:
         chunk.madvise(mmap.MADV_DONTNEED, offset, CROP_BYTES)
         with self._lock:
             self._free.append((chunk, offset))
+
+
+def _owner_of(array: Uint8Array) -> Uint8Array:
+    """The array to which every view of this one refers, as long as there is one."""
+    owner = array
+    while isinstance(owner.base, np.ndarray):
+        owner = owner.base
+    return owner
