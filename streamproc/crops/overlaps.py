@@ -102,9 +102,9 @@ class _PairCounts:
         counts = np.concatenate([self._counts, *(counts for _, counts in self._waiting)])
         order = np.argsort(codes, kind="stable")
         codes = codes[order]
-        starts = np.flatnonzero(np.r_[True, codes[1:] != codes[:-1]]) if len(codes) else codes
+        starts = np.flatnonzero(np.r_[True, codes[1:] != codes[:-1]][: len(codes)])
         self._codes = codes[starts]
-        self._counts = np.add.reduceat(counts[order], starts) if len(codes) else counts
+        self._counts = np.add.reduceat(counts[order], starts)
         self._waiting = []
         self._waiting_size = 0
 
@@ -118,7 +118,7 @@ class _PairCounts:
         others = np.concatenate([ids[other], ids[one]])
         order = np.lexsort((others, persons))
         persons = persons[order]
-        starts = np.flatnonzero(np.r_[True, persons[1:] != persons[:-1]]) if len(persons) else []
+        starts = np.flatnonzero(np.r_[True, persons[1:] != persons[:-1]][: len(persons)])
         shared = {track.person_id: track.person_id for track in tracks}  # one object for each id
         return {
             int(persons[start]): tuple(map(shared.__getitem__, others[order[start:end]].tolist()))

@@ -279,3 +279,4 @@ def _remarks(summary: VideoSummary) -> Iterator[str]:
     for code, count in sorted(summary.problems.items()):
         yield problem_text(code, count)
     yield from summary.hints
+    yield from summary.video_hints

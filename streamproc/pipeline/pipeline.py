@@ -62,7 +62,10 @@ SWITCH_SECONDS = 0.0005
 
 @dataclass(frozen=True, slots=True, eq=False)
 class VideoSummary:
-    """What became of one video; `tracks` and `crop_counts` by person id, of those with crops."""
+    """What became of one video; `tracks` and `crop_counts` by person id, of those with crops.
+
+    `problems` and `hints` are of its tracks, `video_hints` of its pictures.
+    """
 
     run_id: str
     outcome: RunOutcome
@@ -75,6 +78,7 @@ class VideoSummary:
     undecodable_frames: int
     problems: Counter[str]
     hints: tuple[str, ...]
+    video_hints: tuple[str, ...]
     description: dict[str, object]
 
 
@@ -232,6 +236,7 @@ class Pipeline:
             undecodable_frames=len(video.undecodable),
             problems=problems,
             hints=hints,
+            video_hints=_hints_of(video),
             description=_described(video, video_sha256),
         )
 
@@ -287,6 +292,22 @@ def _return_freed_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's alone
     if trim is not None:
         trim(0)
+
+
+def _hints_of(video: Video) -> tuple[str, ...]:
+    """What was done so that frames could be used, in the words shown to a user."""
+    hints = []
+    if video.unknown_matrix is not None:
+        hints.append(
+            f"its colour matrix ({video.unknown_matrix}) cannot be converted from: BT.601, the "
+            "default, was taken, so colours may be wrong"
+        )
+    if video.scaled_frames:
+        hints.append(
+            f"{video.scaled_frames} of its frames have another size than the first, and were "
+            f"scaled to {video.width}x{video.height}"
+        )
+    return tuple(hints)
 
 
 def _described(video: Video, video_sha256: str) -> dict[str, object]:

@@ -232,6 +232,7 @@ def _warnings(summary: VideoSummary) -> list[Warned]:
         for code, count in summary.problems.items()
     ]
     warnings += [Warned(code="tracks", text=hint) for hint in summary.hints]
+    warnings += [Warned(code="video", text=hint) for hint in summary.video_hints]
     counted = (
         ("cut-off", "frames missing at the end of the file", summary.missing_frames),
         ("damaged", "planned frames could not be decoded", summary.undecodable_frames),

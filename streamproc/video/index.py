@@ -148,6 +148,16 @@ class Timeline:
             exact=self.exact,
         )
 
+    def from_first_packet(self) -> Timeline:
+        """The same where every packet from the first on is needed to decode a frame."""
+        return Timeline(
+            self.pts,
+            self.ordinals,
+            starts=np.zeros_like(self.starts),
+            disposable=np.zeros_like(self.disposable),
+            exact=self.exact,
+        )
+
     def without(self, frames: Sequence[int]) -> Timeline:
         """The same without these frames."""
         keep = np.ones(len(self.pts), bool)

@@ -31,6 +31,10 @@ _SUBSAMPLING = {
     "yuvj444p": (1, 1),
     "gray": (1, 1),
 }
+# Colour matrices (ISO/IEC 23091-2, H.273) that swscale converts from; with others it gives up.
+KNOWN_MATRICES = frozenset({0, 1, 2, 4, 5, 6, 7, 9})
+UNSPECIFIED_MATRIX = 2
+"""Taken for others: swscale's default, BT.601, as the ffmpeg program does."""
 # SIMD loops treat the last pixels of a row differently. A part that starts and ends on this grid,
 # or ends where the picture ends, has the same last pixels as the whole. The grid also keeps the
 # number of different sizes small, each of which needs a swscale context.
@@ -51,12 +55,16 @@ class Orientation:
 
     @classmethod
     def of(cls, picture: av.VideoFrame) -> Orientation:
-        """Read a picture's display matrix; rotations are rounded to a multiple of 90 degrees."""
-        side_data: Any = picture.side_data  # its type stub has only one of the keys
-        try:
-            matrix = np.frombuffer(side_data["DISPLAYMATRIX"], np.int32)
-        except KeyError:
+        """Read a picture's display matrix; rotations are rounded to a multiple of 90 degrees.
+
+        It comes from the container, or from an SEI message of the picture. Where both are there,
+        the first counts, which is the container's, as in FFmpeg's own tools.
+        """
+        entries: list[Any] = list(picture.side_data)
+        matrices = [entry for entry in entries if entry.type.name == "DISPLAYMATRIX"]
+        if not matrices:
             return cls()
+        matrix = np.frombuffer(matrices[0], np.int32)
         a, b, c, d = (int(value) for value in matrix[[0, 1, 3, 4]])
         if abs(a) + abs(d) >= abs(b) + abs(c):
             return cls(flip_x=a < 0, flip_y=d < 0)

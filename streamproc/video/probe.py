@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 _PACKETS_FOR_FIRST_PICTURE = 500
 _NEVER_SEEK = 2**62
+# A palette comes with the packet where it changes, and holds for those after it.
+_PALETTE_FORMAT = "pal8"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,6 +104,8 @@ def probe(source: Source, decode_threads: int) -> Probe:
         source.limits.check(source.path.name, "max_frames", stream.frames, "number of frames")
         index, picture = _read_packets(source, container, stream)
         timeline = _find_timeline(source, index, stream, decode_threads)
+        if picture.format.name == _PALETTE_FORMAT:
+            timeline = timeline.from_first_packet()
         _check_length(source, np.ptp(timeline.pts) * tick_seconds)
         missing_frames = 0
         missing_seconds = 0.0

@@ -56,6 +56,11 @@ class PacketReader:
         self._seek_gap_bytes = seek_gap_bytes
         self._decode_threads = decode_threads
         self._may_seek = True
+        self.failed: list[int] = []
+        """The packets at which decoding failed since `go_to`; the caller may take them out.
+
+        With several threads the packet that failed may be one that was fed before.
+        """
         self._open()
 
     def _open(self) -> None:
@@ -81,6 +86,7 @@ class PacketReader:
         if self._is_fed:
             self._stream.codec_context.flush_buffers()
             self._is_fed = False
+        self.failed.clear()
         if self._may_seek and self._is_worth_a_seek(ordinal):
             self._seek(ordinal)
         if not self._read_up_to(ordinal):
@@ -172,6 +178,7 @@ class PacketReader:
         try:
             pictures = self._stream.codec_context.decode(packet)
         except av.FFmpegError:
+            self.failed.append(self._next_ordinal - 1)
             return []  # a damaged packet; the decoder goes on with the next
         self._counts.frames_decoded += len(pictures)
         return pictures

@@ -157,8 +157,7 @@ def _prepare(path: Path, stream: VideoStream, limits: Limits, threads: int) -> N
     frame_pixels = context.width * context.height
     limits.check(path.name, "max_pixels_per_frame", frame_pixels, "frame size in pixels")
     # A frame may grow in the middle of the stream: the decoder itself must refuse it, before it
-    # takes the memory. It counts padding too, hence twice the limit; frames of another size than
-    # the first are left out in any case.
+    # takes the memory. It counts padding too, hence twice the limit.
     context.options = {"max_pixels": str(2 * limits.max_pixels_per_frame)}
     context.thread_type = "AUTO"
     context.thread_count = threads

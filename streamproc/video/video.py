@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
+from av.video.reformatter import Interpolation, VideoReformatter
 
 from streamproc.errors import VideoError
-from streamproc.video.pixels import Converter, Frame
+from streamproc.video.damage import Damage, known_after
+from streamproc.video.index import NO_TIME
+from streamproc.video.pixels import KNOWN_MATRICES, UNSPECIFIED_MATRIX, Converter, Frame
 from streamproc.video.probe import Probe, probe
 from streamproc.video.reader import Counts, PacketReader
 from streamproc.video.source import Limits, Source, check_file
@@ -26,8 +29,8 @@ if TYPE_CHECKING:
 
 _SEEK_GAP_BYTES = 4 * 2**20
 # Decoders put pictures out in the order of their time. In damaged files they may not: then so many
-# pictures are kept that came too early.
-_MAX_EARLY_PICTURES = 8
+# pictures are kept that came too early. Pictures also wait for those that they are made of.
+_MAX_EARLY_PICTURES = 16
 
 
 def open_video(path: Path, *, limits: Limits | None = None, decode_threads: int = 0) -> Video:
@@ -89,9 +92,12 @@ class Video:
 
     `width` and `height` are upright. `missing_frames` and `missing_seconds` are what a truncated
     file's header declares and the file does not hold. After `frames`, `undecodable` lists wanted
-    frames that could not be decoded: damaged, or of another size than the first picture, to which
-    boxes refer; `fell_back` tells whether planned packets did not give all their frames, and more
-    were decoded. Threads: `get_ready` and `frames` run in one thread, conversion of its frames in
+    frames that could not be decoded, are damaged, or may be made of damaged ones; `scaled_frames`
+    counts those of another size than the first, to which boxes refer, and which they were scaled
+    to (bicubic, as OpenCV does, with which trackers read); `unknown_matrix` is a colour matrix
+    (ISO/IEC 23091-2) that cannot be converted from, None if there was none: the default was taken
+    instead. `fell_back` tells whether planned packets did not give all their frames, and more were
+    decoded. Threads: `get_ready` and `frames` run in one thread, conversion of its frames in
     one thread (the same or another), `close` when both have ended.
     """
 
@@ -105,6 +111,8 @@ class Video:
         self.missing_frames = probed.missing_frames
         self.missing_seconds = probed.missing_seconds
         self.undecodable: list[int] = []
+        self.scaled_frames = 0
+        self.unknown_matrix: int | None = None
         self.fell_back = False
         self.seek_gap_bytes = _SEEK_GAP_BYTES
         self._source = source
@@ -112,7 +120,9 @@ class Video:
         self._decode_threads = decode_threads
         self._counts = Counts()
         self._converter = Converter(probed.orientation)
+        self._scaler = VideoReformatter()
         self._readers: dict[int, PacketReader] = {}  # by number of threads
+        self._known_after_pts = probed.timeline.pts
 
     def __repr__(self) -> str:
         return (
@@ -176,6 +186,7 @@ class Video:
         if not len(wanted):
             return
         self.undecodable = []
+        self.scaled_frames = 0
         self.fell_back = False
         try:
             if self.frame_table.exact:
@@ -202,17 +213,30 @@ class Video:
         reader.go_to(0)
         waiting = deque(wanted.tolist())
         last = len(self._probed.index) - 1
+        failures = 0
+        is_spoiled = False
         for frame_index, picture in enumerate(reader.decode_through(last)):
+            # Which pictures are made of a damaged one is not known: all up to the next key frame.
+            if picture.is_corrupt or (frame_index and len(reader.failed) > failures):
+                is_spoiled = True
+            elif picture.key_frame:
+                is_spoiled = False
+            failures = len(reader.failed)
             if frame_index != waiting[0]:
                 continue
             waiting.popleft()
-            yield from self._checked(frame_index, picture)
+            if is_spoiled:
+                self.undecodable.append(frame_index)
+            else:
+                yield self._frame(frame_index, picture)
             if not waiting:
                 return
         self.undecodable += waiting
 
     def _read_by_time(self, wanted: Int64Array) -> Iterator[Frame]:
         """Frames by their time stamps: seeks to where they are, and skips what they do not need."""
+        latest = known_after(self._probed.timeline)
+        self._known_after_pts = self._probed.timeline.pts[latest]
         skip = self._packets_to_skip(wanted)
         threads = self._decode_threads
         spans = deque(_plan_spans(self._probed.timeline, wanted))
@@ -230,7 +254,7 @@ class Video:
                 knows_damage = True
                 first_lost = lost[0]
                 whole = PacketSpan(0, span.end, lost)
-                lost = yield from self._decode_span(whole, threads, may_lose=True)
+                lost = yield from self._decode_span(whole, 1, may_lose=True)
                 if first_lost not in lost and spans:
                     spans = deque([_join_from_beginning(spans)])
             self.undecodable += lost
@@ -255,51 +279,79 @@ class Video:
     ) -> Generator[Frame, None, list[int]]:
         """Decode a span and yield its wanted frames in order; return those that do not come.
 
-        Unless `may_lose`, it stops at the first that does not come, so that another try can keep
-        the order.
+        Frames that are damaged, or made of damaged ones, count as if they did not come. Unless
+        `may_lose`, it stops at the first that does not come, so that another try can keep the
+        order. It also stops where a packet fails in one of several threads, since it cannot be told
+        which packet that was.
         """
         reader = self._reader(threads)
         reader.go_to(span.start)
         pictures = reader.decode_through(span.end, skip)
         waiting = deque(span.wanted)
         early: dict[int, VideoFrame] = {}  # pictures that wait until those before have come
+        damage = Damage(self._probed.timeline)
         lost: list[int] = []
+        newest_pts = NO_TIME
         is_open = True
         while waiting and (is_open or early):
             for passed in [frame_index for frame_index in early if frame_index < waiting[0]]:
                 del early[passed]
-            if waiting[0] in early:
-                frame_index = waiting.popleft()
-                yield from self._checked(frame_index, early.pop(frame_index))
-            elif is_open and len(early) <= _MAX_EARLY_PICTURES:
+            is_room = is_open and len(early) <= _MAX_EARLY_PICTURES
+            is_known = waiting[0] in early and newest_pts >= self._known_after_pts[waiting[0]]
+            if is_room and not is_known:
                 picture = next(pictures, None)
                 is_open = picture is not None
+                if reader.failed and threads != 1:
+                    break
+                while reader.failed:
+                    damage.add_packet(reader.failed.pop())
                 if picture is not None:
-                    self._keep_wanted(picture, waiting, early)
+                    newest_pts = max(newest_pts, picture.pts or NO_TIME)
+                    self._keep_wanted(picture, waiting, early, damage)
+            elif waiting[0] in early and not damage.spoils(waiting[0]):
+                frame_index = waiting.popleft()
+                yield self._frame(frame_index, early.pop(frame_index))
             elif may_lose:
+                if waiting[0] not in early:
+                    damage.add_frame(waiting[0])
                 lost.append(waiting.popleft())
             else:
                 break
         return [*lost, *waiting]
 
     def _keep_wanted(
-        self, picture: VideoFrame, waiting: deque[int], early: dict[int, VideoFrame]
+        self,
+        picture: VideoFrame,
+        waiting: deque[int],
+        early: dict[int, VideoFrame],
+        damage: Damage,
     ) -> None:
         """Add a picture to `early` by its frame index, if its frame may be one that is waited for.
 
         Most pictures are decoded only because others need them.
         """
         pts = self._probed.timeline.pts
-        if picture.pts is None or picture.pts < pts[waiting[0]]:
+        is_corrupt = picture.is_corrupt
+        if picture.pts is None or (picture.pts < pts[waiting[0]] and not is_corrupt):
             return
         at = int(np.searchsorted(pts, picture.pts))
-        if at < len(pts) and pts[at] == picture.pts and at <= waiting[-1]:
+        if at == len(pts) or pts[at] != picture.pts:
+            return
+        if is_corrupt:
+            damage.add_frame(at)
+        elif waiting[0] <= at <= waiting[-1]:
             early[at] = picture
 
-    def _checked(self, frame_index: int, picture: VideoFrame) -> Iterator[Frame]:
-        """The frame, or nothing where the picture has another size than the first."""
-        if (picture.width, picture.height) == self._probed.stored_size:
-            seconds = float(self.frame_table.pts_seconds[frame_index])
-            yield Frame(frame_index, seconds, picture, self._converter)
-        else:
-            self.undecodable.append(frame_index)
+    def _frame(self, frame_index: int, picture: VideoFrame) -> Frame:
+        """The frame, of the size and with a colour matrix that can be used."""
+        if picture.colorspace not in KNOWN_MATRICES:
+            self.unknown_matrix = int(picture.colorspace)
+            picture.colorspace = UNSPECIFIED_MATRIX
+        width, height = self._probed.stored_size
+        if (picture.width, picture.height) != (width, height):
+            self.scaled_frames += 1
+            picture = self._scaler.reformat(
+                picture, width, height, "rgb24", interpolation=Interpolation.BICUBIC, threads=1
+            )
+        seconds = float(self.frame_table.pts_seconds[frame_index])
+        return Frame(frame_index, seconds, picture, self._converter)

@@ -292,14 +292,6 @@ def test_damage_in_the_middle_costs_only_its_frames(name, folder):
         assert wrong_frames(video, expected, first_group, np.random.default_rng(7)) == []
 
 
-def test_frames_of_another_size_are_undecodable(folder):
-    """Boxes refer to the first picture's size, so frames of another size are left out."""
-    with open_video(clips.write_with_two_sizes(folder / "sizes.avi")) as video:
-        assert (video.width, video.height, video.frame_count) == (96, 72, 20)
-        assert read(video, 2, 9, 10, 15) == [2, 9]
-        assert video.undecodable == [10, 15]
-
-
 def test_file_that_changes_is_noticed(folder):
     """A file that changes while it is open raises a VideoError."""
     path = clips.make("h264", folder).rename(folder / "changing.mp4")
