@@ -35,15 +35,14 @@ def replay(
     `persons`: the track file of each video (absent: looked for beside it). Files are written only
     where `out` names a folder. `settings` are those of deploy/README.md,
     `clustering__similarity_threshold=0.8` for a nested one. Raises
-    `streamproc.errors.StreamprocError`; may be called where an event loop runs (a notebook).
+    `streamproc.errors.StreamprocError`; may be called where an event loop runs (a notebook), and
+    from several threads at once. Ctrl-C gives up, and leaves no files.
     """
-    import asyncio
     import os
-    from concurrent.futures import ThreadPoolExecutor
     from pathlib import Path
 
     from streamproc.errors import UsageError
-    from streamproc.offline.replay import Replay, find_sources
+    from streamproc.offline.replay import Replay, find_sources, run_in_thread
     from streamproc.settings import load_settings
 
     def paths(
@@ -64,12 +63,5 @@ def replay(
     flags = {key.replace("__", "."): value for key, value in settings.items()}
     loaded = load_settings(flags, config_file=None if config is None else Path(config))
 
-    async def run() -> Result:
-        return (
-            await Replay(
-                sources, loaded, gallery=gallery, out=None if out is None else Path(out)
-            ).run()
-        )[0]
-
-    with ThreadPoolExecutor(1) as thread:  # a loop of its own, whatever runs in the caller's thread
-        return thread.submit(lambda: asyncio.run(run())).result()
+    work = Replay(sources, loaded, gallery=gallery, out=None if out is None else Path(out))
+    return run_in_thread(work)[0]

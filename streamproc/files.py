@@ -16,6 +16,23 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def on_one_line(text: str) -> str:
+    """A text for a terminal: one line, and nothing in it that a terminal would obey."""
+    words = " ".join(text.split())
+    return "".join(char if char.isprintable() else _escaped(char) for char in words)
+
+
+def _escaped(char: str) -> str:
+    if "\udc80" <= char <= "\udcff":  # a byte of a file's name that is no UTF-8 (PEP 383)
+        return f"\\x{ord(char) - 0xDC00:02x}"
+    return char.encode("unicode_escape").decode("ascii")
+
+
+def readable(name: str | os.PathLike[str]) -> str:
+    """A file's name as text that can be encoded: bytes that are no UTF-8 are escaped."""
+    return os.fspath(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def replace_file(path: Path, content: bytes) -> None:
     """Write a file that is never seen half written; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -22,8 +22,11 @@ def hash_of(*parts: object) -> str:
 
 
 def video_id_of(video_uri: str) -> str:
-    """Return the default `video_id`: the first 16 hex digits of the URI's sha256."""
-    return hashlib.sha256(video_uri.encode()).hexdigest()[:16]
+    """Return the default `video_id`: the first 16 hex digits of the URI's sha256.
+
+    Bytes of a file's name that are no UTF-8 count as they are.
+    """
+    return hashlib.sha256(video_uri.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def person_key_of(video_id: str, person_id: int) -> str:

@@ -33,6 +33,8 @@ PREFIX = "STREAMPROC_"
 _NOT_SETTINGS = ("STREAMPROC_TEST_", "STREAMPROC_BASE_IMAGES")
 """Prefixes of variables that only the project's own tests read."""
 _MIB = 1024 * 1024
+_MAX_COUNT = 2**31 - 1
+_MAX_BYTES = 2**62
 
 
 class _Section(BaseModel):
@@ -105,18 +107,30 @@ class LimitSettings(_Section):
     """What a video may ask of the machine; beyond it the video is refused by name."""
 
     max_pixels_per_frame: int = Field(
-        default=8192 * 4608, ge=1, description="Most pixels of a frame: 8192 by 4608."
+        default=8192 * 4608,
+        ge=1,
+        le=_MAX_COUNT,
+        description="Most pixels of a frame: 8192 by 4608.",
     )
-    max_frames: int = Field(default=5_000_000, ge=1, description="Most frames of a video.")
+    max_frames: int = Field(
+        default=5_000_000, ge=1, le=_MAX_COUNT, description="Most frames of a video."
+    )
     max_duration_seconds: float = Field(
-        default=48 * 3600.0, gt=0, description="Longest video, in seconds: two days."
+        default=48 * 3600.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Longest video, in seconds: two days.",
     )
     max_file_bytes: int = Field(
-        default=256 * 1024 * _MIB, ge=1, description="Largest video file, in bytes: 256 GiB."
+        default=256 * 1024 * _MIB,
+        ge=1,
+        le=_MAX_BYTES,
+        description="Largest video file, in bytes: 256 GiB.",
     )
     max_persons_per_gallery: int = Field(
         default=100_000,
         ge=1,
+        le=_MAX_COUNT,
         description="Most persons in a gallery; further ones are refused by name.",
     )
 
@@ -130,8 +144,8 @@ def _split(value: object) -> object:
 
 
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
-Hours = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Hours = Annotated[float, Field(gt=0, le=1_000_000, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(gt=0, le=100_000_000, allow_inf_nan=False)]
 
 
 class KafkaSettings(_Section):
@@ -161,9 +175,15 @@ class KafkaSettings(_Section):
     declare: bool = Field(
         default=True, description="False: no topic is ever created; services only check them."
     )
-    replication_factor: int = Field(default=1, ge=1, description="Of topics that are created.")
-    min_insync_replicas: int = Field(default=1, ge=1, description="Of topics that are created.")
-    max_event_bytes: int = Field(default=_MIB, ge=65536, description="Largest event, in bytes.")
+    replication_factor: int = Field(
+        default=1, ge=1, le=1000, description="Of topics that are created."
+    )
+    min_insync_replicas: int = Field(
+        default=1, ge=1, le=1000, description="Of topics that are created."
+    )
+    max_event_bytes: int = Field(
+        default=_MIB, ge=65536, le=_MAX_COUNT, description="Largest event, in bytes."
+    )
     session_timeout_seconds: Seconds = Field(
         default=30, description="After this time the partitions of a dead service move to others."
     )
@@ -363,10 +383,11 @@ class Settings(BaseSettings):
     top_persons: int = Field(
         default=0,
         ge=0,
+        le=_MAX_COUNT,
         description="Only the N persons with the most frames (`--top`). 0: everybody.",
     )
     min_track_frames: int = Field(
-        default=5, ge=1, description="Persons with fewer boxes are skipped."
+        default=5, ge=1, le=_MAX_COUNT, description="Persons with fewer boxes are skipped."
     )
     crops_per_person: int = Field(
         default=50, ge=1, le=1000, description="Most crops that are cut of each person."
@@ -381,6 +402,7 @@ class Settings(BaseSettings):
     crop_memory_mib: int = Field(
         default=128,
         ge=1,
+        le=_MAX_COUNT,
         description="Memory for crops, in MiB; what does not fit goes to a temporary file.",
     )
     cache_folder: Path = Field(
@@ -388,6 +410,15 @@ class Settings(BaseSettings):
         description=(
             "Folder for exported weights, for what onnxruntime makes of them, and for `models/`, "
             "where `streamproc models pull` puts its files."
+        ),
+    )
+    umask: str = Field(
+        default="077",
+        pattern="^[0-7]{3}$",
+        description=(
+            "Permissions that files and folders of vectors, people's pictures and the local copy "
+            "are written without, as for the command `umask`: `077` leaves them to their owner, "
+            "`027` lets the group read."
         ),
     )
     models: Path | None = Field(
@@ -412,6 +443,10 @@ class Settings(BaseSettings):
     jobs: JobSettings = JobSettings()
     matcher: MatcherSettings = MatcherSettings()
     animator: AnimatorSettings = AnimatorSettings()
+
+    def umask_bits(self) -> int:
+        """The permissions that files are written without."""
+        return int(self.umask, 8)
 
     def expanded_cache_folder(self) -> Path:
         """The folder for exported weights, `~` resolved."""

@@ -1,17 +1,18 @@
 """The command line: one function a command, which parses, makes one call and gives an exit code.
 
-Data go to stdout, progress and faults to stderr. For the exit codes see `common`.
+Data go to stdout, progress and faults to stderr. For the exit codes see `common`, for errors
+that nobody expected `last_resort`.
 """
 
 from __future__ import annotations
 
-import os
 import sys
+from functools import partial
 
 import click
 
-from streamproc.cli import calibrate, evaluate, models, replay, stream
-from streamproc.cli.common import EXIT_CODES, EXIT_FAILURE
+from streamproc.cli import calibrate, evaluate, last_resort, models, replay, stream
+from streamproc.cli.common import EXIT_CODES
 from streamproc.version import __version__
 
 
@@ -36,9 +37,5 @@ for _command in stream.COMMANDS:
 
 
 def main() -> None:
-    """Run the command line; it is no traceback if a reader (`| head`) closes the output early."""
-    try:
-        cli()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(EXIT_FAILURE)
+    """Run the command line, and end the process with its exit code."""
+    sys.exit(last_resort.run(partial(cli.main, standalone_mode=False)))

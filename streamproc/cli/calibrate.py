@@ -4,43 +4,41 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from streamproc.cli.common import EXIT_CODES, faults_in_one_line
+from streamproc.cli.common import EXIT_CODES, NamedPath, faults_in_one_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from streamproc.offline.labels import Calibrated, Metrics
 
 
 @click.command(epilog=EXIT_CODES)
-@click.argument("outputs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("outputs", nargs=-1, required=True, type=NamedPath())
 @click.option(
     "--truth",
     "truths",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     help="MOT Challenge text whose ids are the true persons, one for each of OUTPUTS.",
 )
 @click.option(
     "--pairs",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     help="Or: lines of person_key,person_key,1 (one person) or 0.",
 )
 @click.option(
     "--out",
     "-o",
     required=True,
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     help="File for the curve, for `replay --calibration`.",
 )
-@click.option(
-    "--plot", type=click.Path(path_type=Path), help="Reliability diagram, before and after (SVG)."
-)
+@click.option("--plot", type=NamedPath(), help="Reliability diagram, before and after (SVG).")
 @click.option("--json", "as_json", is_flag=True, help="Print a machine-readable summary.")
 def calibrate(
     outputs: tuple[Path, ...],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from streamproc.errors import StreamprocError, UsageError
+from streamproc.files import on_one_line
 from streamproc.types import BoxLayout, TrackFormatName
 
 if TYPE_CHECKING:
@@ -22,10 +24,41 @@ EXIT_INTERRUPTED = 130
 
 EXIT_CODES = "Exit codes: 0 done, 1 failure, 2 usage, 4 done in part, 130 interrupted."
 
+MAX_NUMBER = 2**31 - 1
+"""The largest number that an option takes."""
+
+
+class NamedPath(click.Path):
+    """A path that is not empty: Python takes an empty one for the current folder."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path."""
+        if not os.fspath(value):
+            self.fail("expected the name of a file or folder, got an empty one", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+_configs: list[Path | None] = []
+
+
+def _remember(_ctx: click.Context, _param: click.Parameter, value: Path | None) -> Path | None:
+    _configs.append(value)
+    return value
+
+
+def last_config() -> Path | None:
+    """Return the settings file that was named, for where a command ends by an unexpected error."""
+    return _configs[-1] if _configs else None
+
+
 config_option = click.option(
     "--config",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     envvar="STREAMPROC_CONFIG",
+    callback=_remember,
     help="Settings file (YAML).",
 )
 
@@ -58,5 +91,5 @@ def faults_in_one_line() -> Iterator[None]:
     try:
         yield
     except StreamprocError as error:
-        click.echo(f"streamproc: {' '.join(str(error).split())}", err=True)
+        click.echo(f"streamproc: {on_one_line(str(error))}", err=True)
         sys.exit(EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILURE)

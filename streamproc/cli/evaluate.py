@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from streamproc.cli.common import EXIT_CODES, faults_in_one_line
+from streamproc.cli.common import EXIT_CODES, NamedPath, faults_in_one_line
 
 if TYPE_CHECKING:
     from streamproc.offline.evaluation import Evaluation
@@ -19,16 +19,16 @@ _SIMILARITIES = (0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 
 
 @click.command(epilog=EXIT_CODES)
-@click.argument("output", type=click.Path(path_type=Path))
+@click.argument("output", type=NamedPath())
 @click.option(
     "--truth",
     required=True,
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     help="MOT Challenge text whose ids are the true persons.",
 )
 @click.option(
     "--persons",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     help="Track file. [default: the one that run.json of OUTPUT names]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print a machine-readable summary.")
@@ -83,10 +83,7 @@ def _evaluated(output: Path, truth: Path, persons: Path | None) -> tuple[Evaluat
     candidates, tracks_path = _read(output)
     is_calibrated = bool(candidates) and all("probability" in event for event in candidates)
     measure = "probability" if is_calibrated else "similarity"
-    pairs = []
-    for event in candidates:
-        a, b = (person["person_id"] for person in event["persons"])
-        pairs.append((a, b, event[measure]))
+    pairs = [_pair_of(output, event, measure) for event in candidates]
     found = evaluation.evaluate(
         read_tracks(persons or tracks_path).tracks,
         read_tracks(truth).tracks,
@@ -94,6 +91,19 @@ def _evaluated(output: Path, truth: Path, persons: Path | None) -> tuple[Evaluat
         _PROBABILITIES if is_calibrated else _SIMILARITIES,
     )
     return found, measure
+
+
+def _pair_of(output: Path, event: Any, measure: str) -> tuple[int, int, float]:
+    """Two person ids and how sure their pair is, as a candidate of an output folder says."""
+    from streamproc.errors import UsageError
+
+    try:
+        first, second = (int(person["person_id"]) for person in event["persons"])
+        return first, second, float(event[measure])
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise UsageError(
+            f"{output}: expected candidates as `streamproc replay` writes them ({error!r})"
+        ) from error
 
 
 def _read(output: Path) -> tuple[list[dict[str, Any]], Path]:

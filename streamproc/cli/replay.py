@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +13,13 @@ from streamproc.cli.common import (
     EXIT_CODES,
     EXIT_INTERRUPTED,
     EXIT_PARTIAL,
+    MAX_NUMBER,
+    NamedPath,
     config_option,
     faults_in_one_line,
     tracks_options,
 )
+from streamproc.files import on_one_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,18 +28,20 @@ if TYPE_CHECKING:
     from streamproc.offline.replay import Replay
     from streamproc.offline.results import Result
 
+_MAX_NAME_BYTES = 255
+
 
 @click.command(epilog=EXIT_CODES)
-@click.argument("videos", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("videos", nargs=-1, required=True, type=NamedPath())
 @click.option(
     "--persons",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     help="Track file or folder, one for each video; else it is looked for beside the video.",
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     help="Folder for the results. [default: NAME.streamproc here]",
 )
 @click.option("--gallery", help="Compare the persons of all videos in one gallery of this name.")
@@ -44,7 +50,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--top",
-    type=click.IntRange(min=0),
+    type=click.IntRange(0, MAX_NUMBER),
     help="Only the N persons with the most frames; 0 is everybody. [default: 0]",
 )
 @click.option(
@@ -58,13 +64,13 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--calibration",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     help="Curves that `streamproc calibrate` wrote. [default: the package's own]",
 )
 @click.option("--no-animations", is_flag=True, help="Write no WebP animations.")
 @click.option(
     "--first-frame-number",
-    type=click.IntRange(-(2**40), 2**40),
+    type=click.IntRange(-MAX_NUMBER, MAX_NUMBER),
     help="The track file's number of the video's first frame.",
 )
 @click.option(
@@ -85,7 +91,7 @@ def replay(videos: tuple[Path, ...], **options: Any) -> None:
     with faults_in_one_line():
         results = _run_replay(videos, options)
     for notice in dict.fromkeys(notice for result in results for notice in result.notices):
-        click.echo(notice, err=True)
+        click.echo(on_one_line(notice), err=True)
     if options["as_json"]:
         _print_json(results)
     else:
@@ -108,12 +114,11 @@ def _run_replay(videos: Sequence[Path], options: dict[str, Any]) -> list[Result]
     }
     settings = load_settings(flags, config_file=options["config"])
     sources = find_sources(videos, options["persons"])
-    name = options["gallery"] or (videos[0].stem if len(videos) == 1 else "videos")
     work = Replay(
         sources,
         settings,
         gallery=options["gallery"],
-        out=options["out"] or Path(f"{name}.streamproc"),
+        out=options["out"] or _default_folder(videos, options["gallery"]),
         tracks=ReadOptions(
             first_frame_number=options["first_frame_number"],
             frame_stride=options["frame_stride"],
@@ -124,6 +129,20 @@ def _run_replay(videos: Sequence[Path], options: dict[str, Any]) -> list[Result]
         ),
     )
     return _with_signals(work, quiet=options["quiet"])
+
+
+def _default_folder(videos: Sequence[Path], gallery: str | None) -> Path:
+    """Return the folder here that is named after the gallery or video; raises UsageError."""
+    from streamproc.errors import UsageError
+
+    name = f"{gallery or (videos[0].stem if len(videos) == 1 else 'videos')}.streamproc"
+    if gallery is not None and "/" in gallery:
+        raise UsageError(
+            f"--gallery {gallery}: no folder here can have that name: name one with --out"
+        )
+    if len(os.fsencode(name)) > _MAX_NAME_BYTES:
+        raise UsageError(f"{name}: too long for the name of a folder: name one with --out")
+    return Path(name)
 
 
 def _with_signals(work: Replay, *, quiet: bool) -> list[Result]:
@@ -194,13 +213,11 @@ def _page(result: Result) -> str:
 
 
 def _print_json(results: Sequence[Result]) -> None:
-    import orjson
+    from streamproc.offline.artifacts import to_json
 
     summaries = [_summary(result) for result in results]
     content = summaries[0] if len(summaries) == 1 else {"galleries": summaries}
-    sys.stdout.buffer.write(
-        orjson.dumps(content, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
-    )
+    sys.stdout.buffer.write(to_json(content, indent=True) + b"\n")
 
 
 def _summary(result: Result) -> dict[str, Any]:

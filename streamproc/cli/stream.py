@@ -13,10 +13,12 @@ from streamproc.cli.common import (
     EXIT_CODES,
     EXIT_INTERRUPTED,
     EXIT_PARTIAL,
+    NamedPath,
     config_option,
     faults_in_one_line,
     tracks_options,
 )
+from streamproc.files import on_one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -71,6 +73,7 @@ def _service(
 ) -> None:
     with faults_in_one_line():
         settings = _settings(options, **flags)
+    os.umask(settings.umask_bits())
     _run(run(settings))
 
 
@@ -288,7 +291,8 @@ def _show(event: DuplicateCandidate | VideoProgress, *, as_json: bool) -> None:
     if isinstance(event, VideoProgress):
         progress = "" if event.fraction is None else f" {event.fraction:.0%}"
         reason = "" if event.error is None else f": {event.error.text}"
-        click.echo(f"{event.video_id} {event.state}{progress}{reason}", err=True)
+        line = f"{event.video_id} {event.state}{progress}{reason}"
+        click.echo(on_one_line(line), err=True)
     elif as_json:
         click.echo(event.to_json())
     else:
@@ -296,28 +300,20 @@ def _show(event: DuplicateCandidate | VideoProgress, *, as_json: bool) -> None:
         fields = [event.state, a.person_key, b.person_key, f"{event.similarity:.4f}"]
         if event.probability is not None:
             fields += [f"{event.probability:.2f}", str(event.band)]
-        click.echo("\t".join(fields))
+        click.echo("\t".join(map(on_one_line, fields)))
 
 
 @click.command(epilog=EXIT_CODES)
 @click.option(
     "--gallery", required=True, help="Which gallery; of a single video it is its video_id."
 )
-@click.option(
-    "--output", "-o", required=True, type=click.Path(path_type=Path), help="The .npy file to write."
-)
+@click.option("--output", "-o", required=True, type=NamedPath(), help="The .npy file to write.")
 @click.option("--url", default="http://127.0.0.1:8082", show_default=True, help="Any matcher.")
 def matrix(gallery: str, output: Path, url: str) -> None:
     """Write a gallery's current similarity matrix: float32 (N, N), persons by rising key."""
-    from streamproc.errors import UsageError
     from streamproc.kafka import client
 
-    content = _run(client.fetch_matrix(gallery, url))
-    with faults_in_one_line():
-        try:
-            output.write_bytes(content)
-        except OSError as error:
-            raise UsageError(f"{output}: cannot be written ({error.strerror})") from error
+    _run(client.fetch_matrix(gallery, url, output))
 
 
 @click.group("dead-letters", epilog=EXIT_CODES)
@@ -334,20 +330,26 @@ def dead_letters_list(**options: Any) -> None:
 
     with faults_in_one_line():
         settings = _settings(options)
-    for letter in _run(client.dead_letters(settings)):
-        if options["as_json"]:
-            click.echo(_letter_json(letter))
-        else:
-            topic, partition, offset = map(letter.reason, ("topic", "partition", "offset"))
-            code, text = map(letter.reason, ("error_code", "error_text"))
-            click.echo(f"{letter.where}\t{code}\t{topic}[{partition}]@{offset}\t{text}")
+
+    async def show() -> None:
+        async for letter in client.dead_letters(settings):
+            click.echo(_letter_json(letter) if options["as_json"] else _letter_line(letter))
+
+    _run(show())
+
+
+def _letter_line(letter: DeadLetter) -> str:
+    topic, partition, offset = map(letter.reason, ("topic", "partition", "offset"))
+    code, text = map(letter.reason, ("error_code", "error_text"))
+    fields = (letter.where, code, f"{topic}[{partition}]@{offset}", text)
+    return "\t".join(map(on_one_line, fields))
 
 
 def _letter_json(letter: DeadLetter) -> bytes:
     import orjson
 
     reasons = {
-        name.removeprefix("dlq_"): value.decode()
+        name.removeprefix("dlq_"): value.decode(errors="replace")
         for name, value in letter.headers
         if name.startswith("dlq_")
     }
@@ -372,19 +374,11 @@ def dead_letters_replay(where: tuple[str, ...], **options: Any) -> None:
                 "expected places such as 0@12 (see `streamproc dead-letters list`), "
                 "--code CODE or --all"
             )
-    letters = _run(client.dead_letters(settings))
-    with faults_in_one_line():
-        missing = set(where) - {letter.where for letter in letters}
-        if missing:
-            raise UsageError(f"no dead letter at {', '.join(sorted(missing))}")
-    if where:
-        letters = [letter for letter in letters if letter.where in where]
-    if options["code"] is not None:
-        letters = [letter for letter in letters if letter.reason("error_code") == options["code"]]
-    not_sent = _run(client.replay_dead_letters(settings, letters))
-    click.echo(f"{len(letters) - len(not_sent)} sent back", err=True)
-    for letter in not_sent:
-        click.echo(f"{letter.where}: cannot be sent back, its value was cut off", err=True)
+    places = frozenset(where)
+    sent, not_sent = _run(client.replay_dead_letters(settings, places, options["code"]))
+    click.echo(f"{sent} sent back", err=True)
+    for place, reason in not_sent:
+        click.echo(f"{place}: cannot be sent back, {on_one_line(reason)}", err=True)
     sys.exit(EXIT_PARTIAL if not_sent else 0)
 
 
@@ -392,7 +386,7 @@ def dead_letters_replay(where: tuple[str, ...], **options: Any) -> None:
 @_common
 @click.option(
     "--folder",
-    type=click.Path(path_type=Path),
+    type=NamedPath(),
     default=Path(".streamproc-dev"),
     show_default=True,
     help="Kafka's data and the matcher's state.",
@@ -407,6 +401,7 @@ def dev(folder: Path, **options: Any) -> None:
     config = options["config"]
     with faults_in_one_line():
         settings = _settings(options)
+    os.umask(settings.umask_bits())
     _run(run_dev(settings, folder=folder, config_file=config))
 
 

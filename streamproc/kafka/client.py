@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -17,6 +18,7 @@ from pydantic import ValidationError
 from streamproc.errors import EventError, MachineError, UsageError, VideoError
 from streamproc.events import (
     DuplicateCandidate,
+    PersonEmbedding,
     TracksRef,
     VideoCancel,
     VideoOptions,
@@ -31,7 +33,9 @@ from streamproc.storage.media import media_access
 from streamproc.tracks import ReadOptions, find_track_file, read_tracks, save_tracks
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator
+
+    from aiohttp import ClientResponse
 
     from streamproc.kafka.records import Headers, Record
     from streamproc.settings import Settings
@@ -39,6 +43,10 @@ if TYPE_CHECKING:
 
 _POLL_MS = 200
 _SHOWN_BYTES = 200
+_DEAD_LETTERS = "dead-letters"
+_TAKEN_TOPICS = (VideoReady.topic, VideoCancel.topic, PersonEmbedding.topic)
+"""The topics whose records services take, and so may have put aside."""
+_CHUNK_BYTES = 1024 * 1024
 
 
 def video_ready(
@@ -55,8 +63,8 @@ def video_ready(
 
     A path below the media root becomes a relative URI. If `persons` is None, tracks are looked for
     beside a local video. A folder of tracks is read here and becomes one npz in the media root;
-    `read_as` says how tracks are read. Raises UsageError for a path outside the media root, unless `copy` is
-    true, and VideoError for a file that does not exist.
+    `read_as` says how tracks are read. Raises UsageError for a path outside the media root, unless
+    `copy` is true, and VideoError for a file that does not exist.
     """
     media = media_access(settings)
     if persons is None and not _is_uri(video):
@@ -199,40 +207,60 @@ class DeadLetter:
         return ""
 
 
-async def dead_letters(settings: Settings) -> list[DeadLetter]:
-    """Return all dead letters that the topic holds, oldest first."""
-    topic = settings.kafka.topic_prefix + "dead-letters"
-    found = []
+async def dead_letters(settings: Settings) -> AsyncIterator[DeadLetter]:
+    """Yield all dead letters that the topic holds, of each partition the oldest first."""
+    topic = settings.kafka.topic_prefix + _DEAD_LETTERS
     async with _reader(settings, [topic], None) as (consumer, ends):
         while not await reached(consumer, ends):
             for partition, records in (await consumer.getmany(timeout_ms=_POLL_MS)).items():
                 for record in records:
                     where = f"{partition.partition}@{record.offset}"
-                    letter = DeadLetter(where, record.key, record.value, tuple(record.headers))
-                    found.append((record.timestamp, letter))
-    return [letter for _, letter in sorted(found, key=lambda entry: entry[0])]
+                    yield DeadLetter(where, record.key, record.value, tuple(record.headers))
 
 
 async def replay_dead_letters(
-    settings: Settings, letters: Sequence[DeadLetter]
-) -> list[DeadLetter]:
-    """Send records back to the topics that they came from.
+    settings: Settings, places: frozenset[str], code: str | None
+) -> tuple[int, list[tuple[str, str]]]:
+    """Send records back to the topics that they came from: all, or those that are asked for.
 
-    Returns those that cannot be sent, because their value was cut off. A video counts as submitted
-    when it is replayed, unless its event says otherwise.
+    Returns how many were sent, and where those are that cannot be sent, with the reason. A video
+    counts as submitted when it is replayed, unless its event says otherwise. Raises UsageError,
+    before any is sent, if there is no dead letter at one of `places`.
     """
+    if places:
+        missing = set(places)
+        async for letter in dead_letters(settings):
+            missing.discard(letter.where)
+        if missing:
+            raise UsageError(f"no dead letter at {', '.join(sorted(missing))}")
+    sent = 0
     not_sent = []
     async with Publisher(settings, "client") as publisher:
-        for letter in letters:
-            topic = letter.reason("topic").removeprefix(settings.kafka.topic_prefix)
-            if letter.reason("value_truncated") != "false" or not topic:
-                not_sent.append(letter)
+        async for letter in dead_letters(settings):
+            if places and letter.where not in places:
                 continue
-            headers = tuple(
-                (name, value) for name, value in letter.headers if not name.startswith("dlq_")
-            )
-            await publisher.send(topic, letter.key, letter.value, headers)
-    return not_sent
+            if code not in {None, letter.reason("error_code")}:
+                continue
+            reason = await _send_back(settings, publisher, letter)
+            if reason is None:
+                sent += 1
+            else:
+                not_sent.append((letter.where, reason))
+    return sent, not_sent
+
+
+async def _send_back(settings: Settings, publisher: Publisher, letter: DeadLetter) -> str | None:
+    """Send one record back; returns why that cannot be, None if it was sent."""
+    if letter.reason("value_truncated") != "false":
+        return "its value was cut off"
+    topic = letter.reason("topic")
+    prefix = settings.kafka.topic_prefix
+    # Anybody who may write a dead letter would otherwise write to any topic through this command.
+    if topic not in {prefix + name for name in _TAKEN_TOPICS}:
+        return f"no service of streamproc takes records of the topic {topic!r}"
+    headers = tuple((name, value) for name, value in letter.headers if not name.startswith("dlq_"))
+    await publisher.send(topic.removeprefix(prefix), letter.key, letter.value, headers)
+    return None
 
 
 @asynccontextmanager
@@ -272,10 +300,11 @@ async def _reader(
         await consumer.stop()
 
 
-async def fetch_matrix(gallery_id: str, url: str) -> bytes:
-    """Fetch a gallery's similarity matrix as `.npy`; any matcher redirects to the gallery's owner.
+async def fetch_matrix(gallery_id: str, url: str, path: Path) -> None:
+    """Write a gallery's similarity matrix as `.npy`; any matcher redirects to the gallery's owner.
 
-    Raises UsageError for an unknown gallery, MachineError if no matcher gives the matrix.
+    The file gets its name when all of it is there. Raises UsageError for an unknown gallery and a
+    file that cannot be written, MachineError if no matcher gives the matrix.
     """
     import aiohttp
     from yarl import URL
@@ -286,16 +315,41 @@ async def fetch_matrix(gallery_id: str, url: str) -> bytes:
             aiohttp.ClientSession(headers={"Accept": "application/x-npy"}) as session,
             session.get(address) as response,
         ):
-            body = await response.read()
             if response.status == HTTPStatus.NOT_FOUND:
                 raise UsageError(
                     f"no gallery {gallery_id!r}: `{url}/galleries` lists those of this matcher"
                 )
             if response.status != HTTPStatus.OK:
-                answer = body[:_SHOWN_BYTES].decode(errors="replace")
+                answer = (await response.content.read(_SHOWN_BYTES)).decode(errors="replace")
                 raise MachineError(f"{address}: the matcher answered {response.status}: {answer}")
-            return body
+            await _write(response, path)
     except (aiohttp.ClientError, OSError) as error:
         raise MachineError(
             f"{address}: expected a matcher there ({error}); name one with --url"
         ) from error
+
+
+def _is_device(path: Path) -> bool:
+    """Whether what is there must be written to, and must not be replaced."""
+    return path.exists() and not path.is_file()
+
+
+async def _write(response: ClientResponse, path: Path) -> None:
+    """Write an answer's body to a file as it comes."""
+    from aiohttp import ClientError
+
+    temporary = path.with_name(f".{path.name}.{os.urandom(6).hex()}.part")
+    is_device = _is_device(path)
+    try:
+        with (path if is_device else temporary).open("wb") as file:
+            async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
+                file.write(chunk)
+        if not is_device:
+            temporary.replace(path)
+    except ClientError:
+        raise
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written ({error.strerror})") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)

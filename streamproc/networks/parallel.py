@@ -117,14 +117,17 @@ class SplitSession:
             images = np.concatenate([images, zeros])
         try:
             output: Float32Array = self._session.run(None, {self._input_name: images})[0]
-        except RuntimeError as error:  # onnxruntime's own errors derive from it
+        except Exception as error:  # onnxruntime's own errors derive from it alone
             raise MachineError(
                 f"the network {self._name} failed on a batch of {count}: {error}"
             ) from error
         return output[:count]
 
     def _probe(self, weights: Weights) -> tuple[int, ...]:
-        output = self._run_images(np.zeros((1, *self._input_shape), np.float32))
+        try:
+            output = self._run_images(np.zeros((1, *self._input_shape), np.float32))
+        except MachineError as error:
+            raise WeightsError(f"{weights.onnx_path}: cannot run ({error})") from error
         if not np.isfinite(output).all():
             raise WeightsError(f"{weights.onnx_path}: expected an output of finite numbers")
         return output.shape[1:]

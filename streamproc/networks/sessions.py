@@ -59,8 +59,7 @@ def open_optimized_session(weights: Weights, input_shape: InputShape) -> Session
             if _equal_direction(_test_output(session, input_shape), expected):
                 return session
             log.info("%s: another output than stored: optimizing the network again", network)
-        # onnxruntime's own errors derive from RuntimeError.
-        except (WeightsError, OSError, ValueError, RuntimeError) as error:
+        except Exception as error:  # noqa: BLE001 - onnxruntime's own errors derive from it alone
             log.info("%s cannot be used (%s): optimizing the network again", network, error)
     return _open_and_cache(weights, input_shape, network, stored)
 
@@ -94,7 +93,7 @@ def _open_and_cache(
             stored.unlink(missing_ok=True)
             new_network.replace(network)
             new_stored.replace(stored)
-    except (WeightsError, OSError, RuntimeError) as error:
+    except Exception as error:  # noqa: BLE001 - onnxruntime's own errors derive from it alone
         log.info("the optimized network cannot be cached for the next start (%s)", error)
         return open_session(weights, 1)  # raises if the fault was the ONNX file, not the folder
     return session

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import orjson
 
+from streamproc.files import readable
 from streamproc.offline.report import keys_of
 
 if TYPE_CHECKING:
@@ -51,11 +52,28 @@ def artifacts(report: GalleryReport) -> Iterator[tuple[str, bytes]]:
 
 
 def to_json(value: object, *, indent: bool = False) -> bytes:
-    """Serialise with numpy arrays and scalars as numbers, and paths as text."""
+    """Serialise with numpy arrays and scalars as numbers, and paths as text.
+
+    Names of files may hold bytes that are no UTF-8, which JSON cannot: see `files.readable`.
+    """
     options = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
     if indent:
         options |= orjson.OPT_INDENT_2
-    return orjson.dumps(value, default=_path_as_text, option=options)
+    try:
+        return orjson.dumps(value, default=_path_as_text, option=options)
+    except TypeError:
+        return orjson.dumps(_readable(value), default=_path_as_text, option=options)
+
+
+def _readable(value: object) -> object:
+    """Return the same with texts that can be encoded."""
+    if isinstance(value, str):
+        return readable(value)
+    if isinstance(value, dict):
+        return {_readable(key): _readable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_readable(item) for item in value]
+    return value
 
 
 def _lines(events: Iterable[bytes]) -> bytes:
@@ -122,5 +140,5 @@ def _npy(array: Float32Array) -> bytes:
 
 def _path_as_text(value: object) -> str:
     if isinstance(value, PurePath):
-        return str(value)
+        return readable(value)
     raise TypeError(f"expected something that JSON knows, got {type(value).__name__}")

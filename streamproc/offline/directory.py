@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from streamproc.offline.report import GalleryReport
 
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
 _STAGING_PREFIX = ".streamproc-staging-"
 _RUN_FILE = "run.json"
 _VIEWER = Path("webp_viewer")
@@ -48,16 +49,21 @@ class OutputDirectory:
     staged. As a context manager it aborts unless `commit` was called. `write_webp` may be called by
     any thread; the rest by one at a time.
 
+    `umask` are the permissions that files and folders are written without; a folder that exists
+    keeps its own.
+
     Raises UsageError where `path` is a file or another run is writing there, MachineError where it
     cannot be made.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, umask: int = 0o077) -> None:
         self.path = Path(path)
+        self._folder_mode = 0o777 & ~umask
+        self._file_mode = 0o666 & ~umask
         self._made = not self.path.exists()
         self._has_report = False
         self._assets: set[str] = set()  # staged already
-        self._lock = _locked_directory(self.path)
+        self._lock = _locked_directory(self.path, self._folder_mode)
         try:
             self._remove_stagings()  # we hold the lock, so whoever made them is dead
             self._staging: Path | None = Path(
@@ -129,7 +135,7 @@ class OutputDirectory:
             (self.path / _RUN_FILE).unlink(missing_ok=True)
             run_file_last = sorted(staged, key=lambda path: path.name == _RUN_FILE)
             for relative in run_file_last:
-                (self.path / relative).parent.mkdir(parents=True, exist_ok=True)
+                self._make_folder((self.path / relative).parent)
                 (staging / relative).replace(self.path / relative)
             self._remove_old_files(set(staged))
         except OSError as error:
@@ -159,11 +165,18 @@ class OutputDirectory:
     def _stage(self, relative: Path, data: bytes) -> None:
         path = self._open_staging() / relative
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
+            self._make_folder(path.parent)
+            with os.fdopen(os.open(path, _NEW_FILE, self._file_mode), "wb") as file:
+                file.write(data)
         except BaseException:
             path.unlink(missing_ok=True)  # or commit would move a half file
             raise
+
+    def _make_folder(self, folder: Path) -> None:
+        """Make a folder and those above it, all with the same permissions."""
+        if not folder.is_dir():
+            self._make_folder(folder.parent)
+            folder.mkdir(exist_ok=True, mode=self._folder_mode)
 
     def _open_staging(self) -> Path:
         if self._staging is None:
@@ -183,10 +196,10 @@ class OutputDirectory:
             (self.path / relative).unlink(missing_ok=True)
 
 
-def _locked_directory(path: Path) -> int:
+def _locked_directory(path: Path, mode: int) -> int:
     """Make the directory if needed; return a file descriptor that holds an exclusive lock on it."""
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True, mode=mode)
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     except (FileExistsError, NotADirectoryError) as error:
         raise UsageError(

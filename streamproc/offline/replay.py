@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import threading
 import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from pydantic import TypeAdapter, ValidationError
+
 from streamproc.errors import InputError, TracksError, UsageError, VideoError, WeightsError
-from streamproc.events import DuplicateCandidate, PersonEmbedding, VideoClosed, now
+from streamproc.events import DuplicateCandidate, Id, PersonEmbedding, VideoClosed, now
+from streamproc.files import on_one_line
 from streamproc.gallery import UNCALIBRATED, apply
 from streamproc.ids import video_id_of
 from streamproc.offline.results import (
@@ -23,8 +28,7 @@ from streamproc.offline.results import (
 from streamproc.pipeline.job import Stop, VideoJob, crop_options
 from streamproc.pipeline.pipeline import Pipeline
 from streamproc.pipeline.resources import calibration_of, load_network, video_limits
-from streamproc.tracks import ReadOptions, find_track_file, tracks_from_file
-from streamproc.tracks.problems import problem_text
+from streamproc.tracks import ReadOptions, find_track_file, problem_text, tracks_from_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -73,6 +77,21 @@ def _track_file_of(video: Path, named: Path | None) -> Path:
     return tracks
 
 
+def _embed_seconds(pipeline: Pipeline) -> Counter[str]:
+    """How long the network was busy so far, in all videos."""
+    return Counter() if pipeline.embed is None else Counter(pipeline.embed.seconds)
+
+
+def _check_gallery(gallery: str) -> None:
+    try:
+        TypeAdapter(Id).validate_python(gallery)
+    except ValidationError as error:
+        raise UsageError(
+            f"gallery {on_one_line(gallery):.60}: expected 1 to 256 characters of UTF-8, "
+            "without control characters"
+        ) from error
+
+
 class Replay:
     """One replay of some videos: run it with `await run()`.
 
@@ -88,6 +107,8 @@ class Replay:
         out: Path | None = None,
         tracks: ReadOptions | None = None,
     ) -> None:
+        if gallery is not None:
+            _check_gallery(gallery)
         self.videos = [ReplayVideo(source, gallery or source.video_id) for source in sources]
         self.stop = Stop()
         self._state = ReplayState(settings, gallery, out)
@@ -107,8 +128,6 @@ class Replay:
                 for video in self.videos:
                     if not self.stop.is_set():
                         await self._process(pipeline, video)
-            if pipeline.embed is not None:
-                self.videos[0].stats.seconds.update(pipeline.embed.seconds)
             if pipeline.animate is not None:
                 self._state.animation_errors = pipeline.animate.errors
             self._state.interrupted = self.stop.is_set()
@@ -143,6 +162,7 @@ class Replay:
         return self._state.embedder
 
     async def _process(self, pipeline: Pipeline, video: ReplayVideo) -> None:
+        spent_before = _embed_seconds(pipeline)
         try:
             job = await asyncio.to_thread(self._job, video)
             # The pipeline waits for its threads before it ends, so also for this.
@@ -150,6 +170,11 @@ class Replay:
             video.summary = await pipeline.process(job, video.stats, self.stop)
         except InputError as error:
             video.error = error
+        finally:
+            # Videos are processed one after the other.
+            spent = _embed_seconds(pipeline)
+            spent.subtract(spent_before)
+            video.stats.seconds.update(spent)
 
     def _job(self, video: ReplayVideo) -> VideoJob:
         settings = self._state.settings
@@ -201,7 +226,8 @@ class Replay:
         video_id = video.source.video_id
         if video_id not in self._directories:
             path = out if len(self.videos) == 1 else out / video_id
-            self._directories[video_id] = OutputDirectory(path)
+            umask = self._state.settings.umask_bits()
+            self._directories[video_id] = OutputDirectory(path, umask=umask)
         return self._directories[video_id]
 
     def _conclude(self) -> list[Result]:
@@ -235,7 +261,8 @@ class Replay:
             directory.write_report(report_of(self._state, part, [video], several=False))
             written.append(directory)
         if whole is not None:
-            directory = self._directories.setdefault("", OutputDirectory(out))
+            umask = self._state.settings.umask_bits()
+            directory = self._directories.setdefault("", OutputDirectory(out, umask=umask))
             directory.write_report(report_of(self._state, whole, done, several=True))
             written.append(directory)
         for directory in written:
@@ -280,3 +307,42 @@ def _remarks(summary: VideoSummary) -> Iterator[str]:
         yield problem_text(code, count)
     yield from summary.hints
     yield from summary.video_hints
+
+
+def run_in_thread(work: Replay) -> list[Result]:
+    """Run in an event loop of its own, whatever runs in the caller's thread.
+
+    KeyboardInterrupt in the caller's thread gives the work up, and is raised when it has ended.
+    """
+    loop = asyncio.new_event_loop()
+    ended = threading.Event()
+    results: list[Result] = []
+    errors: list[BaseException] = []
+    task = loop.create_task(work.run())
+
+    def run() -> None:
+        try:
+            with asyncio.Runner(loop_factory=lambda: loop) as runner:
+                runner.run(_result_of(task, results))
+        except BaseException as error:  # noqa: BLE001 - raised in the caller's thread
+            errors.append(error)
+        finally:
+            ended.set()
+
+    thread = threading.Thread(target=run, name="replay")
+    thread.start()
+    try:
+        ended.wait()
+    except BaseException:
+        with contextlib.suppress(RuntimeError):  # the loop has just ended
+            loop.call_soon_threadsafe(task.cancel)
+        raise
+    finally:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return results
+
+
+async def _result_of(task: asyncio.Task[list[Result]], results: list[Result]) -> None:
+    results.extend(await task)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from streamproc.files import readable
 from streamproc.gallery import FLOAT32_SLACK, Gallery, has_veto, pair_similarity
 from streamproc.ids import person_key_of
 from streamproc.offline.report import (
@@ -62,7 +63,7 @@ class ReplayVideo:
     @property
     def name(self) -> str:
         """The name of the video's file."""
-        return self.source.path.name
+        return readable(self.source.path.name)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -227,8 +228,8 @@ def _video_record(video: ReplayVideo) -> dict[str, Any]:
     return {
         "video_id": video.source.video_id,
         "run_id": summary.run_id,
-        "path": str(video.source.path),
-        "tracks_path": str(video.source.tracks_path),
+        "path": readable(video.source.path),
+        "tracks_path": readable(video.source.tracks_path),
         "outcome": summary.outcome,
         **summary.description,
         "persons_total": stats.persons_total,

@@ -23,8 +23,9 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import sys
+import threading
 from collections import Counter
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import TYPE_CHECKING, Self
@@ -123,11 +124,7 @@ class Pipeline:
 
     async def __aenter__(self) -> Self:
         self._stack.enter_context(self.threads)
-        # The cores have work of their own; BLAS's threads would spin, waiting for each other
-        # (measured: up to 0.4 s).
-        self._stack.enter_context(_threadpools().limit(limits=1, user_api="blas"))
-        self._stack.callback(sys.setswitchinterval, sys.getswitchinterval())
-        sys.setswitchinterval(SWITCH_SECONDS)
+        self._stack.enter_context(_PROCESS)
         self._network = asyncio.create_task(self._start_network(), name="load network")
         return self
 
@@ -285,6 +282,34 @@ def _threadpools() -> ThreadpoolController:
     Kept, as looking for it again takes 10 ms where torch is loaded too.
     """
     return ThreadpoolController()
+
+
+class _ProcessSettings:
+    """What is changed in the whole process while pipelines run, and put back after the last one."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._stack = ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._users += 1
+            if self._users == 1:
+                # The cores have work of their own; BLAS's threads would spin, waiting for each
+                # other (measured: up to 0.4 s).
+                self._stack.enter_context(_threadpools().limit(limits=1, user_api="blas"))
+                self._stack.callback(sys.setswitchinterval, sys.getswitchinterval())
+                sys.setswitchinterval(SWITCH_SECONDS)
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._users -= 1
+            if not self._users:
+                self._stack.close()
+
+
+_PROCESS = _ProcessSettings()
 
 
 def _return_freed_memory() -> None:

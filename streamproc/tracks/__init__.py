@@ -4,12 +4,12 @@ from streamproc.tracks.files import (
     TRACK_FILE_PATTERNS,
     ReadOptions,
     find_track_file,
-    in_words,
     load_tracks,
     track_files_beside,
 )
 from streamproc.tracks.fit import fit_to_video
 from streamproc.tracks.npz import save_tracks
+from streamproc.tracks.problems import problem_text
 from streamproc.tracks.reading import read_tracks, tracks_from_file
 from streamproc.tracks.source import (
     FrameTracker,
@@ -29,8 +29,8 @@ __all__ = [
     "VideoFacts",
     "find_track_file",
     "fit_to_video",
-    "in_words",
     "load_tracks",
+    "problem_text",
     "read_tracks",
     "save_tracks",
     "track_files_beside",

@@ -1,11 +1,8 @@
 """CVAT's "CVAT for video 1.1": XML with the tracks' boxes in key frames, frames from 0.
 
-The layout is that of https://docs.cvat.ai/docs/manual/advanced/xml_format/: `<track id label>` holds
-`<box frame outside xtl ytl xbr ybr>`. Between two boxes a person moves in a straight line; from a
-box with `outside="1"` on the person is not in the picture.
-
-The XML is read by expat, piece by piece. A document type, and with it every entity of the file's
-own, is refused.
+The layout is that of https://docs.cvat.ai/docs/manual/advanced/xml_format/. `<track id label>`
+holds `<box frame outside xtl ytl xbr ybr>`. Between two boxes a person moves in a straight line;
+from a box with `outside="1"` on the person is not in the picture.
 """
 
 from __future__ import annotations

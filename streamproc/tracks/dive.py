@@ -1,7 +1,7 @@
 """Annotations of Kitware's DIVE: its JSON, and VIAME's CSV, frames from 0.
 
-The layouts are those of https://kitware.github.io/dive/DataFormats/. JSON: `tracks` by id, each with
-`features` of `frame`, `bounds` as left, top, right, bottom, and `interpolate`, and with
+The layouts are those of https://kitware.github.io/dive/DataFormats/. JSON: `tracks` by id, each
+with `features` of `frame`, `bounds` as left, top, right, bottom, and `interpolate`, and with
 `confidencePairs` of class and confidence. CSV: track id, image, frame, left, top, right, bottom,
 confidence, length, and pairs of class and confidence; comments begin with #.
 """

@@ -29,6 +29,7 @@ from streamproc.tracks import (
     ultralytics,
 )
 from streamproc.tracks.content import Content
+from streamproc.tracks.problems import in_words
 from streamproc.tracks.table import (
     MAX_BOXES,
     MAX_FRAME_NUMBER,
@@ -313,29 +314,3 @@ def _hints(table: BoxTable, problems: Counter[str], row_count: int) -> list[str]
         if not problems["boxes-other-class"]:
             hints.append(f"it has boxes of several classes ({counts}): --class keeps one of them")
     return hints
-
-
-_WORDS = {
-    "ids-missing": "have no id (it is empty or -1)",
-    "ids-not-whole": "have an id that is no whole number",
-    "ids-too-large": "have an id that 64 bits do not hold exactly",
-    "frame-numbers-missing": "have no frame number",
-    "frame-numbers-not-whole": "have a frame number that is no whole number",
-    "frame-numbers-too-large": "have a frame number that no video reaches (is it a time?)",
-    "boxes-not-finite": "have a coordinate that is missing or no number",
-    "boxes-diverged": "are larger or farther away than any picture",
-    "boxes-empty": "are empty",
-    "boxes-marked-ignored": "have confidence 0, which marks what does not count",
-    "boxes-other-class": "are of another class",
-    "boxes-duplicate": "stand beside a surer box of their id and frame",
-    "frames-before-video": "lie before the first frame",
-    "frames-beyond-video": "lie behind the video's last frame",
-    "boxes-outside-picture": "lie outside the picture",
-}
-
-
-def in_words(problems: Counter[str]) -> str:
-    """Say in words what was left out, the most first."""
-    return ", ".join(
-        f"{count} {_WORDS.get(code, code)}" for code, count in problems.most_common() if count
-    )

@@ -207,7 +207,7 @@ def _rows_of_tracks(
     confidences: Float32Array,
     problems: Counter[str],
 ) -> Int64Array:
-    """Sort `rows` by id and frame number; of several boxes of one id in a frame the surest stays."""
+    """Sort `rows` by id and frame number; of one id's boxes in a frame the surest stays."""
     same_id = ids[rows[1:]] == ids[rows[:-1]]
     falling = numbers[rows[1:]] < numbers[rows[:-1]]
     problems["frames-unsorted"] += int(np.count_nonzero(same_id & falling))

@@ -42,6 +42,15 @@ _GRID_PX = 32
 _MAX_PARTS_BYTES = 8 * 2**20
 
 
+def _side_data(picture: av.VideoFrame) -> list[Any]:
+    """All entries in their order; by name there is only the last of a kind."""
+    side_data: Any = picture.side_data
+    try:
+        return list(side_data[:])
+    except TypeError:  # before PyAV 19, which iterates over names
+        return list(side_data)
+
+
 @dataclass(frozen=True, slots=True)
 class Orientation:
     """How stored pixels become upright ones: transposed first, then mirrored.
@@ -60,8 +69,7 @@ class Orientation:
         It comes from the container, or from an SEI message of the picture. Where both are there,
         the first counts, which is the container's, as in FFmpeg's own tools.
         """
-        entries: list[Any] = list(picture.side_data)
-        matrices = [entry for entry in entries if entry.type.name == "DISPLAYMATRIX"]
+        matrices = [entry for entry in _side_data(picture) if entry.type.name == "DISPLAYMATRIX"]
         if not matrices:
             return cls()
         matrix = np.frombuffer(matrices[0], np.int32)

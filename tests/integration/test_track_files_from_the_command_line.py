@@ -29,7 +29,7 @@ def test_a_diverged_box_is_left_out_and_the_rest_is_processed(sample, tmp_path) 
     path.write_text("".join(rows))
     done = replay(sample, tmp_path, "--persons", path)
     assert done.returncode == 0, done.stderr
-    assert "60 are larger or farther away than any picture" in done.stderr
+    assert "60 boxes ignored (larger or farther away than any picture)" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_boxes_that_are_all_left_out_are_a_failure(sample, tmp_path) -> None:
     path.write_text("".join(f"{frame},-1,10,20,30,60,1\n" for frame in range(1, 20)))
     done = replay(sample, tmp_path, "--persons", path)
     assert (done.returncode, done.stdout) == (1, "")
-    assert "no box is left of 19: 19 have no id (it is empty or -1)" in done.stderr
+    assert "no box is left of 19: 19 boxes ignored (no id: empty or -1)" in done.stderr
 
 
 def test_ids_of_64_bits_come_out_as_they_are(sample, tmp_path) -> None:

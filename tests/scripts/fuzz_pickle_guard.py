@@ -29,7 +29,8 @@ OPCODES = [
     b"o", b"N", b"a", b"e", b"s", b"u", b"0", b"1", b"2", b"2\x86", b"q\x00", b"h\x00", b"h\x01",
     b"r\xff\xff\xff\x0f", b"p268435456\n", b"j\xff\xff\xff\x0f", b"\x94", b"\x85", b"\x86", b"\x87",
     b"}", b"]", b")", b"\x88", b"\x89", b"B\xff\xff\xff\x7f", b"\x8e" + b"\xff" * 8,
-    b"\x96" + b"\x00" * 5 + b"\x01\x00\x00", b"\x95" + b"\xff" * 8, b"\x97", b"P1\n", b"Q", b"\x82\x01",
+    b"\x96" + b"\x00" * 5 + b"\x01\x00\x00", b"\x95" + b"\xff" * 8, b"\x97", b"P1\n", b"Q",
+    b"\x82\x01",
     b"\x8f", b"\x90", b"\x91", b"\x92", b"ios\nsystem\n",
 ]  # fmt: skip
 REAL = [

@@ -1,10 +1,10 @@
-"""Videos that are not as they should be: damaged, of two sizes, with unknown colours or palettes."""
+"""Videos that are not as they should be: damaged, of two sizes, of unknown colours, palettes."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from fractions import Fraction
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import av
 import clips
@@ -13,6 +13,9 @@ import pytest
 from av.bitstream import BitStreamFilterContext
 
 from streamproc.video import open_video
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 UNKNOWN_MATRICES = {"bt2020c": 10, "YCgCo": 8, "ICtCp": 14}
 SIZE = {"width": 96, "height": 72}
