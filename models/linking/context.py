@@ -40,7 +40,8 @@ def competition(pairs: IntArray, log_odds: FloatArray, video: IntArray) -> Float
     against = _odds_of_others(pairs, odds, video)
     for pair, one, other in _wedges(pairs, video):
         first_in_one = (pairs[one] == pairs[pair, :1]).any(1)
-        from_one, from_other = odds[one] * chance[other], odds[other] * chance[one]
+        from_one = odds[one] * chance[other]
+        from_other = odds[other] * chance[one]
         of_first = np.where(first_in_one, from_one, from_other)
         of_second = np.where(first_in_one, from_other, from_one)
         against[:, 0] -= np.bincount(pair, of_first, len(pairs))
@@ -51,10 +52,11 @@ def competition(pairs: IntArray, log_odds: FloatArray, video: IntArray) -> Float
 
 def support(pairs: IntArray, log_odds: FloatArray, video: IntArray) -> FloatArray:
     """The best way around (p,): over all c, the weaker of (a, c) and (c, b), in [-3, 6]."""
-    best = np.full(len(pairs), NO_SUPPORT)
+    best: FloatArray = np.full(len(pairs), NO_SUPPORT)
     for pair, one, other in _wedges(pairs, video):
         np.maximum.at(best, pair, np.minimum(log_odds[one], log_odds[other]))
-    return np.minimum(best, LARGEST_LOG_ODDS)
+    capped: FloatArray = np.minimum(best, LARGEST_LOG_ODDS)
+    return capped
 
 
 def _odds_of_others(pairs: IntArray, odds: FloatArray, video: IntArray) -> FloatArray:
@@ -76,7 +78,9 @@ def _wedges(pairs: IntArray, video: IntArray) -> Iterator[tuple[IntArray, IntArr
     within = video[pairs[:, 0]] == video[pairs[:, 1]]
     for triangle in _triangles(pairs):
         for turn in range(3):
-            pair, one, other = triangle[turn], triangle[turn - 1], triangle[turn - 2]
+            pair = triangle[turn]
+            one = triangle[turn - 1]
+            other = triangle[turn - 2]
             counts = ~within[pair] | (within[one] & within[other])
             yield pair[counts], one[counts], other[counts]
 
@@ -94,7 +98,8 @@ def _triangles(pairs: IntArray) -> Iterator[tuple[IntArray, IntArray, IntArray]]
     rank[np.argsort(np.bincount(pairs.ravel()), kind="stable")] = np.arange(count)
     low, high = np.sort(rank[pairs], axis=1).T
     order = np.lexsort((high, low))
-    low, high = low[order], high[order]
+    low = low[order]
+    high = high[order]
     keys = low * count + high
     # How many pairs come after each one that have the same lead.
     later = np.searchsorted(low, low, side="right") - np.arange(len(low)) - 1
@@ -104,7 +109,8 @@ def _triangles(pairs: IntArray) -> Iterator[tuple[IntArray, IntArray, IntArray]]
         done = steps[start] - later[start]
         end = int(np.searchsorted(steps, done + _WEDGES_AT_ONCE, side="right"))
         end = max(start + 1, end)
-        own, before = later[start:end], steps[start:end] - later[start:end] - done
+        own = later[start:end]
+        before = steps[start:end] - later[start:end] - done
         one = np.repeat(np.arange(start, end), own)
         other = one + 1 + np.arange(len(one)) - np.repeat(before, own)
         wanted = high[one] * count + high[other]

@@ -55,7 +55,9 @@ def known_tracks(data: Path, embedder: Embedder, cache: Path) -> Tracks:
     path = cache / "market.npz"
     if not path.is_file():
         tracks = embed_all(embedder, train_pictures(data))
-        np.savez(path, **{"|".join(key): vectors for key, vectors in tracks.items()})
+        np.savez(
+            path, allow_pickle=False, **{"|".join(key): vectors for key, vectors in tracks.items()}
+        )
     with np.load(path) as arrays:
         return {tuple(name.split("|")): arrays[name] for name in arrays}
 
@@ -79,9 +81,11 @@ def print_lists(
     models: Mapping[str, PairModel],
 ) -> None:
     """Print how good the lists of all files are, and the probabilities of groups."""
-    scores, groups = [], []
+    scores = []
+    groups = []
     for file, whole in zip(files, wholes, strict=True):
-        truth, model = Truth(file), models[file.video]
+        truth = Truth(file)
+        model = models[file.video]
         known = tracked_pairs(file, truth, model.looks)
         listed = candidates(file, known, model)
         scores.append(score(file, truth, listed, whole))
@@ -101,7 +105,9 @@ def suspects_of(file: TrackedFile, looks: LooksModel) -> Mapping[int, Suspect]:
     found = {}
     for person, vectors, frames in zip(file.ids, file.crop_vectors, file.crop_frames, strict=True):
         track = file.fitted[int(person)]
-        suspect = find_suspect(vectors, frames, looks.mean, track.frame_indices, track.boxes_xyxy)
+        suspect = find_suspect(
+            vectors, frames, looks.mean, track.frame_indices, track.boxes_xyxy.astype(np.float64)
+        )
         if suspect is not None:
             found[int(person)] = suspect
     return found

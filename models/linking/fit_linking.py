@@ -107,7 +107,9 @@ def _fit_kinds(
 
 
 def _fit_kind(kind: str, names: Sequence[str], galleries: Sequence[KnownPairs]) -> list[float]:
-    columns, same, weights = [], [], []
+    columns = []
+    same = []
+    weights = []
     for known, pair_weight in zip(galleries, _pair_weights(kind, galleries), strict=True):
         own = known.counts & (known.measured.kind == kind)
         features = [known.measured.features[name][own] for name in names]
@@ -135,10 +137,12 @@ def _pair_weights(kind: str, galleries: Sequence[KnownPairs]) -> list[float]:
 
 def _fit_groups(tracked: Sequence[KnownPairs], model: PairModel) -> list[float]:
     """A group is one person where all its known tracklets are."""
-    features, one_person = [], []
+    features = []
+    one_person = []
     for known in tracked:
         odds = final_log_odds(known.measured, model)
-        pairs, count = known.measured.pairs, len(known.person)
+        pairs = known.measured.pairs
+        count = len(known.person)
         found = group_tracklets(pairs, odds, known.vetoes, count)
         members = found.members()
         who = [np.unique(known.person[own][known.person[own] >= 0]) for own in members]

@@ -69,7 +69,8 @@ def cluster(
     """
     state = _Clusters(count, max_tracklets, floor)
     state.forbid(vetoes)
-    state.link(pairs, np.round(np.maximum(log_odds, floor), _DIGITS))
+    values: FloatArray = np.round(np.maximum(log_odds, floor), _DIGITS).astype(np.float64)
+    state.link(pairs, values)
     merged_at = np.full(len(pairs), -np.inf)
     while (best := state.pop(stop)) is not None:
         value, kept, gone = best
@@ -104,7 +105,8 @@ class _Clusters:
         self._links: list[dict[int, _Links]] = [{} for _ in range(count)]
         self._vetoed: list[set[int]] = [set() for _ in range(count)]
         self._queue: list[tuple[float, int, int, int, int]] = []
-        self._max_tracklets, self._floor = max_tracklets, floor
+        self._max_tracklets = max_tracklets
+        self._floor = floor
         self.weakest = np.full(count, np.inf)
 
     def forbid(self, vetoes: IntArray) -> None:
@@ -168,7 +170,8 @@ class _Clusters:
         self._vetoed[kept] |= self._vetoed[gone]
 
     def _push(self, one: int, other: int) -> None:
-        kept, gone = min(one, other), max(one, other)
+        kept = min(one, other)
+        gone = max(one, other)
         sizes = len(self._members[kept]), len(self._members[gone])
         if sum(sizes) <= self._max_tracklets:
             strength = self._links[kept][gone].strength(sizes[0] * sizes[1], self._floor)
@@ -179,7 +182,8 @@ def components(pairs: IntArray, count: int) -> IntArray:
     """The connected component (n,) of each tracklet, named by its smallest tracklet."""
     parent = list(range(count))
     for one, other in pairs.tolist():
-        first, second = _root(parent, one), _root(parent, other)
+        first = _root(parent, one)
+        second = _root(parent, other)
         parent[max(first, second)] = min(first, second)
     return np.array([_root(parent, i) for i in range(count)], np.int64)
 

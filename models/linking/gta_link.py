@@ -33,13 +33,13 @@ def link(
 ) -> IntArray:
     """Label (n,) tracklets of unit vectors (k, dim), frame indices, first and last boxes (n, 4)."""
     count = len(crop_vectors)
-    sums = np.stack([vectors.sum(0) for vectors in crop_vectors])
-    sizes = np.array([float(len(vectors)) for vectors in crop_vectors])
+    sums = np.stack([own.sum(0) for own in crop_vectors])
+    sizes = np.array([float(len(own)) for own in crop_vectors])
     present = [set(own.tolist()) for own in frames]
     pieces = [[(own[0], own[-1], i)] for i, own in enumerate(frames)]
-    enters, leaves = _centres(first_boxes), _centres(last_boxes)
-    both = np.concatenate([enters, leaves])
-    gate = both.max(0) - both.min(0)
+    enters = _centres(first_boxes)
+    leaves = _centres(last_boxes)
+    gate = np.ptp(np.concatenate([enters, leaves]), axis=0)
     label = np.arange(count)
     distance = np.full((count, count), np.inf)
     for i in range(count):

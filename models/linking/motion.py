@@ -99,9 +99,12 @@ def motion_pairs(
 
 def in_time_order(pairs: IntArray, begins: Ends, ends: Ends) -> tuple[IntArray, IntArray]:
     """Which of each pair (p, 2) began first, and which later, (p,) each."""
-    one, other = pairs[:, 0], pairs[:, 1]
-    first_begin, second_begin = begins.frame[one], begins.frame[other]
-    first_end, second_end = ends.frame[one], ends.frame[other]
+    one = pairs[:, 0]
+    other = pairs[:, 1]
+    first_begin = begins.frame[one]
+    second_begin = begins.frame[other]
+    first_end = ends.frame[one]
+    second_end = ends.frame[other]
     swapped = first_begin > second_begin
     swapped |= (first_begin == second_begin) & (first_end > second_end)
     return np.where(swapped, other, one), np.where(swapped, one, other)

@@ -116,7 +116,8 @@ def first_log_odds(measured: GalleryPairs, model: PairModel) -> FloatArray:
 
 def add_context(measured: GalleryPairs, first: FloatArray, vetoes: IntArray) -> None:
     """Add what the pairs that share a tracklet say; `vetoes` (v, 2) number all tracklets."""
-    pairs, video = measured.pairs, measured.video
+    pairs = measured.pairs
+    video = measured.video
     measured.features["first"] = first
     measured.features["competition"] = competition(pairs, first, video)
     measured.features["support"] = support(pairs, first, video)

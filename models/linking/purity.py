@@ -128,7 +128,8 @@ def motion_discontinuity(
     middle = (track_frames[rows - 1] + track_frames[rows]) / 2
     before = _carried(track_frames[past], centres[past], middle)
     after = _carried(track_frames[future], centres[future], middle)
-    old, new = np.median(heights[past], axis=1), np.median(heights[future], axis=1)
+    old = np.median(heights[past], axis=1)
+    new = np.median(heights[future], axis=1)
     jump = np.linalg.norm(before - after, axis=1) / np.sqrt(old * new)
     found: FloatArray = jump + np.abs(np.log(old / new)) / 2
     return found
@@ -136,7 +137,8 @@ def motion_discontinuity(
 
 def _carried(frames: IntArray, centres: FloatArray, to: FloatArray) -> FloatArray:
     """Where (r, 2) centres (r, 5, 2) would be at a time (r,), held towards standing still."""
-    mean_frame, mean_centre = frames.mean(1), centres.mean(1)
+    mean_frame = frames.mean(1)
+    mean_centre = centres.mean(1)
     from_mean = frames - mean_frame[:, None]
     moved = np.einsum("rt,rtd->rd", from_mean, centres - mean_centre[:, None])
     velocity = moved / ((from_mean**2).sum(1) + _STILL)[:, None]

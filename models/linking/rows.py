@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     FloatArray = npt.NDArray[np.float64]
     IntArray = npt.NDArray[np.int64]
     BoolArray = npt.NDArray[np.bool_]
+    Array = npt.NDArray[Any]
 
 VIDEOS = {
     "Venice-2": "trackers/Venice-2/video.mp4",
@@ -82,7 +83,7 @@ class TrackedFile:
 
     def vectors(self) -> FloatArray:
         """Return the unit vectors (n, dim) of the tracklets."""
-        means = [person_vector(vectors) for vectors in self.crop_vectors]
+        means = [person_vector(vectors.astype(np.float32)) for vectors in self.crop_vectors]
         return np.stack(means).astype(np.float64)
 
     def closed(self, looks: LooksModel) -> Video:
@@ -115,13 +116,7 @@ def read_file(
     video: Path, path: Path, truth: Path, weights: str, known: Path | None
 ) -> TrackedFile:
     """Replay one track file, or read what is in `known`, which is written if it is not there."""
-    if known is not None and known.is_file():
-        with np.load(known) as arrays:
-            seen = dict(arrays)
-    else:
-        seen = _replay(video, path, weights)
-        if known is not None:
-            np.savez(known, **seen)
+    seen = _seen(video, path, weights, known)
     width, height, frame_count = seen["picture"].tolist()
     tracks = load_tracks(path)
     inside = fit_to_video(tracks, frame_count=frame_count, width=width, height=height)
@@ -143,7 +138,18 @@ def read_file(
     )
 
 
-def _replay(video: Path, path: Path, weights: str) -> dict[str, np.ndarray]:
+def _seen(video: Path, path: Path, weights: str, known: Path | None) -> dict[str, Array]:
+    """Return what `_replay` does, from the file `known` where it is there."""
+    if known is not None and known.is_file():
+        with np.load(known) as arrays:
+            return dict(arrays)
+    seen = _replay(video, path, weights)
+    if known is not None:
+        np.savez(known, allow_pickle=False, **seen)
+    return seen
+
+
+def _replay(video: Path, path: Path, weights: str) -> dict[str, Array]:
     """Replay one track file with all defaults; return what `read_file` needs, as arrays."""
     with _crops_kept() as kept:
         result = replay(video, persons=path, clustering__osnet_model=weights, animate=False)
@@ -169,7 +175,7 @@ def _replay(video: Path, path: Path, weights: str) -> dict[str, np.ndarray]:
 def _crops_kept() -> Iterator[dict[Any, Any]]:
     """Keep frames and vectors of each person's embedded crops, by id, and the video."""
     kept: dict[Any, Any] = {}
-    make_event = pipeline_run.person_event
+    make_event = pipeline_run.person_event  # type: ignore[attr-defined]
 
     def keep(*given: Any) -> Any:
         video, person, vectors = given[2:5]
@@ -179,11 +185,11 @@ def _crops_kept() -> Iterator[dict[Any, Any]]:
         kept["video"] = video
         return make_event(*given)
 
-    pipeline_run.person_event = keep
+    pipeline_run.person_event = keep  # type: ignore[attr-defined, assignment]
     try:
         yield kept
     finally:
-        pipeline_run.person_event = make_event
+        pipeline_run.person_event = make_event  # type: ignore[attr-defined]
 
 
 def _vetoes(
@@ -240,5 +246,6 @@ def _cut(
         ):
             if start < stop:
                 own = slice(start, stop)
-                boxes, confidences = track.boxes_xyxy[own], track.confidences[own]
+                boxes = track.boxes_xyxy[own]
+                confidences = track.confidences[own]
                 yield Track(name, frames[own], boxes, confidences)

@@ -136,7 +136,8 @@ def score(file: TrackedFile, truth: Truth, listed: Listed, whole: Truth) -> Scor
     person = dict(zip(file.ids.tolist(), truth.person.tolist(), strict=True))
     a, b = np.array([[person[i] for i in pair] for pair in listed.pairs.tolist()]).reshape(-1, 2).T
     known = (a != NOBODY) & (b != NOBODY)
-    merged = [truth.idf1(listed.pairs[listed.likely].tolist()), truth.idf1(listed.pairs.tolist())]
+    by_likely = truth.idf1(listed.pairs[listed.likely].tolist())
+    by_all = truth.idf1(listed.pairs.tolist())
     return Score(
         f"{file.video}/{file.tracker}",
         truth.true_pairs,
@@ -144,22 +145,36 @@ def score(file: TrackedFile, truth: Truth, listed: Listed, whole: Truth) -> Scor
         (a == b)[known],
         listed.likely[known],
         is_unclear(file.video, a, b)[known],
-        (whole.start_idf1, *merged, whole.best_idf1),
+        (whole.start_idf1, by_likely, by_all, whole.best_idf1),
     )
 
 
 def together(scores: Sequence[Score]) -> str:
     """Return the figures of all files together."""
-    right, likely, unclear, probability = (
-        np.concatenate([getattr(each, name) for each in scores])
-        for name in ("right", "likely", "unclear", "probability")
-    )
-    true = sum(each.true_pairs for each in scores)
+    right = np.concatenate([each.right for each in scores])
+    probability = np.concatenate([each.probability for each in scores])
+    error = calibration_error(probability, right) if len(right) else 0.0
     recalls = [
         each.right.sum() / each.true_pairs
         for each in scores
         if each.true_pairs >= ENOUGH_TRUE_PAIRS
     ]
+    share = [np.median([each.share(which) for each in scores]) for which in (1, 2)]
+    merged = np.median([each.idf1[2] for each in scores])
+    return (
+        f"{_of_pairs(scores)}; ECE {error:.3f} of {len(right)} pairs; recall median "
+        f"{np.median(recalls):.2f} least {min(recalls):.2f}; share of the gain in IDF1, medians: "
+        f"likely {share[0]:.2f} all {share[1]:.2f}; median IDF1 merged by all {merged:.3f}"
+    )
+
+
+def _of_pairs(scores: Sequence[Score]) -> str:
+    """Return recall and precision of the lists, and of their likely pairs."""
+    right, likely, unclear = (
+        np.concatenate([getattr(each, name) for each in scores])
+        for name in ("right", "likely", "unclear")
+    )
+    true = sum(each.true_pairs for each in scores)
     lines = []
     for name, chosen in (("all", np.ones(len(right), bool)), ("likely", likely)):
         found = right[chosen].sum()
@@ -168,14 +183,7 @@ def together(scores: Sequence[Score]) -> str:
             f"{name}: recall {found / true:.3f} precision {found / max(chosen.sum(), 1):.3f} "
             f"(without unclear pairs {found / max(clear, 1):.3f})"
         )
-    share = [np.median([each.share(which) for each in scores]) for which in (1, 2)]
-    error = calibration_error(probability, right) if len(right) else 0.0
-    merged = np.median([each.idf1[2] for each in scores])
-    return "; ".join(lines) + (
-        f"; ECE {error:.3f} of {len(right)} pairs; recall median "
-        f"{np.median(recalls):.2f} least {min(recalls):.2f}; share of the gain in IDF1, medians: "
-        f"likely {share[0]:.2f} all {share[1]:.2f}; median IDF1 merged by all {merged:.3f}"
-    )
+    return "; ".join(lines)
 
 
 def switches(tracks: Iterable[Track], truth: Sequence[Track]) -> Mapping[int, int]:
@@ -213,7 +221,8 @@ def _owners(track: Track, truth: Sequence[Track]) -> IntArray:
         _, own, others = np.intersect1d(
             track.frame_indices, person.frame_indices, return_indices=True
         )
-        a, b = track.boxes_xyxy[own], person.boxes_xyxy[others]
+        a = track.boxes_xyxy[own]
+        b = person.boxes_xyxy[others]
         sides = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
         common = sides.clip(0).prod(1)
         areas = (a[:, 2:] - a[:, :2]).prod(1) + (b[:, 2:] - b[:, :2]).prod(1)

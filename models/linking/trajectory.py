@@ -39,7 +39,7 @@ def thin_trajectory(frame_indices: IntArray, boxes_xyxy: FloatArray) -> tuple[In
 def kept_rows(frame_indices: IntArray) -> IntArray:
     """Which rows (k,) of a track's ascending frame indices (n,) are kept."""
     count = len(frame_indices)
-    rows = np.arange(count)
+    rows: IntArray = np.arange(count)
     if count <= MAX_BOXES:
         return rows
     at_end = (rows < END_BOXES) | (rows >= count - END_BOXES)
@@ -47,7 +47,8 @@ def kept_rows(frame_indices: IntArray) -> IntArray:
     while True:
         kept = at_end | (frame_indices % step == 0)
         if kept.sum() <= MAX_BOXES:
-            return rows[kept]
+            chosen: IntArray = rows[kept]
+            return chosen
         step *= 2
 
 
@@ -95,15 +96,19 @@ def ends_of(
     `width` and `height` are the picture's, in px.
     """
     count = len(trajectories)
-    frame, known = np.zeros(count, np.int64), np.zeros(count, bool)
-    position, velocity = np.zeros((count, 2)), np.zeros((count, 2))
-    heights, at_edge = np.ones(count), np.zeros(count, bool)
+    frame = np.zeros(count, np.int64)
+    known = np.zeros(count, bool)
+    position = np.zeros((count, 2))
+    velocity = np.zeros((count, 2))
+    heights = np.ones(count)
+    at_edge = np.zeros(count, bool)
     for i, trajectory in enumerate(trajectories):
         if trajectory is None or not len(trajectory.frame_indices):
             continue
         known[i] = True
         chosen = slice(-END_BOXES, None) if last else slice(0, END_BOXES)
-        frames, boxes = trajectory.frame_indices[chosen], trajectory.boxes_xyxy[chosen]
+        frames = trajectory.frame_indices[chosen]
+        boxes = trajectory.boxes_xyxy[chosen]
         end = -1 if last else 0
         frame[i] = frames[end]
         position[i], velocity[i] = _position_and_velocity(frames, boxes, end, frames_per_second)
@@ -126,5 +131,6 @@ def _position_and_velocity(
 
 def _touches_edge(box: FloatArray, width: int, height: int) -> bool:
     x0, y0, x1, y1 = box
-    near_x, near_y = EDGE_SHARE * width, EDGE_SHARE * height
+    near_x = EDGE_SHARE * width
+    near_y = EDGE_SHARE * height
     return bool(x0 <= near_x or y0 <= near_y or x1 >= width - near_x or y1 >= height - near_y)

@@ -75,7 +75,8 @@ def cut(file: TrackedFile) -> TrackedFile:
 
 def measure(file: TrackedFile) -> tuple[list[float], Score, Score]:
     """IDF1 by `WAYS`, and the scores of the product's list and of the prepared one."""
-    whole, parts = Truth(file), cut(file)
+    whole = Truth(file)
+    parts = cut(file)
     today = score(file, whole, file.listed, whole)
     ours = score(file, whole, prepared(file), whole)
     after_cut = score(parts, Truth(parts), prepared(parts), whole)
@@ -93,7 +94,9 @@ def main() -> None:
         sys.exit("needs the research data in ../shared")
     print_machine()
     print("IDF1 merged by all:", ", ".join(WAYS))
-    rows, today, ours = [], [], []
+    rows = []
+    today = []
+    ours = []
     for file in tracked_files(SHARED / "data", args.weights, None):
         values, *scores = measure(file)
         rows.append(values)

@@ -45,7 +45,7 @@ def graph_of(seed: int) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
     return count, pairs[state > 1], odds[state > 1], pairs[state == 1]
 
 
-some_graphs = pytest.mark.parametrize("seed", range(40))
+some_graphs = pytest.mark.parametrize("seed", range(16))
 
 
 def partition(label: np.ndarray) -> set[frozenset[int]]:
@@ -269,7 +269,7 @@ def test_groups_lie_within_components(seed: int) -> None:
 
 
 @some_graphs
-@pytest.mark.parametrize("most", [1, 2, 4])
+@pytest.mark.parametrize("most", [1, 3])
 def test_no_group_is_larger_than_allowed(seed: int, most: int) -> None:
     """The limit on a group's size holds."""
     count, pairs, odds, vetoes = graph_of(seed)
