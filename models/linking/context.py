@@ -94,12 +94,7 @@ def _triangles(pairs: IntArray) -> Iterator[tuple[IntArray, IntArray, IntArray]]
     if not len(pairs):
         return
     count = int(pairs.max()) + 1
-    rank = np.empty(count, np.int64)
-    rank[np.argsort(np.bincount(pairs.ravel()), kind="stable")] = np.arange(count)
-    low, high = np.sort(rank[pairs], axis=1).T
-    order = np.lexsort((high, low))
-    low = low[order]
-    high = high[order]
+    order, low, high = _by_lead(pairs, count)
     keys = low * count + high
     # How many pairs come after each one that have the same lead.
     later = np.searchsorted(low, low, side="right") - np.arange(len(low)) - 1
@@ -118,3 +113,12 @@ def _triangles(pairs: IntArray) -> Iterator[tuple[IntArray, IntArray, IntArray]]
         closed = keys[third] == wanted
         yield order[one[closed]], order[other[closed]], order[third[closed]]
         start = end
+
+
+def _by_lead(pairs: IntArray, count: int) -> tuple[IntArray, IntArray, IntArray]:
+    """The order of pairs by the rank of their lead, and both ranks in that order, (p,) each."""
+    rank = np.empty(count, np.int64)
+    rank[np.argsort(np.bincount(pairs.ravel()), kind="stable")] = np.arange(count)
+    low, high = np.sort(rank[pairs], axis=1).T
+    order = np.lexsort((high, low))
+    return order, low[order], high[order]

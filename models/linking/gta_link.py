@@ -32,7 +32,6 @@ def link(
     last_boxes: FloatArray,
 ) -> IntArray:
     """Label (n,) tracklets of unit vectors (k, dim), frame indices, first and last boxes (n, 4)."""
-    count = len(crop_vectors)
     sums = np.stack([own.sum(0) for own in crop_vectors])
     sizes = np.array([float(len(own)) for own in crop_vectors])
     present = [set(own.tolist()) for own in frames]
@@ -40,12 +39,12 @@ def link(
     enters = _centres(first_boxes)
     leaves = _centres(last_boxes)
     gate = np.ptp(np.concatenate([enters, leaves]), axis=0)
-    label = np.arange(count)
-    distance = np.full((count, count), np.inf)
-    for i in range(count):
-        _measure(distance, i, range(count), sums, sizes, present)
+    label = np.arange(len(crop_vectors))
+    distance = np.full((len(label), len(label)), np.inf)
+    for i in label:
+        _measure(distance, i, label, sums, sizes, present)
     while True:
-        one, other = sorted(divmod(int(distance.argmin()), count))
+        one, other = sorted(divmod(int(distance.argmin()), len(label)))
         if not distance[one, other] < DISTANCE:
             return label
         distance[one, other] = distance[other, one] = np.inf
