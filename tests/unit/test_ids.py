@@ -62,4 +62,4 @@ def test_a_video_processed_again_after_an_upgrade_replaces_what_was_said_of_it(m
     for event in (before, after):
         outcome = apply(gallery, event, similarity_threshold=0.7, occurred_at=event.submitted_at)
         gallery.write(outcome.writes)
-    np.testing.assert_array_equal(gallery.rows["v/1"].person.vector.numpy(), new)
+    np.testing.assert_array_equal(gallery.rows["v/1"].tracklet.vector.numpy(), new)

@@ -49,6 +49,7 @@ some_graphs = pytest.mark.parametrize("seed", range(16))
 
 
 def partition(label: np.ndarray) -> set[frozenset[int]]:
+    """Return the clusters as sets of tracklets."""
     return {frozenset(np.flatnonzero(label == name).tolist()) for name in np.unique(label)}
 
 
@@ -99,6 +100,7 @@ def test_ends_say_where_and_how_fast() -> None:
 
 
 def pairs_of_motion(tracks: list[Trajectory | None]) -> object:
+    """Describe the one pair of two tracklets."""
     ends = {
         last: ends_of(tracks, last=last, width=640, height=480, frames_per_second=10)
         for last in (False, True)
@@ -306,6 +308,7 @@ def test_two_likely_pairs_join_a_third() -> None:
 
 
 def looks(dim: int) -> LooksModel:
+    """Make what was learned of vectors of this length."""
     return LooksModel(np.zeros(dim), np.eye(dim)[:2], np.array([0.3, 0.2]), 0.5 / (dim - 2))
 
 
