@@ -166,8 +166,8 @@ class OutputDirectory:
         path = self._open_staging() / relative
         try:
             self._make_folder(path.parent)
-            with os.fdopen(os.open(path, _NEW_FILE, self._file_mode), "wb") as file:
-                file.write(data)
+            os.close(os.open(path, _NEW_FILE, self._file_mode))
+            path.write_bytes(data)
         except BaseException:
             path.unlink(missing_ok=True)  # or commit would move a half file
             raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -57,6 +57,31 @@ class PacketSpan:
     start: int
     end: int
     wanted: list[int]
+
+
+@dataclass(slots=True, eq=False)
+class _Pass:
+    """Where decoding one span stands.
+
+    `waiting` are wanted frames that have not been given, `early` pictures that wait until those
+    before them, and those that they are made of, have come.
+    """
+
+    waiting: deque[int]
+    damage: Damage
+    early: dict[int, VideoFrame] = field(default_factory=dict)
+    newest_pts: int = NO_TIME
+    is_open: bool = True
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another picture may be taken."""
+        return self.is_open and len(self.early) <= _MAX_EARLY_PICTURES
+
+    def drop_passed(self) -> None:
+        """Let go of pictures whose frames are not waited for any more."""
+        for passed in [frame_index for frame_index in self.early if frame_index < self.waiting[0]]:
+            del self.early[passed]
 
 
 def _plan_spans(timeline: Timeline, wanted: Int64Array) -> list[PacketSpan]:
@@ -287,60 +312,57 @@ class Video:
         reader = self._reader(threads)
         reader.go_to(span.start)
         pictures = reader.decode_through(span.end, skip)
-        waiting = deque(span.wanted)
-        early: dict[int, VideoFrame] = {}  # pictures that wait until those before have come
-        damage = Damage(self._probed.timeline)
+        state = _Pass(deque(span.wanted), Damage(self._probed.timeline))
         lost: list[int] = []
-        newest_pts = NO_TIME
-        is_open = True
-        while waiting and (is_open or early):
-            for passed in [frame_index for frame_index in early if frame_index < waiting[0]]:
-                del early[passed]
-            is_room = is_open and len(early) <= _MAX_EARLY_PICTURES
-            is_known = waiting[0] in early and newest_pts >= self._known_after_pts[waiting[0]]
-            if is_room and not is_known:
+        while state.waiting and (state.is_open or state.early):
+            state.drop_passed()
+            frame_index = state.waiting[0]
+            if state.has_room and not self._is_known(state):
                 picture = next(pictures, None)
-                is_open = picture is not None
                 if reader.failed and threads != 1:
                     break
-                while reader.failed:
-                    damage.add_packet(reader.failed.pop())
-                if picture is not None:
-                    newest_pts = max(newest_pts, picture.pts or NO_TIME)
-                    self._keep_wanted(picture, waiting, early, damage)
-            elif waiting[0] in early and not damage.spoils(waiting[0]):
-                frame_index = waiting.popleft()
-                yield self._frame(frame_index, early.pop(frame_index))
+                self._take(picture, reader.failed, state)
+            elif frame_index in state.early and not state.damage.spoils(frame_index):
+                state.waiting.popleft()
+                yield self._frame(frame_index, state.early.pop(frame_index))
             elif may_lose:
-                if waiting[0] not in early:
-                    damage.add_frame(waiting[0])
-                lost.append(waiting.popleft())
+                if frame_index not in state.early:
+                    state.damage.add_frame(frame_index)
+                lost.append(state.waiting.popleft())
             else:
                 break
-        return [*lost, *waiting]
+        return [*lost, *state.waiting]
 
-    def _keep_wanted(
-        self,
-        picture: VideoFrame,
-        waiting: deque[int],
-        early: dict[int, VideoFrame],
-        damage: Damage,
-    ) -> None:
-        """Add a picture to `early` by its frame index, if its frame may be one that is waited for.
+    def _is_known(self, state: _Pass) -> bool:
+        """Whether the next wanted frame is there, and whether it is damaged is known."""
+        frame_index = state.waiting[0]
+        is_there = frame_index in state.early
+        return is_there and state.newest_pts >= self._known_after_pts[frame_index]
 
-        Most pictures are decoded only because others need them.
+    def _take(self, picture: VideoFrame | None, failed: list[int], state: _Pass) -> None:
+        """Take the decoder's next picture, None at the end, and the packets that failed.
+
+        A picture is kept if its frame may be one that is waited for. Most pictures are decoded only
+        because others need them.
         """
+        while failed:
+            state.damage.add_packet(failed.pop())
+        if picture is None:
+            state.is_open = False
+            return
+        if picture.pts is None:
+            return
+        state.newest_pts = max(state.newest_pts, picture.pts)
         pts = self._probed.timeline.pts
-        is_corrupt = picture.is_corrupt
-        if picture.pts is None or (picture.pts < pts[waiting[0]] and not is_corrupt):
+        if picture.pts < pts[state.waiting[0]] and not picture.is_corrupt:
             return
         at = int(np.searchsorted(pts, picture.pts))
         if at == len(pts) or pts[at] != picture.pts:
             return
-        if is_corrupt:
-            damage.add_frame(at)
-        elif waiting[0] <= at <= waiting[-1]:
-            early[at] = picture
+        if picture.is_corrupt:
+            state.damage.add_frame(at)
+        elif state.waiting[0] <= at <= state.waiting[-1]:
+            state.early[at] = picture
 
     def _frame(self, frame_index: int, picture: VideoFrame) -> Frame:
         """The frame, of the size and with a colour matrix that can be used."""
