@@ -111,7 +111,7 @@ def test_a_curve_for_weights_that_had_none(out, tmp_path) -> None:
     assert all(0 <= float(value) < 0.5 for row in rows[1:] for value in row[1:])
     fitted = load_curves(curve)[UNKNOWN]
     assert fitted.arrival_coefficients[1] > 0
-    assert fitted.closed[1] > 0
+    assert fitted.closing_coefficients[1] > 0
     assert ET.parse(plot).getroot().tag.endswith("svg")
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "curve.json",
@@ -132,7 +132,9 @@ def test_truth_and_pairs_of_the_same_people_give_the_same_curve(out, tmp_path) -
         curves.append(load_curves(tmp_path / name)[UNKNOWN])
     assert said[0]["true_pairs"] == said[1]["true_pairs"] == PEOPLE
     assert said[0]["wrong_pairs"] == said[1]["wrong_pairs"] > 100
-    np.testing.assert_allclose(curves[0].closed, curves[1].closed, rtol=1e-6)
+    np.testing.assert_allclose(
+        curves[0].closing_coefficients, curves[1].closing_coefficients, rtol=1e-6
+    )
     assert said[1]["before"] is None
 
 
