@@ -13,21 +13,12 @@ import hashlib
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Protocol
+from importlib import import_module
+from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 
 from streamproc.errors import TracksError
-from streamproc.tracks import (
-    coco,
-    cvat,
-    dive,
-    kitti,
-    mot,
-    npz,
-    supervision,
-    ultralytics,
-)
 from streamproc.tracks.content import Content
 from streamproc.tracks.problems import in_words
 from streamproc.tracks.table import (
@@ -72,44 +63,47 @@ class Reader(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TrackFormat:
-    """One format, by the name that events and flags use for it."""
+    """One format, by the name that events and flags use for it.
+
+    `module` of this package has the functions `recogniser`, which takes a `Content` and says
+    whether it is of this format, and `reader`. It is imported when it is asked for: most files are
+    of the first formats, and each file is read by a process that has to import what it needs.
+    """
 
     name: TrackFormatName
-    recognises: Callable[[Content], bool]
-    read: Reader
+    module: str
+    reader: str
+    recogniser: str | None
 
+    def recognises(self, content: Content) -> bool:
+        """Return whether the file is of this format; never, if there is nothing to tell it by."""
+        return self.recogniser is not None and bool(self._function(self.recogniser)(content))
 
-def _is_canonical(content: Content) -> bool:
-    return "persons.npy" in content.members
+    @property
+    def read(self) -> Reader:
+        """The function that reads a whole file."""
+        return cast("Reader", self._function(self.reader))
 
-
-def _is_npz(content: Content) -> bool:
-    return content.is_zip or (not content.is_folder and content.name.lower().endswith(".npz"))
-
-
-def _is_text(content: Content) -> bool:
-    return not content.is_folder and not content.head.lstrip().startswith(("{", "[", "<"))
-
-
-def _is_never_guessed(_: Content) -> bool:
-    return False
+    def _function(self, name: str) -> Callable[..., object]:
+        module = import_module(f"streamproc.tracks.{self.module}")
+        return cast("Callable[..., object]", getattr(module, name))
 
 
 # Asked in this order; the first that recognises a file reads it.
 FORMATS = (
-    TrackFormat("canonical-persons", _is_canonical, npz.read_canonical),
-    TrackFormat("streamproc", _is_npz, npz.read_streamproc),
-    TrackFormat("deepstream-kitti", kitti.is_deepstream, kitti.read_deepstream),
-    TrackFormat("ultralytics", ultralytics.is_labels, ultralytics.read),
-    TrackFormat("ultralytics-ids", _is_never_guessed, ultralytics.read_ids),
-    TrackFormat("cvat-video", cvat.is_cvat, cvat.read),
-    TrackFormat("supervision-json", supervision.is_json, supervision.read_json),
-    TrackFormat("coco-vid", coco.is_coco, coco.read),
-    TrackFormat("dive-json", dive.is_json, dive.read_json),
-    TrackFormat("supervision-csv", supervision.is_csv, supervision.read_csv),
-    TrackFormat("viame-csv", dive.is_viame, dive.read_viame),
-    TrackFormat("kitti-tracking", kitti.is_tracking, kitti.read_tracking),
-    TrackFormat("mot", _is_text, mot.read),
+    TrackFormat("canonical-persons", "npz", "read_canonical", "is_canonical"),
+    TrackFormat("streamproc", "npz", "read_streamproc", "is_npz"),
+    TrackFormat("deepstream-kitti", "kitti", "read_deepstream", "is_deepstream"),
+    TrackFormat("ultralytics", "ultralytics", "read", "is_labels"),
+    TrackFormat("ultralytics-ids", "ultralytics", "read_ids", None),
+    TrackFormat("cvat-video", "cvat", "read", "is_cvat"),
+    TrackFormat("supervision-json", "supervision", "read_json", "is_json"),
+    TrackFormat("coco-vid", "coco", "read", "is_coco"),
+    TrackFormat("dive-json", "dive", "read_json", "is_json"),
+    TrackFormat("supervision-csv", "supervision", "read_csv", "is_csv"),
+    TrackFormat("viame-csv", "dive", "read_viame", "is_viame"),
+    TrackFormat("kitti-tracking", "kitti", "read_tracking", "is_tracking"),
+    TrackFormat("mot", "mot", "read", "is_text"),
 )
 
 

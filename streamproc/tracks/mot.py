@@ -33,6 +33,11 @@ _SIZES: dict[BoxLayout, tuple[str, ...]] = {
 }
 
 
+def is_text(content: Content) -> bool:
+    """Return whether it is a file that looks like neither JSON nor XML."""
+    return not content.is_folder and not content.head.lstrip().startswith(("{", "[", "<"))
+
+
 def read(
     content: Content, problems: Counter[str], /, *, object_class: int | str | None
 ) -> BoxTable:

@@ -43,6 +43,16 @@ _OPTIONAL_KEYS = (
 _PERSON_KEYS = ("person_id", "frame_numbers", "bboxes")
 
 
+def is_canonical(content: Content) -> bool:
+    """Return whether it is an npz with the key `persons`."""
+    return "persons.npy" in content.members
+
+
+def is_npz(content: Content) -> bool:
+    """Return whether it is an npz, by its content or else by its name."""
+    return content.is_zip or (not content.is_folder and content.name.lower().endswith(".npz"))
+
+
 def read_canonical(
     content: Content, problems: Counter[str], /, *, object_class: int | str | None
 ) -> BoxTable:

@@ -180,8 +180,8 @@ def test_boxes_that_diverged_are_left_out(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("lines", "reason"),
     [
-        (["1,1,10,20,30,40,0"], "1 box ignored (confidence 0)"),
-        (["1,-1,10,20,30,40,1"], "1 box ignored (no id"),
+        (["1,1,10,20,30,40,0"], r"1 box ignored \(confidence 0\)"),
+        (["1,-1,10,20,30,40,1"], r"1 box ignored \(no id"),
         (["1700000000000,1,10,20,30,40,1"], "a frame number that no video reaches"),
         (["1,1,0.1,0.2,0.3,0.4,1"], "look normalised.*--normalised"),
         (["1;1;10,5;20,5;30,5;40,5;1"], "line 1 is no MOT text.*'10,5' has a decimal comma"),
