@@ -26,7 +26,7 @@ from streamproc.events import PersonEmbedding
 from streamproc.gallery.announcements import Announcer
 from streamproc.gallery.calibration.scorer import Calibration
 from streamproc.gallery.gallery import Row, VideoRecord, Writes, order_of
-from streamproc.gallery.pairs import Candidate, has_veto, pair_similarity
+from streamproc.gallery.pairs import MAX_SECONDS, Candidate, has_veto, pair_similarity
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -136,6 +136,7 @@ class _Step:
                 f"{key}: expected an event of gallery {gallery.gallery_id!r}, "
                 f"got {event.gallery_id!r}"
             )
+        _check_times(event)
         vector = event.vector.numpy()
         length = float(np.linalg.norm(vector))
         if abs(length - 1) > _UNIT_TOLERANCE:
@@ -317,3 +318,12 @@ class _Step:
 
 def _pair_key(a: str, b: str) -> PairKey:
     return (a, b) if a < b else (b, a)
+
+
+def _check_times(event: PersonEmbedding) -> None:
+    first, last = event.first_seen_seconds, event.last_seen_seconds
+    if not -MAX_SECONDS <= first <= last <= MAX_SECONDS:
+        raise EventError(
+            f"{event.person_key}: expected first_seen_seconds <= last_seen_seconds, both within "
+            f"{MAX_SECONDS:.0e} s of 0, got {first:g} and {last:g}"
+        )

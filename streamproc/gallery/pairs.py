@@ -17,7 +17,10 @@ from streamproc.ids import hash_of
 if TYPE_CHECKING:
     from streamproc.events import PersonEmbedding
 
+MAX_SECONDS = 1e12
+"""No tracklet is seen farther from its video's begin: 30,000 years."""
 _SIMILARITY_DIGITS = 6
+_MAX_GAP_SECONDS = 4 * MAX_SECONDS  # of rows that an older version stored without a check
 
 Band = Literal["likely", "uncertain"]
 
@@ -87,7 +90,7 @@ def time_gap_seconds(a: PersonEmbedding, b: PersonEmbedding) -> float | None:
         a_ahead + a.first_seen_seconds - b.last_seen_seconds,
         b.first_seen_seconds - a.last_seen_seconds - a_ahead,
     )
-    return round(max(0.0, gap), 3)
+    return round(min(max(0.0, gap), _MAX_GAP_SECONDS), 3)
 
 
 def candidate_id_of(gallery_id: str, key_a: str, key_b: str) -> str:

@@ -14,7 +14,7 @@ from aiokafka.errors import (
     UnknownTopicOrPartitionError,
 )
 
-from streamproc.errors import MachineError
+from streamproc.errors import EventError, MachineError
 from streamproc.kafka.connection import client_options, unreachable
 from streamproc.kafka.records import (
     MAX_DEAD_VALUE_BYTES,
@@ -168,9 +168,7 @@ class Publisher:
         )
         try:
             await self.send("dead-letters", record.key, kept, (*record.headers, *reasons))
-        except MachineError as error:
-            if not isinstance(error.__cause__, MessageSizeTooLargeError):
-                raise
+        except EventError:
             # The record's own headers may be as large as the limit. Without them and its key, and
             # with the beginning of its value, it always fits.
             reasons = dead_letter_headers(
@@ -181,12 +179,16 @@ class Publisher:
 
 @contextlib.contextmanager
 def _faults(topic: str, size_bytes: int | None = None) -> Iterator[None]:
-    """Turn an error of Kafka into a MachineError that says what to do."""
+    """Turn an error of Kafka into one that says what to do.
+
+    An event that is too large is an EventError: it is the fault of the record that it follows from,
+    and sending it again cannot help. All else is a MachineError.
+    """
     try:
         yield
     except MessageSizeTooLargeError as error:
         size = "an event" if size_bytes is None else f"an event of {size_bytes} bytes"
-        raise MachineError(
+        raise EventError(
             f"{topic}: {size} was refused: "
             "raise kafka.max_event_bytes and the topic's max.message.bytes"
         ) from error

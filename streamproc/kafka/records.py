@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
     from streamproc.events import Event
 
+_TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 Headers = tuple[tuple[str, bytes], ...]
 
 MAX_DEAD_VALUE_BYTES = 512 * 1024
@@ -53,8 +55,15 @@ def cloud_event(event: Event, service: str, trace: bytes | None) -> Headers:
 
 
 def trace_of(record: Record) -> bytes | None:
-    """Return the `traceparent` of a record; all events that follow from the record carry it on."""
-    return next((value for name, value in record.headers or () if name == "traceparent"), None)
+    """Return the `traceparent` of a record; all events that follow from the record carry it on.
+
+    Only the form of W3C's Trace Context, 55 bytes, goes on: a header of a megabyte would make each
+    of these events too large for Kafka.
+    """
+    for name, value in record.headers or ():
+        if name == "traceparent" and _TRACEPARENT.fullmatch(value or b""):
+            return value
+    return None
 
 
 def dead_letter_headers(

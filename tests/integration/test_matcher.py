@@ -270,6 +270,7 @@ def test_bad_events_are_given_up_with_the_reason_and_harm_no_other(stream):
     expected, _ = said_by_the_core(good)
     template = json.loads(good[0].to_json()) | {"person_id": 77, "person_key": "a/77"}
     nan = dict(template["vector"], data="AADAfw" + template["vector"]["data"][6:])
+    turned_round = {"first_seen_seconds": 1e15, "last_seen_seconds": -1e15}
     bad = {
         "Invalid JSON": b"{broken",
         "schema_version": json.dumps(template | {"schema_version": 2}).encode(),
@@ -281,6 +282,7 @@ def test_bad_events_are_given_up_with_the_reason_and_harm_no_other(stream):
         "person_id": json.dumps(template | {"person_id": 10**30}).encode(),
         "kind": b'{"kind": "other"}' + b" " * (5 * 1024 * 1024),
         "gallery_id": json.dumps(template | {"gallery_id": None}).encode(),
+        "first_seen_seconds <= last_seen_seconds": json.dumps(template | turned_round).encode(),
     }
     put(stream, *good[:10])
     stream.send(TOPIC, *[(b"g0", value) for value in bad.values()], (b"g0", None))

@@ -129,6 +129,19 @@ def test_bad_videos_and_broken_events_are_dead_letters_and_harm_no_other(stream)
     assert stream.states(video_id_of("text.mp4"))[-1] == "failed"
 
 
+def test_a_header_of_a_megabyte_stops_no_worker(stream):
+    """A `traceparent` that is none goes no further, so the events of its video are taken."""
+    stream = stream()
+    worker = stream.start("worker")
+    long_header = [("traceparent", b"a" * 1_000_000)]
+    stream.send("video-ready", (b"k", b'{"video_uri": "a.mp4"}'), headers=long_header)
+    stream.announce("b.mp4")
+    stream.eventually(lambda: finished(stream, "a.mp4", "b.mp4"), "both done")
+    assert not stream.dead()
+    assert len(closings(stream)) == 2
+    assert worker.stop() == 0
+
+
 def test_a_video_that_kills_the_process_is_given_up_and_takes_no_other_with_it(stream):
     """At the third death a video is a dead letter, and the videos beside it are done."""
     stream = stream(jobs__videos_at_once=3)

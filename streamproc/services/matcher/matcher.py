@@ -66,6 +66,7 @@ log = logging.getLogger(__name__)
 _MAX_UNACKNOWLEDGED = 1000
 _CHANGELOG_LINGER_MS = 10
 _ENTRIES_A_STEP = 200
+_MAX_REASON = 500
 """How many entries are read before the event loop runs other tasks, such as health checks."""
 _GC_THRESHOLDS = (50_000, 10, 10)
 """How often the garbage collector runs.
@@ -371,6 +372,16 @@ class Matcher:
         except EventError:
             self.galleries.drop_if_empty(owned)
             raise
+        except MachineError:
+            raise
+        except Exception as error:
+            # Whatever one event makes the matcher do, the others of its partition must go on.
+            log.exception("an event could not be decided")
+            self.galleries.drop_if_empty(owned)
+            raise EventError(
+                f"the event could not be decided ({type(error).__name__}: "
+                f"{' '.join(str(error).split())[:_MAX_REASON]})"
+            ) from error
 
     def _count(self, result: MatchResult) -> None:
         self._metrics.rows_not_compared += result.not_compared
