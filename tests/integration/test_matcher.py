@@ -30,7 +30,6 @@ FAULTS = {
     "killed-before-acknowledging": KILLED,
     "refused-by-the-broker": FAILED,
     "full-disk": FAILED,
-    "bug": FAILED,
 }
 """The faults of tests/scripts/matcher_with_a_fault.py, and the exit code after each."""
 
@@ -151,6 +150,20 @@ def test_the_stream_says_what_the_core_says_and_shows_the_matrix(stream):
     assert metrics["streamproc_rows"] == sum(len(gallery.rows) for gallery in galleries.values())
     assert metrics["streamproc_lag"] == 0
     assert metrics['streamproc_candidates_total{state="withdrawn"}'] > 0
+    assert matcher.stop() == 0
+
+
+def test_an_event_that_cannot_be_decided_is_a_dead_letter_and_stops_nobody(stream, tmp_path):
+    """A fault of the core ends one event with its reason; the matcher goes on with all others."""
+    stream = stream()
+    stream.variables = {"FAULT": "bug", "MARKS": str(tmp_path / "marks")}
+    matcher = stream.start("matcher", script="matcher_with_a_fault.py")
+    put(stream, *load())
+    wait_until_done(stream)
+    (dead,) = stream.dead()
+    assert dead["error_code"] == "bad-event"
+    assert "the event could not be decided (RuntimeError: a bug)" in dead["error_text"]
+    assert matcher.is_ready
     assert matcher.stop() == 0
 
 
