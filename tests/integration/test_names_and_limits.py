@@ -87,7 +87,6 @@ def test_names_of_any_bytes_work(folder, locale) -> None:
         (["--frame-stride", HUGE], "range"),
         (["--top", HUGE], "range"),
         (["--top", "9" * 5000], "--top"),
-        (["--class", HUGE], "range"),
         (["--out", ""], "empty"),
         (["--persons", ""], "empty"),
         (["--config", ""], "empty"),
