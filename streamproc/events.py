@@ -491,7 +491,7 @@ class Fault(_Model):
 
 
 class Warned(_Model):
-    """Something that was mended or left out, and how often."""
+    """Something that was repaired or left out, and how often."""
 
     code: str
     text: str

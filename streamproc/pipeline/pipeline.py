@@ -91,7 +91,7 @@ class Pipeline:
     soon as it is complete, never two at a time for one video. `weights_sha256` names the weights
     where another process embeds, so that runs have equal ids. `embed_ahead`: the network, while
     idle, embeds what nearly full buckets will probably choose. Their persons are published sooner
-    and no vector changes, but some crops are embedded in vain: so only while one video runs alone.
+    and no vector changes, but some of these crops are never used: only while one video runs alone.
     """
 
     def __init__(

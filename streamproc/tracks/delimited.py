@@ -116,12 +116,17 @@ def _is_header(fields: list[str]) -> bool:
     return len(words) > len(fields) / 2 and all(re.match(r"[^\W\d]", word) for word in words)
 
 
+_LEAST_FIELDS = 4
+"""No row of any layout has fewer."""
+
+
 def _delimiter_of(line: str) -> str | None:
     for delimiter in (";", "\t"):
-        if line.count(delimiter) >= 2:  # noqa: PLR2004 - one may be part of a word
+        if line.count(delimiter) > 1:  # one may be part of a word
             return delimiter
     fields = line.split()
-    if len(fields) > 3 and sum(bool(_DECIMAL_COMMA.fullmatch(field)) for field in fields) > 1:  # noqa: PLR2004 - a row has more
+    decimal_commas = [field for field in fields if _DECIMAL_COMMA.fullmatch(field)]
+    if len(fields) >= _LEAST_FIELDS and len(decimal_commas) > 1:
         return None
     return "," if "," in line else None
 
