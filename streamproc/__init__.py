@@ -42,8 +42,7 @@ def replay(
     from pathlib import Path
 
     from streamproc.errors import UsageError
-    from streamproc.offline.replay import Replay, find_sources, run_in_thread
-    from streamproc.settings import load_settings
+    from streamproc.offline.sources import find_sources, read_ahead
 
     def paths(
         given: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None,
@@ -60,8 +59,11 @@ def replay(
     if len(videos) > 1 and gallery is None:
         raise UsageError("several videos are compared in one gallery: expected gallery=NAME")
     sources = find_sources(videos, paths(persons))
-    flags = {key.replace("__", "."): value for key, value in settings.items()}
-    loaded = load_settings(flags, config_file=None if config is None else Path(config))
+    with read_ahead(sources):
+        from streamproc.offline.replay import Replay, run_in_thread
+        from streamproc.settings import load_settings
 
-    work = Replay(sources, loaded, gallery=gallery, out=None if out is None else Path(out))
-    return run_in_thread(work)[0]
+        flags = {key.replace("__", "."): value for key, value in settings.items()}
+        loaded = load_settings(flags, config_file=None if config is None else Path(config))
+        work = Replay(sources, loaded, gallery=gallery, out=None if out is None else Path(out))
+        return run_in_thread(work)[0]

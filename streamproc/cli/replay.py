@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from streamproc.events import DuplicateCandidate
     from streamproc.offline.replay import Replay
     from streamproc.offline.results import Result
+    from streamproc.tracks import ReadOptions
 
 _MAX_NAME_BYTES = 255
 
@@ -100,11 +101,38 @@ def replay(videos: tuple[Path, ...], **options: Any) -> None:
 
 
 def _run_replay(videos: Sequence[Path], options: dict[str, Any]) -> list[Result]:
-    from streamproc.offline.replay import Replay, find_sources
-    from streamproc.settings import load_settings
+    from streamproc.offline.sources import find_sources, read_ahead
+
+    sources = find_sources(videos, options["persons"], _read_options(options))
+    with read_ahead(sources):
+        from streamproc.offline.replay import Replay
+        from streamproc.settings import load_settings
+
+        settings = load_settings(_settings_of(options), config_file=options["config"])
+        work = Replay(
+            sources,
+            settings,
+            gallery=options["gallery"],
+            out=options["out"] or _default_folder(videos, options["gallery"]),
+        )
+        return _with_signals(work, quiet=options["quiet"])
+
+
+def _read_options(options: dict[str, Any]) -> ReadOptions:
     from streamproc.tracks import ReadOptions
 
-    flags = {
+    return ReadOptions(
+        first_frame_number=options["first_frame_number"],
+        frame_stride=options["frame_stride"],
+        object_class=options["object_class"],
+        format_name=options["tracks_format"],
+        boxes=options["boxes"],
+        is_normalised=options["normalised"] or None,
+    )
+
+
+def _settings_of(options: dict[str, Any]) -> dict[str, Any]:
+    return {
         "clustering.similarity_threshold": options["threshold"],
         "clustering.osnet_model": options["weights"],
         "clustering.device": options["device"],
@@ -112,23 +140,6 @@ def _run_replay(videos: Sequence[Path], options: dict[str, Any]) -> list[Result]
         "top_persons": options["top"],
         "animate": False if options["no_animations"] else None,
     }
-    settings = load_settings(flags, config_file=options["config"])
-    sources = find_sources(videos, options["persons"])
-    work = Replay(
-        sources,
-        settings,
-        gallery=options["gallery"],
-        out=options["out"] or _default_folder(videos, options["gallery"]),
-        tracks=ReadOptions(
-            first_frame_number=options["first_frame_number"],
-            frame_stride=options["frame_stride"],
-            object_class=options["object_class"],
-            format_name=options["tracks_format"],
-            boxes=options["boxes"],
-            is_normalised=options["normalised"] or None,
-        ),
-    )
-    return _with_signals(work, quiet=options["quiet"])
 
 
 def _default_folder(videos: Sequence[Path], gallery: str | None) -> Path:

@@ -11,13 +11,11 @@ from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter, ValidationError
 
-from streamproc.errors import InputError, TracksError, UsageError, VideoError, WeightsError
+from streamproc.errors import InputError, UsageError, WeightsError
 from streamproc.events import DuplicateCandidate, Id, PersonEmbedding, VideoClosed, now
 from streamproc.files import on_one_line
 from streamproc.gallery import UNCALIBRATED, apply
-from streamproc.ids import video_id_of
 from streamproc.offline.results import (
-    ReplaySource,
     ReplayState,
     ReplayVideo,
     Result,
@@ -28,53 +26,19 @@ from streamproc.offline.results import (
 from streamproc.pipeline.job import Stop, VideoJob, crop_options
 from streamproc.pipeline.pipeline import Pipeline
 from streamproc.pipeline.resources import calibration_of, load_network, video_limits
-from streamproc.tracks import ReadOptions, find_track_file, problem_text, tracks_from_file
+from streamproc.tracks import problem_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from streamproc.offline.directory import OutputDirectory
+    from streamproc.offline.sources import ReplaySource
     from streamproc.pipeline.animate import RunIds
     from streamproc.pipeline.pipeline import VideoSummary
     from streamproc.reid import Embedder
     from streamproc.settings import Settings
     from streamproc.types import Bucket
-
-
-def find_sources(videos: Sequence[Path], persons: Sequence[Path]) -> list[ReplaySource]:
-    """Return the videos with their track files and ids.
-
-    `persons` are the track files, one for each video; where there are none, they are looked for
-    beside the videos. Raises VideoError, TracksError or UsageError.
-    """
-    if persons and len(persons) != len(videos):
-        raise UsageError(
-            f"expected one --persons for each of the {len(videos)} videos, got {len(persons)}"
-        )
-    names = Counter(video.name for video in videos)
-    sources = []
-    for i, video in enumerate(videos):
-        tracks = _track_file_of(video, persons[i] if persons else None)
-        # Two files of one name are told apart by their paths.
-        uri = video.name if names[video.name] == 1 else video.as_posix()
-        sources.append(ReplaySource(video, tracks, video_id_of(uri)))
-    if len({source.video_id for source in sources}) != len(sources):
-        raise UsageError("a video is named twice: name each once")
-    return sources
-
-
-def _track_file_of(video: Path, named: Path | None) -> Path:
-    if not video.is_file():
-        found = "a directory" if video.is_dir() else "nothing"
-        raise VideoError(f"{video}: expected a video file, found {found} there")
-    tracks = named or find_track_file(video)
-    if tracks is None:
-        raise TracksError(
-            f"{video}: no tracks found beside it: expected {video.stem}.persons.npz, "
-            f"{video.stem}.mot.txt or canonical_persons.npz there, or --persons FILE"
-        )
-    return tracks
 
 
 def _embed_seconds(pipeline: Pipeline) -> Counter[str]:
@@ -105,14 +69,12 @@ class Replay:
         *,
         gallery: str | None = None,
         out: Path | None = None,
-        tracks: ReadOptions | None = None,
     ) -> None:
         if gallery is not None:
             _check_gallery(gallery)
         self.videos = [ReplayVideo(source, gallery or source.video_id) for source in sources]
         self.stop = Stop()
         self._state = ReplayState(settings, gallery, out)
-        self._track_options = tracks or ReadOptions()
         self._calibration = UNCALIBRATED  # until the network is loaded
         self._started = time.perf_counter()
         self._directories: dict[str, OutputDirectory] = {}
@@ -185,7 +147,7 @@ class Replay:
             path=video.source.path,
             video_id=video.source.video_id,
             gallery_id=video.gallery_id,
-            tracks=tracks_from_file(video.source.tracks_path, self._track_options),
+            tracks=video.source.tracks,
             submitted_at=now(),
             options=crop_options(settings),
             similarity_threshold=settings.clustering.similarity_threshold,

@@ -33,21 +33,13 @@ if TYPE_CHECKING:
     from streamproc.errors import InputError
     from streamproc.events import DuplicateCandidate
     from streamproc.gallery import Row
+    from streamproc.offline.sources import ReplaySource
     from streamproc.pipeline.pipeline import VideoSummary
     from streamproc.reid import Embedder
     from streamproc.settings import Settings
     from streamproc.types import Float32Array, Skipped
 
 _VERSIONS_OF = ("av", "numpy", "onnxruntime", "pillow", "plotly")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ReplaySource:
-    """One video to replay, with its track file."""
-
-    path: Path
-    tracks_path: Path
-    video_id: str
 
 
 @dataclass(slots=True, eq=False)

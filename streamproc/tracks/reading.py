@@ -13,6 +13,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -81,6 +82,8 @@ class _Reading:
         self._process: subprocess.Popen[bytes] | None = None
         self._deadline = 0.0
         self._is_closed = False
+        self._is_asked_for = False
+        self._lock = threading.Lock()
 
     def begin(self) -> None:
         """Start the child, unless that was done. Raises MachineError."""
@@ -114,6 +117,10 @@ class _Reading:
     def result(self) -> TrackSet:
         """Wait for the child's answer. Raises TracksError or MachineError."""
         self.begin()
+        with self._lock:
+            if self._is_closed:
+                raise MachineError(f"{self._path}: reading the tracks was given up")
+            self._is_asked_for = True
         try:
             return self._loaded().track_set(self._path, self._options)
         finally:
@@ -121,15 +128,22 @@ class _Reading:
 
     def close(self) -> None:
         """End the child, if there is one."""
-        self._is_closed = True
-        process = self._process
-        if process is not None and process.poll() is None:
-            process.kill()
+        with self._lock:
+            self._is_closed = True
+            process = self._process
+            if process is None:
+                return
+            if process.poll() is None:
+                process.kill()
+            if not self._is_asked_for:
+                # Nobody reads from it, so its pipes are closed here.
+                with process:
+                    pass
 
     def _loaded(self) -> Loaded:
         process = self._process
-        if process is None or process.stdout is None:
-            raise MachineError(f"{self._path}: reading the tracks was given up")
+        assert process is not None
+        assert process.stdout is not None
         self._deadline = max(self._deadline, time.monotonic() + self._limits.answer_seconds)
         with process:
             descriptor = process.stdout.fileno()

@@ -15,6 +15,7 @@ import pytest
 from programs import command, environment, run_program
 
 from streamproc.errors import MachineError, TracksError
+from streamproc.offline.sources import find_sources, read_ahead
 from streamproc.tracks import ReadOptions, load_tracks, read_tracks, save_tracks, tracks_from_file
 from streamproc.tracks.pickle_guard import read_npz
 from streamproc.tracks.reading import Limits, _environment
@@ -100,6 +101,18 @@ def test_closing_ends_the_child(tmp_path) -> None:
     with pytest.raises(MachineError, match="given up"):
         source.load()
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
+def test_tracks_read_ahead_and_never_asked_for_leave_no_process(tmp_path, sample) -> None:
+    """A replay that fails before its first video ends the child that was started for it."""
+    tracks = sample / "sample.persons.npz"
+    sources = find_sources([sample / "sample.mp4"], [tracks])
+    before = set(psutil.Process().children())
+    with read_ahead(sources):
+        assert set(psutil.Process().children()) - before
+    assert not set(psutil.Process().children()) - before
+    with pytest.raises(MachineError, match="given up"):
+        sources[0].tracks.load()
 
 
 def test_the_child_ends_with_its_parent(tmp_path) -> None:

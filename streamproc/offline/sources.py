@@ -1,0 +1,79 @@
+"""The videos of a replay with their tracks: found, and read while the rest is imported.
+
+Nothing here imports the network's or the decoder's libraries, which take longer to import than
+most track files take to read.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from streamproc.errors import TracksError, UsageError, VideoError
+from streamproc.ids import video_id_of
+from streamproc.tracks import ReadOptions, TracksFromFile, find_track_file, tracks_from_file
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ReplaySource:
+    """One video to replay, with its tracks."""
+
+    path: Path
+    tracks_path: Path
+    tracks: TracksFromFile
+    video_id: str
+
+
+def find_sources(
+    videos: Sequence[Path], persons: Sequence[Path], options: ReadOptions | None = None
+) -> list[ReplaySource]:
+    """Return the videos with their tracks and ids.
+
+    `persons` are the track files, one for each video; where there are none, they are looked for
+    beside the videos. `options` say how the files are read. Raises VideoError, TracksError or
+    UsageError.
+    """
+    if persons and len(persons) != len(videos):
+        raise UsageError(
+            f"expected one --persons for each of the {len(videos)} videos, got {len(persons)}"
+        )
+    names = Counter(video.name for video in videos)
+    sources = []
+    for i, video in enumerate(videos):
+        tracks_path = _track_file_of(video, persons[i] if persons else None)
+        tracks = tracks_from_file(tracks_path, options)
+        # Two files of one name are told apart by their paths.
+        uri = video.name if names[video.name] == 1 else video.as_posix()
+        sources.append(ReplaySource(video, tracks_path, tracks, video_id_of(uri)))
+    if len({source.video_id for source in sources}) != len(sources):
+        raise UsageError("a video is named twice: name each once")
+    return sources
+
+
+def _track_file_of(video: Path, named: Path | None) -> Path:
+    if not video.is_file():
+        found = "a directory" if video.is_dir() else "nothing"
+        raise VideoError(f"{video}: expected a video file, found {found} there")
+    tracks = named or find_track_file(video)
+    if tracks is None:
+        raise TracksError(
+            f"{video}: no tracks found beside it: expected {video.stem}.persons.npz, "
+            f"{video.stem}.mot.txt or canonical_persons.npz there, or --persons FILE"
+        )
+    return tracks
+
+
+@contextmanager
+def read_ahead(sources: Sequence[ReplaySource]) -> Iterator[None]:
+    """Read the first video's tracks while the body runs; end the reading that is left after it."""
+    sources[0].tracks.begin()
+    try:
+        yield
+    finally:
+        sources[0].tracks.close()
