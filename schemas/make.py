@@ -15,6 +15,7 @@ import orjson
 import yaml
 from pydantic import TypeAdapter
 
+from streamproc.decisions import Decided
 from streamproc.events import (
     AnimationReady,
     DuplicateCandidate,
@@ -79,6 +80,9 @@ TOPICS: dict[str, Topic] = {
         summary="The state of a video; `done` when all its results were sent.",
     ),
 }
+LINES: dict[str, Any] = {"review-decisions": Decided}
+"""What is written as lines of a file so far, by the name of its schema: `decisions.jsonl`."""
+
 _DEAD_LETTERS = {
     "address": "dead-letters",
     "description": (
@@ -108,10 +112,11 @@ _HEADERS = {
 
 
 def schemas() -> dict[str, bytes]:
-    """Return file name and content of each topic's schema, version 1."""
+    """Return file name and content of each schema, version 1."""
     made = {}
-    for name, topic in TOPICS.items():
-        schema = TypeAdapter(topic.event).json_schema()
+    values = {name: topic.event for name, topic in TOPICS.items()} | LINES
+    for name, event in values.items():
+        schema = TypeAdapter(event).json_schema()
         head = {
             "$schema": "https://json-schema.org/draft/2020-12/schema",
             "title": f"{name}, version 1",

@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
+    from streamproc.offline.merge import Merged
     from streamproc.offline.results import Result
+    from streamproc.types import WrittenFormat
 
-__all__ = ["__version__", "replay"]
+__all__ = ["__version__", "merge", "replay"]
 
 
 def replay(
@@ -67,3 +69,32 @@ def replay(
         loaded = load_settings(flags, config_file=None if config is None else Path(config))
         work = Replay(sources, loaded, gallery=gallery, out=None if out is None else Path(out))
         return run_in_thread(work)[0]
+
+
+def merge(
+    output: str | os.PathLike[str],
+    to: str | os.PathLike[str] | None = None,
+    *,
+    written: WrittenFormat | None = None,
+    decisions: str | os.PathLike[str] | None = None,
+    with_likely: bool = False,
+    only_selected: bool = False,
+) -> Merged:
+    """Put the tracks of a replay's folder under the decided identities, as `streamproc merge` does.
+
+    They are written to the file or folder `to`, if one is named; `written` is the format, absent
+    the one that the name says. Raises `streamproc.errors.StreamprocError`.
+    """
+    from pathlib import Path
+
+    from streamproc.offline.merge import merge_folder, write
+
+    merged = merge_folder(
+        Path(output),
+        decisions=None if decisions is None else Path(decisions),
+        with_likely=with_likely,
+        only_selected=only_selected,
+    )
+    if to is not None:
+        write(merged, Path(to), written)
+    return merged

@@ -37,6 +37,9 @@ TrackFormatName: TypeAlias = Literal[
 ]
 """The formats of tracks, as events and flags name them. `tracks.files` has their readers."""
 
+WrittenFormat: TypeAlias = Literal["mot", "streamproc", "canonical-persons", "csv"]
+"""The formats that merged tracks are written in."""
+
 BoxLayout: TypeAlias = Literal["xyxy", "xywh", "cxcywh"]
 """What a box's four numbers are: two corners, or the left top corner or the centre and the size."""
 

@@ -11,7 +11,16 @@ from functools import partial
 
 import click
 
-from streamproc.cli import calibrate, evaluate, last_resort, models, replay, stream
+from streamproc.cli import (
+    calibrate,
+    evaluate,
+    last_resort,
+    merge,
+    models,
+    replay,
+    review,
+    stream,
+)
 from streamproc.cli.common import EXIT_CODES
 from streamproc.version import __version__
 
@@ -30,6 +39,8 @@ def cli() -> None:
 
 cli.add_command(replay.replay)
 cli.add_command(evaluate.evaluate)
+cli.add_command(review.review)
+cli.add_command(merge.merge)
 cli.add_command(calibrate.calibrate)
 cli.add_command(models.models)
 for _command in stream.COMMANDS:

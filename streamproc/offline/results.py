@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import sys
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from streamproc.pipeline.pipeline import VideoSummary
     from streamproc.reid import Embedder
     from streamproc.settings import Settings
+    from streamproc.tracks import ReadOptions
     from streamproc.types import Float32Array, Skipped
 
 _VERSIONS_OF = ("av", "numpy", "onnxruntime", "pillow", "plotly")
@@ -222,6 +223,7 @@ def _video_record(video: ReplayVideo) -> dict[str, Any]:
         "run_id": summary.run_id,
         "path": readable(video.source.path),
         "tracks_path": readable(video.source.tracks_path),
+        "tracks_options": _given(video.source.options),
         "outcome": summary.outcome,
         **summary.description,
         "persons_total": stats.persons_total,
@@ -236,6 +238,11 @@ def _video_record(video: ReplayVideo) -> dict[str, Any]:
             {"person_id": skip.person_id, "reason": skip.reason} for skip in summary.skipped
         ],
     }
+
+
+def _given(options: ReadOptions) -> dict[str, Any]:
+    """Return what was said of how a track file is read, without what was left to its format."""
+    return {name: value for name, value in asdict(options).items() if value is not None}
 
 
 def _model(embedder: Embedder | None) -> dict[str, Any] | None:

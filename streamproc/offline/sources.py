@@ -22,12 +22,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ReplaySource:
-    """One video to replay, with its tracks."""
+    """One video to replay, with its tracks; `options` say how their file is read."""
 
     path: Path
     tracks_path: Path
     tracks: TracksFromFile
     video_id: str
+    options: ReadOptions
 
 
 def find_sources(
@@ -43,6 +44,7 @@ def find_sources(
         raise UsageError(
             f"expected one --persons for each of the {len(videos)} videos, got {len(persons)}"
         )
+    options = options or ReadOptions()
     names = Counter(video.name for video in videos)
     sources = []
     for i, video in enumerate(videos):
@@ -50,7 +52,7 @@ def find_sources(
         tracks = tracks_from_file(tracks_path, options)
         # Two files of one name are told apart by their paths.
         uri = video.name if names[video.name] == 1 else video.as_posix()
-        sources.append(ReplaySource(video, tracks_path, tracks, video_id_of(uri)))
+        sources.append(ReplaySource(video, tracks_path, tracks, video_id_of(uri), options))
     if len({source.video_id for source in sources}) != len(sources):
         raise UsageError("a video is named twice: name each once")
     return sources

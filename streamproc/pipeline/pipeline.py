@@ -201,6 +201,7 @@ class Pipeline:
     ) -> VideoSummary:
         problems: Counter[str] = Counter()
         hints: tuple[str, ...] = ()
+        tracks_sha256 = ""
 
         def make_run_id() -> str:
             return job.run_id(video_sha256, tracks_identity, self._weights_sha256)
@@ -216,7 +217,8 @@ class Pipeline:
             planned = partial(_load_and_plan, job.tracks, job.options, video)
             tracks, plan = await run_timed(self.threads.crop, stats.seconds, "plan", planned)
             problems, hints, tracks_identity = tracks.problems, tracks.hints, tracks.identity
-            tracks_identity = tracks_identity or tracks.sha256
+            tracks_sha256 = tracks.sha256
+            tracks_identity = tracks_identity or tracks_sha256
             stats.frames_planned = len(plan.frame_indices)
             stats.persons_total = len(plan.tracks)
             run = PlannedRun(context, plan)
@@ -234,7 +236,7 @@ class Pipeline:
             problems=problems,
             hints=hints,
             video_hints=_hints_of(video),
-            description=_described(video, video_sha256),
+            description=_described(video, video_sha256) | {"tracks_sha256": tracks_sha256},
         )
 
     async def _carry_out(self, run: Run, stats: VideoStats, stop: Stop) -> RunOutcome:

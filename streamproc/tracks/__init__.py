@@ -18,10 +18,18 @@ from streamproc.tracks.source import (
     TrackSource,
     VideoFacts,
 )
+from streamproc.tracks.writing import (
+    ENDINGS,
+    MergedTrack,
+    format_of,
+    write_merged,
+)
 
 __all__ = [
+    "ENDINGS",
     "TRACK_FILE_PATTERNS",
     "FrameTracker",
+    "MergedTrack",
     "ReadOptions",
     "TrackSource",
     "TracksFound",
@@ -29,10 +37,12 @@ __all__ = [
     "VideoFacts",
     "find_track_file",
     "fit_to_video",
+    "format_of",
     "load_tracks",
     "problem_text",
     "read_tracks",
     "save_tracks",
     "track_files_beside",
     "tracks_from_file",
+    "write_merged",
 ]

@@ -12,7 +12,7 @@ shares of the picture's width and height.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -113,7 +113,9 @@ def read_streamproc(
     )
 
 
-def save_tracks(path: Path, tracks: Iterable[Track], *, is_normalised: bool = False) -> None:
+def save_tracks(
+    path: Path | BinaryIO, tracks: Iterable[Track], *, is_normalised: bool = False
+) -> None:
     """Write streamproc's own npz: see the module; frames start at 0, the stride is 1."""
     version = _NORMALISED_VERSION if is_normalised else _FORMAT_VERSION
     flag: dict[str, Any] = {"is_normalised": np.int64(1)} if is_normalised else {}

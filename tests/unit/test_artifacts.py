@@ -192,7 +192,7 @@ def test_without_embeddings_there_are_no_files_of_similarity(tmp_path):
         "webp_viewer/person_selection.html",
         *(
             f"webp_viewer/assets/{name}"
-            for name in ("page.css", "cards.js", "heatmap.js", "page.js")
+            for name in ("page.css", "cards.js", "heatmap.js", "review.js", "page.js")
         ),
     }
     assert page_data(tmp_path)["notices"] == ["similarity was skipped: no weights"]
@@ -248,7 +248,7 @@ def test_texts_cannot_leave_the_data_of_the_page(tmp_path):
     written(tmp_path, report(title=nasty, persons=persons, notices=(nasty,)))
     html = (tmp_path / "webp_viewer/person_selection.html").read_text()
     assert page_data(tmp_path)["persons"][0]["video"] == page_data(tmp_path)["title"] == nasty
-    assert html.count("</script>") == 5
+    assert html.count("</script>") == 6
     assert "<img" not in html
 
 
@@ -288,7 +288,8 @@ def test_the_page_asks_for_nothing_but_files():
         (Path(page.__file__).parent / "page.html").read_text(),
     )
     assert "default-src 'none'" in policy[1]
-    assert not re.search(r"https?:|connect-src|\*", policy[1])
+    assert not re.search(r"https?:|\*", policy[1])
+    assert "connect-src 'self'" in policy[1]  # where `streamproc review` serves it
 
 
 def test_very_many_pairs_are_counted_but_not_all_shown(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import hashlib
 import re
 import runpy
 from pathlib import Path
+from typing import get_args
 
 import jsonschema
 import numpy as np
@@ -16,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from persons import closed, person, unit_vector
 
+from streamproc.decisions import AnyDecision
 from streamproc.errors import EventError
 from streamproc.events import (
     AnimationReady,
@@ -36,7 +38,11 @@ CLASSES = {
     kind.topic: kind
     for kind in (AnimationReady, DuplicateCandidate, VideoCancel, VideoProgress, VideoReady)
 }
-KINDS = {"person": PersonEmbedding, "video-closed": VideoClosed, "gallery-expired": GalleryExpired}
+KINDS = {
+    "person": PersonEmbedding,
+    "video-closed": VideoClosed,
+    "gallery-expired": GalleryExpired,
+} | {kind.model_fields["kind"].default: kind for kind in get_args(AnyDecision)}
 
 
 def test_the_schema_files_are_what_the_classes_say() -> None:

@@ -57,8 +57,34 @@ function factsOf(a, b) {
   return { status: similarity > data.threshold ? "above" : "below", pair: { similarity } };
 }
 
+const review = new Review({
+  gallery: data.gallery,
+  vetoes: data.vetoed.map((pair) => pair.persons.map((person) => person.person_key)),
+  onFilter: () => {
+    byId("candidates").replaceChildren();
+    showMoreCandidates();
+  },
+});
+
 function cardOf(a, b) {
-  return pairCard({ a: persons[a], b: persons[b], ...factsOf(a, b), context });
+  const facts = factsOf(a, b);
+  const card = pairCard({ a: persons[a], b: persons[b], ...facts, context });
+  if (facts.status !== "vetoed") {
+    review.attach(card, persons[a].person_key, persons[b].person_key, facts.pair);
+  }
+  return card;
+}
+
+function candidateCard(candidate) {
+  const card = cardOf(...placesOf(candidate));
+  card.dataset.candidate = candidate.candidate_id;
+  return card;
+}
+
+/** The candidates that the filter lets through. */
+function listedCandidates() {
+  return data.candidates.filter(
+    ({ persons: [a, b] }) => review.isListed(a.person_key, b.person_key));
 }
 
 function emptyState(title, text) {
@@ -128,14 +154,17 @@ function fillCandidates() {
   byId("duplicates-lead").textContent = `${count} above ${data.threshold.toFixed(2)} `
     + `and nothing rules ${them} out. The ${first} first.`;
   showMoreCandidates();
+  review.start(byId("review"));
 }
 
 function showMoreCandidates() {
   const [list, more] = [byId("candidates"), byId("candidates-more")];
   const from = list.children.length;
-  const next = data.candidates.slice(from, from + PAIRS_AT_ONCE);
-  list.append(...next.map((candidate) => cardOf(...placesOf(candidate))));
-  const left = data.candidates.length - list.children.length;
+  const shown = new Set([...list.children].map((card) => card.dataset.candidate));
+  const candidates = listedCandidates().filter((pair) => !shown.has(pair.candidate_id));
+  const next = candidates.slice(0, PAIRS_AT_ONCE);
+  list.append(...next.map(candidateCard));
+  const left = candidates.length - next.length;
   const beyond = data.candidate_count - data.candidates.length;
   more.replaceChildren();
   if (left) {

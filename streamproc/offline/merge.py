@@ -1,0 +1,261 @@
+"""Tracks under the identities that were decided.
+
+Nothing is merged that nobody decided, unless the caller asks for the band `likely` as well. Where
+two tracks of one identity have a box in the same frame, the surer box is kept.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from streamproc.errors import MachineError, UsageError
+from streamproc.gallery.identities import Identities, pair_of, statements_of
+from streamproc.ids import person_key_of
+from streamproc.offline.replay_folder import read_decisions, read_folder
+from streamproc.offline.report import keys_of, likeliest_first
+from streamproc.tracks import (
+    ENDINGS,
+    MergedTrack,
+    ReadOptions,
+    format_of,
+    read_tracks,
+    write_merged,
+)
+from streamproc.types import Track
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from streamproc.decisions import AnyDecision
+    from streamproc.gallery.identities import Identity, Pair, Statements
+    from streamproc.offline.replay_folder import ReplayFolder
+    from streamproc.types import WrittenFormat
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MergedVideo:
+    """One video's tracks under their identities, by rising id."""
+
+    video_id: str
+    name: str
+    tracks: tuple[MergedTrack, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Merged:
+    """A gallery's tracks under their identities, and what there is to say of it.
+
+    `conflicts` are pairs that must not be one person and were joined: their tracks stay as they
+    were. `doubled_boxes` were left out, as the identity has a surer box in that frame.
+    """
+
+    videos: tuple[MergedVideo, ...]
+    track_count: int
+    identity_count: int
+    decision_count: int
+    conflicts: tuple[Pair, ...]
+    doubled_boxes: int
+
+
+def merge_folder(
+    path: Path,
+    *,
+    decisions: Path | None = None,
+    with_likely: bool = False,
+    only_selected: bool = False,
+) -> Merged:
+    """Merge the tracks of a replay's folder as its decisions say.
+
+    `decisions` is the file of decisions, absent the folder's own. `with_likely` takes candidates
+    of the band `likely` as decided, unless something rules them out. `only_selected` leaves out
+    whom nobody called wanted. Raises UsageError, InputError or MachineError.
+    """
+    folder = read_folder(path)
+    tracks_of = {str(video["video_id"]): _tracks(folder, video) for video in folder.videos}
+    decided = read_decisions(decisions or folder.decisions_path)
+    keys = [
+        person_key_of(video_id, track.person_id)
+        for video_id, tracks in tracks_of.items()
+        for track in tracks
+    ]
+    identities = _identities(folder, keys, decided, with_likely=with_likely)
+    wanted = [one for one in identities.all if one.is_wanted or not only_selected]
+    numbers = _numbers(wanted, tracks_of)
+    doubled: list[int] = []
+    videos = [
+        _merged_video(folder, video, tracks_of[str(video["video_id"])], numbers, doubled)
+        for video in folder.videos
+    ]
+    return Merged(
+        tuple(videos),
+        len(keys),
+        len(wanted),
+        len(decided),
+        identities.conflicts(),
+        sum(doubled),
+    )
+
+
+def write(merged: Merged, to: Path, written: WrittenFormat | None = None) -> list[Path]:
+    """Write the merged tracks, one file a video; return the files.
+
+    `to` is the file, or for several videos a folder, which is made. Without `written` the file's
+    name says the format; in a folder it is MOT text. Raises UsageError or MachineError.
+    """
+    several = len(merged.videos) > 1
+    if several and to.is_file():
+        raise UsageError(f"{to}: expected a folder for {len(merged.videos)} videos, found a file")
+    paths = []
+    for video in merged.videos:
+        if several or to.is_dir():
+            form = written or "mot"
+            path = to / f"{_file_names(merged)[video.video_id]}{ENDINGS[form]}"
+        else:
+            form = written or format_of(to)
+            path = to
+        try:
+            write_merged(path, video.tracks, form)
+        except OSError as error:
+            raise MachineError(f"{path}: cannot be written: {error.strerror or error}") from error
+        paths.append(path)
+    return paths
+
+
+def _file_names(merged: Merged) -> dict[str, str]:
+    """Return how each video's file is called: by its name, or its id where two have one name."""
+    names = [video.name for video in merged.videos]
+    return {
+        video.video_id: video.name if names.count(video.name) == 1 else video.video_id
+        for video in merged.videos
+    }
+
+
+def _tracks(folder: ReplayFolder, video: Mapping[str, Any]) -> tuple[Track, ...]:
+    """Return the tracks that a video was replayed with."""
+    path = Path(str(video["tracks_path"]))
+    options = ReadOptions(**video.get("tracks_options", {}))
+    if not path.exists():
+        raise UsageError(
+            f"{path}: the tracks of {folder.path} are not there any more: call this from the "
+            "folder where `streamproc replay` was called"
+        )
+    found = read_tracks(path, options)
+    expected = video.get("tracks_sha256")
+    if expected and expected != found.sha256:
+        raise UsageError(
+            f"{path}: the tracks have changed since {folder.path} was written: replay again"
+        )
+    if not found.is_normalised:
+        return found.tracks
+    size = np.array([video["width_px"], video["height_px"]] * 2, np.float32)
+    return tuple(
+        Track(track.person_id, track.frame_indices, track.boxes_xyxy * size, track.confidences)
+        for track in found.tracks
+    )
+
+
+def _identities(
+    folder: ReplayFolder, keys: Sequence[str], decided: list[AnyDecision], *, with_likely: bool
+) -> Identities:
+    statements = statements_of(decided)
+    vetoes = folder.vetoes()
+    identities = Identities(folder.gallery_id, keys, statements, vetoes)
+    if not with_likely:
+        return identities
+    return _joined_by_likely(folder, keys, statements, vetoes, identities)
+
+
+def _joined_by_likely(
+    folder: ReplayFolder,
+    keys: Sequence[str],
+    statements: Statements,
+    vetoes: set[Pair],
+    identities: Identities,
+) -> Identities:
+    """Join the likely candidates as well, the likeliest first, where nothing speaks against it."""
+    apart = vetoes | {pair for pair, said in statements.of_pair.items() if said == "different"}
+    set_of = {key: set(identities.of_key[key].person_keys) for key in keys}
+    joined = dict(statements.of_pair)
+    for candidate in likeliest_first(folder.candidates):
+        a, b = keys_of(candidate)
+        if candidate.band != "likely" or a not in set_of or b not in set_of:
+            continue
+        ones, others = set_of[a], set_of[b]
+        if ones is others or any(pair_of(x, y) in apart for x in ones for y in others):
+            continue
+        if identities.of_key[a].conflicts or identities.of_key[b].conflicts:
+            continue
+        joined[pair_of(a, b)] = "same"
+        ones |= others
+        for key in others:
+            set_of[key] = ones
+    said = type(statements)(joined, statements.verified, statements.wanted)
+    return Identities(folder.gallery_id, keys, said, vetoes)
+
+
+def _numbers(
+    identities: Iterable[Identity], tracks_of: Mapping[str, Sequence[Track]]
+) -> dict[str, int]:
+    """Return the id that each track takes, by its key: one number an identity in all videos.
+
+    An identity takes the smallest id of its tracks. Where another has it, as in two videos, it
+    takes the next one that no track has.
+    """
+    id_of = {
+        person_key_of(video_id, track.person_id): track.person_id
+        for video_id, tracks in tracks_of.items()
+        for track in tracks
+    }
+    free = count(max([0, *id_of.values()]) + 1)
+    taken: set[int] = set()
+    numbers: dict[str, int] = {}
+    smallest_first = sorted(
+        (min(id_of[key] for key in one.person_keys), one.person_keys) for one in identities
+    )
+    for smallest, keys in smallest_first:
+        number = next(free) if smallest in taken else smallest
+        taken.add(number)
+        numbers.update(dict.fromkeys(keys, number))
+    return numbers
+
+
+def _merged_video(
+    folder: ReplayFolder,
+    video: Mapping[str, Any],
+    tracks: Sequence[Track],
+    numbers: Mapping[str, int],
+    doubled: list[int],
+) -> MergedVideo:
+    video_id = str(video["video_id"])
+    pieces: dict[int, list[Track]] = defaultdict(list)
+    for track in tracks:
+        number = numbers.get(person_key_of(video_id, track.person_id))
+        if number is not None:
+            pieces[number].append(track)
+    merged = []
+    for number, parts in sorted(pieces.items()):
+        one = _merged_track(number, parts)
+        doubled.append(sum(map(len, parts)) - len(one.track))
+        merged.append(one)
+    name = Path(str(video["path"])).stem or folder.path.name
+    return MergedVideo(video_id, name, tuple(merged))
+
+
+def _merged_track(number: int, parts: Sequence[Track]) -> MergedTrack:
+    """Put tracks together as one; of two boxes in a frame the surer one stays."""
+    frames = np.concatenate([part.frame_indices for part in parts])
+    confidences = np.concatenate([part.confidences for part in parts])
+    ids = np.concatenate([np.full(len(part), part.person_id, np.int64) for part in parts])
+    boxes = np.concatenate([part.boxes_xyxy for part in parts])
+    surest_first = np.lexsort((ids, -confidences, frames))
+    _, first_rows = np.unique(frames[surest_first], return_index=True)
+    rows = surest_first[first_rows]
+    track = Track(number, frames[rows], boxes[rows], confidences[rows])
+    originals = tuple(sorted(part.person_id for part in parts))
+    return MergedTrack(track, originals, ids[rows])

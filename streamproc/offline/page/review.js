@@ -1,0 +1,349 @@
+"use strict";
+/* What the reviewer decides of pairs: buttons on their cards, keys, undo, and where it is kept.
+ *
+ * Served by `streamproc review`, decisions go to its decisions.jsonl, and other pages show them at
+ * once. From disk they stay in this browser until they are saved as a file. What follows from them
+ * is what `streamproc/gallery/identities.py` says. */
+
+const DECISION_WORDS = { same: "Same person", different: "Different people", unsure: "Not sure" };
+const FILTERS = {
+  undecided: (facts) => facts.verdict === null && !facts.inConflict,
+  decided: (facts) => facts.verdict === "same" || facts.verdict === "different",
+  unsure: (facts) => facts.verdict === "unsure",
+  conflict: (facts) => facts.inConflict,
+  all: () => true,
+};
+
+function keyOfPair(a, b) {
+  return a < b ? `${a}\n${b}` : `${b}\n${a}`;
+}
+
+function isBefore(one, other) {
+  const [first, second] = [Date.parse(one.decided_at), Date.parse(other.decided_at)];
+  return first < second || (first === second && one.decision_id < other.decision_id);
+}
+
+/** The decisions that nobody undid, the earliest first. An undo of something later does nothing. */
+function standingDecisions(decisions) {
+  const latestFirst = [...decisions].sort((one, other) => (isBefore(one, other) ? 1 : -1));
+  const byId = new Map(latestFirst.map((decision) => [decision.decision_id, decision]));
+  const undone = new Set();
+  for (const decision of latestFirst) {
+    if (decision.kind !== "undo" || undone.has(decision.decision_id)) continue;
+    const target = byId.get(decision.undoes);
+    if (target && isBefore(target, decision)) undone.add(target.decision_id);
+  }
+  return latestFirst.filter((decision) => !undone.has(decision.decision_id)).reverse();
+}
+
+function* pairsSaid(decision) {
+  if (decision.kind === "pair") yield [...decision.person_keys, decision.verdict];
+  if (decision.kind === "group") {
+    const keys = decision.person_keys;
+    for (let i = 0; i < keys.length; i += 1) {
+      for (let j = i + 1; j < keys.length; j += 1) yield [keys[i], keys[j], "same"];
+    }
+  }
+  if (decision.kind === "apart") {
+    for (const a of decision.person_keys) {
+      for (const b of decision.other_keys) yield [a, b, "different"];
+    }
+  }
+}
+
+/** What follows from decisions and vetoes: call it with two person keys. */
+function consequencesOf(decisions, vetoes) {
+  const said = new Map();
+  for (const decision of standingDecisions(decisions)) {
+    for (const [a, b, verdict] of pairsSaid(decision)) said.set(keyOfPair(a, b), verdict);
+  }
+  const parents = new Map();
+  const wholeRoot = (key) => {
+    let root = key;
+    while (parents.has(root)) root = parents.get(root);
+    return root;
+  };
+  const pairs = [...said].map(([key, verdict]) => [...key.split("\n"), verdict]);
+  for (const [a, b, verdict] of pairs) {
+    const [one, other] = [wholeRoot(a), wholeRoot(b)];
+    if (verdict === "same" && one !== other) parents.set(one < other ? other : one,
+      one < other ? one : other);
+  }
+  const different = pairs.filter(([, , verdict]) => verdict === "different");
+  const inConflict = new Set();
+  for (const [a, b] of [...different, ...vetoes]) {
+    if (wholeRoot(a) === wholeRoot(b)) inConflict.add(wholeRoot(a));
+  }
+  const root = (key) => (inConflict.has(wholeRoot(key)) ? key : wholeRoot(key));
+  const apart = new Set(different.map(([a, b]) => keyOfPair(root(a), root(b))));
+  return (a, b) => {
+    const direct = said.get(keyOfPair(a, b));
+    let verdict = direct || null;
+    if (!direct && root(a) === root(b)) verdict = "same";
+    if (!direct && apart.has(keyOfPair(root(a), root(b)))) verdict = "different";
+    const isOne = wholeRoot(a) === wholeRoot(b);
+    return { verdict, isDirect: Boolean(direct), inConflict: isOne && inConflict.has(wholeRoot(a)) };
+  };
+}
+
+/** Where decisions are kept: the server that `streamproc review` runs. */
+class ServedDecisions {
+  constructor(decisions) {
+    this.decisions = decisions;
+    this.place = "Decisions are written to decisions.jsonl in the folder of this replay.";
+    this.isSaved = true;
+  }
+
+  static async open() {
+    const response = await fetch("/api/decisions");
+    if (!response.ok) throw new Error(response.statusText);
+    return new ServedDecisions((await response.json()).decisions);
+  }
+
+  async add(decision) {
+    const response = await fetch("/api/decisions", {
+      method: "POST",
+      headers: { "Content-Type": "application/json" },
+      body: JSON.stringify(decision),
+    });
+    const answer = await response.json();
+    if (!response.ok) throw new Error(answer.error);
+    if (!this.decisions.some((known) => known.decision_id === answer.decision_id)) {
+      this.decisions.push(answer);
+    }
+  }
+
+  /** Call `changed` whenever another page decided something. */
+  follow(changed) {
+    const changes = new EventSource("/api/changes");
+    changes.addEventListener("message", async (event) => {
+      if (Number(event.data) === this.decisions.length) return;
+      const response = await fetch("/api/decisions");
+      if (!response.ok) return;
+      this.decisions = (await response.json()).decisions;
+      changed();
+    });
+  }
+}
+
+/** Where decisions are kept without a server: in this browser, until they are saved. */
+class OwnDecisions {
+  constructor(gallery) {
+    this.gallery = gallery;
+    this.name = `streamproc decisions ${gallery}`;
+    this.place = "Decisions stay in this browser until you save them as decisions.jsonl beside "
+      + "run.json; `streamproc review` keeps them there by itself.";
+    this.isSaved = false;
+    this.decisions = [];
+    try {
+      this.decisions = JSON.parse(localStorage.getItem(this.name) || "[]");
+    } catch {
+      this.decisions = [];
+    }
+  }
+
+  async add(decision) {
+    const random = crypto.getRandomValues(new Uint8Array(16));
+    const id = [...random].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+    this.decisions.push({
+      schema_version: 1,
+      decision_id: id,
+      gallery_id: this.gallery,
+      decided_at: new Date().toISOString(),
+      ...decision,
+    });
+    try {
+      localStorage.setItem(this.name, JSON.stringify(this.decisions));
+    } catch {
+      // A browser may refuse to keep anything for a page from disk: it can still be saved.
+    }
+  }
+
+  follow() {}
+
+  save() {
+    const lines = this.decisions.map((decision) => `${JSON.stringify(decision)}\n`);
+    const url = URL.createObjectURL(new Blob(lines, { type: "application/jsonl" }));
+    element("a", { href: url, download: "decisions.jsonl" }).click();
+    setTimeout(() => URL.revokeObjectURL(url), 1000);
+  }
+}
+
+/** The review of one page. `vetoes` are pairs of person keys; `onFilter` shows the list anew. */
+class Review {
+  constructor({ gallery, vetoes, onFilter }) {
+    this.gallery = gallery;
+    this.vetoes = vetoes;
+    this.onFilter = onFilter;
+    this.filter = "all";
+    this.cards = new Set();
+    this.lastKept = Promise.resolve();
+    this.store = new OwnDecisions(gallery);
+    this.facts = consequencesOf(this.store.decisions, vetoes);
+  }
+
+  /** Find out where decisions are kept, then show the bar and what was decided. */
+  async start(bar) {
+    if (location.protocol !== "file:") {
+      try {
+        this.store = await ServedDecisions.open();
+      } catch {
+        // Some other server shows the page: decisions stay in the browser.
+      }
+    }
+    this.fillBar(bar);
+    this.store.follow(() => this.refresh());
+    document.addEventListener("keydown", (event) => this.onKey(event));
+    this.refresh();
+  }
+
+  fillBar(bar) {
+    const filter = element("select", { id: "review-filter" },
+      ...["all", "undecided", "decided", "unsure", "conflict"].map(
+        (name) => element("option", { value: name }, name)));
+    filter.addEventListener("change", () => {
+      this.filter = filter.value;
+      this.onFilter();
+    });
+    this.count = element("p", { role: "status" });
+    this.trouble = element("p", { role: "alert", className: "trouble" });
+    this.undoButton = this.button("Undo", "z", () => this.undo());
+    const buttons = [this.undoButton, this.button("Keys", "?", () => this.help.showModal())];
+    if (!this.store.isSaved) {
+      buttons.push(this.button("Save decisions.jsonl", "", () => this.store.save()));
+    }
+    bar.append(element("label", {}, "Show", filter), ...buttons, this.count, this.trouble);
+    bar.after(element("p", { className: "hint" }, this.store.place), this.helpDialog());
+    bar.hidden = false;
+  }
+
+  button(text, key, onclick) {
+    const shown = key ? element("kbd", {}, key) : null;
+    return element("button", { type: "button", onclick }, text, shown);
+  }
+
+  helpDialog() {
+    const keys = [
+      ["s", "same person"], ["d", "different people"], ["u", "not sure"], ["z", "undo"],
+      ["j", "next pair, without deciding"], ["k", "pair before"], ["?", "this list"],
+    ];
+    const rows = keys.map(([key, meaning]) => element("div", {},
+      element("dt", {}, element("kbd", {}, key)), element("dd", {}, meaning)));
+    const close = element("button", { type: "button" }, "Close");
+    this.help = element("dialog", { className: "keys", "aria-label": "Keys" },
+      element("dl", {}, ...rows), close);
+    close.addEventListener("click", () => this.help.close());
+    return this.help;
+  }
+
+  isListed(a, b) {
+    return FILTERS[this.filter](this.facts(a, b));
+  }
+
+  /** Add the buttons to a pair's card. */
+  attach(card, a, b, pair) {
+    const word = element("span", { className: "said", role: "status" });
+    const buttons = Object.entries(DECISION_WORDS).map(([verdict, text]) => {
+      const button = element("button", { type: "button" }, text);
+      button.dataset.verdict = verdict;
+      button.addEventListener("click", () => this.decide(card, verdict));
+      return button;
+    });
+    card.append(element("footer", { className: "decide" }, ...buttons, word));
+    card.tabIndex = -1;
+    const shown = {};
+    for (const name of ["similarity", "probability", "candidate_id"]) {
+      if (pair && pair[name] !== undefined) shown[name] = pair[name];
+    }
+    this.cards.add({ card, a, b, word, buttons, shown });
+    this.mark({ card, a, b, word, buttons });
+  }
+
+  mark({ card, a, b, word, buttons }) {
+    const { verdict, isDirect, inConflict } = this.facts(a, b);
+    card.classList.toggle("is-decided", verdict === "same" || verdict === "different");
+    card.classList.toggle("in-conflict", inConflict);
+    for (const button of buttons) {
+      button.setAttribute("aria-pressed", String(button.dataset.verdict === verdict));
+    }
+    let text = verdict && !isDirect ? `${DECISION_WORDS[verdict]}, by other decisions.` : "";
+    if (inConflict) text = "In conflict: these were joined with somebody they cannot be.";
+    word.textContent = text;
+  }
+
+  refresh() {
+    this.facts = consequencesOf(this.store.decisions, this.vetoes);
+    for (const entry of [...this.cards]) {
+      if (entry.card.isConnected) this.mark(entry);
+      else this.cards.delete(entry);
+    }
+    const standing = standingDecisions(this.store.decisions);
+    const count = standing.filter((decision) => decision.kind !== "undo").length;
+    this.count.textContent = plural(count, "decision", "decisions");
+    this.undoButton.disabled = count === 0;
+  }
+
+  /** Keep what `makeDecision` returns, which may be nothing, after all that is under way. */
+  keep(makeDecision) {
+    this.lastKept = this.lastKept.then(() => this.keepNow(makeDecision()));
+    return this.lastKept;
+  }
+
+  async keepNow(decision) {
+    this.trouble.textContent = "";
+    if (!decision) return true;
+    try {
+      await this.store.add(decision);
+    } catch (error) {
+      this.trouble.textContent = `The decision was not kept: ${error.message}`;
+      return false;
+    }
+    this.refresh();
+    return true;
+  }
+
+  async decide(card, verdict) {
+    const entry = [...this.cards].find((one) => one.card === card);
+    // The next card comes at once: the next key must not fall on this one.
+    if (card.contains(document.activeElement)) this.step(card, 1);
+    const kept = await this.keep(() => ({
+      kind: "pair", person_keys: [entry.a, entry.b], verdict, shown: entry.shown,
+    }));
+    if (!kept) card.focus();
+  }
+
+  undo() {
+    return this.keep(() => {
+      const made = standingDecisions(this.store.decisions).filter(({ kind }) => kind !== "undo");
+      return made.length ? { kind: "undo", undoes: made[made.length - 1].decision_id } : null;
+    });
+  }
+
+  listed() {
+    return [...document.querySelectorAll("#candidates .pair")];
+  }
+
+  step(card, by) {
+    const place = card ? this.listed().indexOf(card) + by : 0;
+    const more = document.querySelector("#candidates-more button");
+    if (place === this.listed().length && more) more.click();
+    const next = this.listed()[place];
+    if (!next) return;
+    next.focus({ preventScroll: true });
+    next.scrollIntoView({ block: "nearest" });
+  }
+
+  onKey(event) {
+    const isTyping = event.target.closest("input, select, textarea, dialog");
+    if (isTyping || event.ctrlKey || event.metaKey || event.altKey) return;
+    const card = document.activeElement.closest(".pair");
+    const verdict = { s: "same", d: "different", u: "unsure" }[event.key];
+    if (verdict && card && this.listed().includes(card)) this.decide(card, verdict);
+    else if (event.key === "j") this.step(card, 1);
+    else if (event.key === "k") this.step(card, -1);
+    else if (event.key === "z") this.undo();
+    else if (event.key === "?") this.help.showModal();
+    else return;
+    event.preventDefault();
+  }
+}

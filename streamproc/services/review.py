@@ -1,0 +1,300 @@
+"""The review page of one folder of a replay: the page, its decisions, and who else is looking.
+
+Served to this machine alone. The decisions are the lines of decisions.jsonl in the folder; nothing
+else is kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from aiohttp import web
+
+from streamproc.decisions import (
+    ApartDecision,
+    GroupDecision,
+    PairDecision,
+    SelectedDecision,
+    UndoDecision,
+    VerifiedDecision,
+    parse_decision,
+)
+from streamproc.errors import EventError, MachineError, UsageError
+from streamproc.events import now
+from streamproc.offline.page import PAGE_NAME
+from streamproc.offline.replay_folder import read_decisions, read_folder
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from aiohttp.typedefs import Handler
+
+    from streamproc.decisions import AnyDecision
+
+HOST = "127.0.0.1"
+DEFAULT_PORT = 8080
+_MAX_BODY_BYTES = 128 * 1024
+_MAX_DECISIONS = 1_000_000
+_MAX_LISTENERS = 64
+_HEARTBEAT_SECONDS = 15.0
+_CLOSE_SECONDS = 1.0
+_SERVED = {
+    ".html": "text/html",
+    ".css": "text/css",
+    ".js": "text/javascript",
+    ".webp": "image/webp",
+}
+_VIEWER = "webp_viewer"
+_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
+        "img-src 'self' data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+
+class DecisionFile:
+    """decisions.jsonl of a folder, open for one writer at a time.
+
+    Raises UsageError where another process has it open, InputError where it holds what is no
+    decision, MachineError where it cannot be written to.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        except OSError as error:
+            raise MachineError(f"{path}: cannot be opened: {error.strerror}") from error
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.decisions = read_decisions(path)
+            self._remove_half_line()
+        except BlockingIOError as error:
+            os.close(self._descriptor)
+            raise UsageError(f"{path}: another review is open: use its page") from error
+        except BaseException:
+            os.close(self._descriptor)
+            raise
+
+    def append(self, decision: AnyDecision) -> None:
+        """Write a decision to the disk. Raises MachineError, and then nothing is written."""
+        size = os.fstat(self._descriptor).st_size
+        line = decision.to_json() + b"\n"
+        try:
+            while line:
+                line = line[os.write(self._descriptor, line) :]
+            os.fsync(self._descriptor)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._descriptor, size)
+            raise MachineError(
+                f"{self.path}: the decision was not kept: {error.strerror}: make room, and decide "
+                "again"
+            ) from error
+        self.decisions.append(decision)
+
+    def close(self) -> None:
+        """Let another process write."""
+        os.close(self._descriptor)
+
+    def _remove_half_line(self) -> None:
+        """Remove what a process wrote of a line before it was ended."""
+        data = self.path.read_bytes()
+        whole = data.rfind(b"\n") + 1
+        if whole < len(data):
+            os.ftruncate(self._descriptor, whole)
+
+
+class ReviewServer:
+    """Serves one folder at `http://127.0.0.1:PORT` until it is closed.
+
+    Raises UsageError where the folder is none of a replay or another review is open, InputError
+    where its decisions cannot be read.
+    """
+
+    def __init__(self, folder: Path, port: int = DEFAULT_PORT) -> None:
+        self._root = folder.resolve()
+        self._port = port
+        replayed = read_folder(folder)
+        self._gallery_id = replayed.gallery_id
+        self._video_ids = {str(video["video_id"]) for video in replayed.videos}
+        self._file = DecisionFile(replayed.decisions_path)
+        self._changed = asyncio.Condition()
+        self._listeners = 0
+
+    @contextlib.asynccontextmanager
+    async def serve(self) -> AsyncIterator[str]:
+        """Listen while the body runs, and give it the page's address. Raises MachineError."""
+        app = web.Application(middlewares=[self._guard], client_max_size=_MAX_BODY_BYTES)
+        app.add_routes(
+            [
+                web.get("/", self._first_page),
+                web.get("/api/decisions", self._list),
+                web.post("/api/decisions", self._decide),
+                web.get("/api/changes", self._follow),
+                web.get("/{path:.+}", self._static),
+            ]
+        )
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=_CLOSE_SECONDS)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, HOST, self._port).start()
+            self._port = runner.addresses[0][1]
+            yield f"http://{HOST}:{self._port}/"
+        except OSError as error:
+            raise MachineError(
+                f"{HOST}:{self._port}: cannot listen there ({error.strerror}): name another --port"
+            ) from error
+        finally:
+            await runner.cleanup()
+            self._file.close()
+
+    @web.middleware
+    async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Answer only what this machine's browser asks this page's address.
+
+        A page of another site can send requests here, under another origin, or under a name that
+        its own DNS points here.
+        """
+        origin = request.headers.get("Origin")
+        if request.host not in self._names() or origin not in (None, f"http://{request.host}"):
+            return _fault(403, "this page is served under its own address alone")
+        try:
+            response = await handler(request)
+        except web.HTTPException as error:
+            response = _fault(error.status, error.reason)
+            if error.status in range(300, 400):
+                response.headers["Location"] = error.headers["Location"]
+        if not response.prepared:
+            response.headers.update(_HEADERS)
+        return response
+
+    def _names(self) -> tuple[str, ...]:
+        return (f"{HOST}:{self._port}", f"localhost:{self._port}")
+
+    async def _first_page(self, _: web.Request) -> web.StreamResponse:
+        raise web.HTTPFound(f"/{_VIEWER}/{PAGE_NAME}")
+
+    async def _static(self, request: web.Request) -> web.StreamResponse:
+        """Serve a file of a viewer's folder, and nothing else."""
+        parts = request.match_info["path"].split("/")
+        is_viewers = _VIEWER in (parts[0], *parts[1:2]) and len(parts) > 1
+        media_type = _SERVED.get(os.path.splitext(parts[-1])[1])  # noqa: PTH122 - no Path of hostile text
+        if not is_viewers or media_type is None or "\0" in parts[-1] or ".." in parts:
+            raise web.HTTPNotFound
+        path = await asyncio.to_thread(self._file_at, parts)
+        if path is None:
+            raise web.HTTPNotFound
+        return web.FileResponse(path, headers={"Content-Type": f"{media_type}; charset=utf-8"})
+
+    def _file_at(self, parts: list[str]) -> Path | None:
+        try:
+            path = self._root.joinpath(*parts).resolve()
+            return path if path.is_relative_to(self._root) and path.is_file() else None
+        except (OSError, ValueError):  # a name that no file can have
+            return None
+
+    async def _list(self, _: web.Request) -> web.Response:
+        return self._state()
+
+    def _state(self) -> web.Response:
+        decisions = [one.model_dump(mode="json", exclude_none=True) for one in self._decisions]
+        return _json({"gallery_id": self._gallery_id, "decisions": decisions})
+
+    @property
+    def _decisions(self) -> list[AnyDecision]:
+        return self._file.decisions
+
+    async def _decide(self, request: web.Request) -> web.Response:
+        if request.content_type != "application/json":
+            return _fault(415, "expected application/json")
+        if len(self._decisions) >= _MAX_DECISIONS:
+            return _fault(429, f"{self._file.path}: it holds {_MAX_DECISIONS} decisions: no more")
+        try:
+            decision = self._checked(await request.read())
+        except EventError as error:
+            return _fault(400, str(error))
+        try:
+            await asyncio.to_thread(self._file.append, decision)
+        except MachineError as error:
+            return _fault(507, str(error))
+        async with self._changed:
+            self._changed.notify_all()
+        return _json(decision.model_dump(mode="json", exclude_none=True), status=201)
+
+    def _checked(self, body: bytes) -> AnyDecision:
+        """Parse what a page sends: a decision as on the wire, whose gallery and time are ours."""
+        try:
+            said = orjson.loads(body)
+        except orjson.JSONDecodeError as error:
+            raise EventError(f"expected JSON ({error})") from error
+        if not isinstance(said, dict):
+            raise EventError("expected a JSON object")
+        ours = {"gallery_id": self._gallery_id, "decided_at": now()}
+        parsed = parse_decision(orjson.dumps(said | ours))
+        decision = type(parsed).make(**parsed.model_dump(exclude={"event_id"}))
+        if isinstance(decision, UndoDecision) and decision.undoes not in {
+            known.decision_id for known in self._decisions
+        }:
+            raise EventError(f"undoes: expected a decision of this gallery, got {decision.undoes}")
+        for key in _keys(decision):
+            video_id, _, person_id = key.rpartition("/")
+            if video_id not in self._video_ids or not person_id:
+                raise EventError(f"{key}: expected a person of this gallery")
+        return decision
+
+    async def _follow(self, request: web.Request) -> web.StreamResponse:
+        """Say how many decisions there are, now and at each change (server-sent events)."""
+        if self._listeners >= _MAX_LISTENERS:
+            return _fault(503, f"{_MAX_LISTENERS} pages are open: close some")
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream", **_HEADERS})
+        await response.prepare(request)
+        self._listeners += 1
+        said = -1
+        try:
+            while True:
+                count = len(self._decisions)
+                text = f"data: {count}\n\n" if count != said else ": still here\n\n"
+                await response.write(text.encode())
+                said = count
+                async with self._changed:
+                    await self._change_from(count)
+        except (ConnectionError, asyncio.CancelledError):
+            return response
+        finally:
+            self._listeners -= 1
+
+    async def _change_from(self, count: int) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(
+                self._changed.wait_for(lambda: len(self._decisions) != count), _HEARTBEAT_SECONDS
+            )
+
+
+def _keys(decision: AnyDecision) -> list[str]:
+    if isinstance(decision, ApartDecision):
+        return [*decision.person_keys, *decision.other_keys]
+    if isinstance(decision, PairDecision | GroupDecision | VerifiedDecision | SelectedDecision):
+        return [*decision.person_keys]
+    return []
+
+
+def _json(value: object, status: int = 200) -> web.Response:
+    return web.Response(body=orjson.dumps(value), status=status, content_type="application/json")
+
+
+def _fault(status: int, text: str) -> web.Response:
+    error: dict[str, Any] = {"error": text}
+    return _json(error, status)

@@ -1,0 +1,176 @@
+"""Deciding in a real browser: on the page from disk, and on the one that `review` serves."""
+
+from __future__ import annotations
+
+import re
+import sys
+
+import gallery_samples as samples
+import orjson
+import pytest
+from processes import Process, eventually
+
+from streamproc.decisions import parse_decision
+from streamproc.gallery.identities import Identities, statements_of
+from streamproc.offline.replay_folder import read_decisions
+
+pytestmark = pytest.mark.browser
+
+LOOKS = [0, 1, 2, 0, 3, 4, 1, 5, 6, 0, 2, 3, 5, 1]
+SHOWN = "#candidates .pair"
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A gallery of 14 persons as a replay writes it; its folder and report."""
+    folder = tmp_path_factory.mktemp("written")
+    run = {"gallery_id": "entrance", "videos": [{"video_id": "v", "path": "entrance.mp4"}]}
+    return folder, samples.write_gallery(folder, LOOKS, run=run)
+
+
+@pytest.fixture
+def served(written, tmp_path):
+    """Start `streamproc review` on the folder; its address and the decisions that it keeps."""
+    folder, _ = written
+    (folder / "decisions.jsonl").unlink(missing_ok=True)
+    command = [sys.executable, "-m", "streamproc", "review", str(folder), "--port", "0"]
+    process = Process("review", command, tmp_path / "review.log")
+    found = eventually(
+        lambda: re.search(r"http://127.0.0.1:\d+/", process.log), "address", processes=[process]
+    )
+    yield found[0], folder / "decisions.jsonl"
+    assert process.stop() == 0, process.last_lines
+
+
+@pytest.fixture
+def open_at(chromium):
+    """Open an address; at the end there must have been no trouble."""
+    contexts = []
+    troubles = []
+
+    def opened(address, *, width=1280):
+        context = chromium.new_context(viewport={"width": width, "height": 900})
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: troubles.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: troubles.append(str(error)))
+        page.goto(address)
+        page.locator("#review").wait_for()
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert troubles == []
+
+
+def pressed(card):
+    """What a card shows as decided."""
+    return card.locator("button[aria-pressed=true]").all_inner_texts()
+
+
+def test_decisions_by_keys_are_kept_in_the_folder_and_shown_after_a_reload(served, open_at) -> None:
+    """Same, different, not sure, and undo of the last: each is a line, and the next card waits."""
+    address, decisions = served
+    page = open_at(address)
+    page.keyboard.press("j")
+    for count, key in enumerate(["s", "d", "u", "s", "z"], 1):
+        page.keyboard.press(key)
+        eventually(lambda count=count: len(read_decisions(decisions)) == count, f"{count} lines")
+    lines = decisions.read_bytes().splitlines()
+    kinds = [orjson.loads(line).get("verdict", "undo") for line in lines]
+    assert kinds == ["same", "different", "unsure", "same", "undo"]
+    page.reload()
+    page.locator("#review").wait_for()
+    cards = page.locator(SHOWN)
+    assert [pressed(cards.nth(place)) for place in range(4)] == [
+        ["Same person"],
+        ["Different people"],
+        ["Not sure"],
+        [],
+    ]
+    assert parse_decision(lines[0]).shown.similarity is not None
+
+
+def test_two_browsers_see_each_others_decisions(served, open_at) -> None:
+    """Without a reload."""
+    address, _ = served
+    one, other = open_at(address), open_at(address)
+    one.locator(SHOWN).first.get_by_text("Different people").click()
+    other.wait_for_function(f"document.querySelector('{SHOWN} button[aria-pressed=true]') !== null")
+    assert pressed(other.locator(SHOWN).first) == ["Different people"]
+
+
+def test_the_page_says_what_follows_as_the_library_does(served, open_at, written) -> None:
+    """A third pair is decided by two others, and the page and `merge` agree on all pairs."""
+    address, decisions = served
+    _, report = written
+    page = open_at(address)
+    cards = page.locator(SHOWN)
+    for place in range(min(cards.count(), 8)):
+        verdict = "Different people" if place % 3 == 2 else "Same person"
+        cards.nth(place).locator("button", has_text=verdict).click()
+        eventually(lambda place=place: len(read_decisions(decisions)) > place, "the decision")
+    page.wait_for_function("document.querySelector('#review p').textContent.startsWith('8')")
+    vetoes = [pair.person_keys for pair in report.vetoed_pairs]
+    keys = [person.person_key for person in report.persons]
+    library = Identities("entrance", keys, statements_of(read_decisions(decisions)), vetoes)
+    for a in keys:
+        for b in keys:
+            if a < b:
+                shown = page.evaluate("([a, b]) => review.facts(a, b)", [a, b])
+                is_one = library.of_key[a] is library.of_key[b]
+                assert (shown["verdict"] == "same" and not shown["inConflict"]) == is_one, (a, b)
+                if library.is_ruled_out(a, b):
+                    assert shown["verdict"] == "different", (a, b)
+
+
+def test_the_queue_shows_what_is_undecided_and_keeps_its_place(served, open_at) -> None:
+    """A decided card stays where it is until the list is asked for anew."""
+    address, _ = served
+    page = open_at(address)
+    page.locator("#review-filter").select_option("undecided")
+    count = page.locator(SHOWN).count()
+    first = page.locator(SHOWN).first
+    title = first.locator("h3").inner_text()
+    first.get_by_text("Different people").click()
+    page.wait_for_function(f"document.querySelector('{SHOWN}.is-decided') !== null")
+    assert page.locator(SHOWN).count() == count
+    page.locator("#review-filter").select_option("decided")
+    assert page.locator(f"{SHOWN} h3").all_inner_texts() == [title]
+
+
+def test_keys_are_listed_and_do_nothing_while_somebody_types(served, open_at) -> None:
+    """`?` lists them; a search for "s" decides nothing."""
+    address, decisions = served
+    page = open_at(address)
+    page.keyboard.press("?")
+    assert "same person" in page.locator("dialog.keys").inner_text()
+    page.keyboard.press("Escape")
+    page.locator("#persons-find").press_sequentially("sduz")
+    assert read_decisions(decisions) == []
+
+
+def test_from_disk_decisions_stay_in_the_browser_and_are_saved_as_a_file(
+    written, open_at, tmp_path
+) -> None:
+    """For those who run no server: what is downloaded is a decisions.jsonl."""
+    folder, _ = written
+    page = open_at((folder / "webp_viewer" / "person_selection.html").as_uri())
+    page.locator(SHOWN).first.get_by_text("Same person").click()
+    page.reload()
+    page.locator("#review").wait_for()
+    assert pressed(page.locator(SHOWN).first) == ["Same person"]
+    with page.expect_download() as download:
+        page.get_by_text("Save decisions.jsonl").first.click()
+    assert download.value.suggested_filename == "decisions.jsonl"
+    saved = tmp_path / "decisions.jsonl"
+    download.value.save_as(saved)
+    [decision] = read_decisions(saved)
+    assert (decision.gallery_id, decision.verdict) == ("entrance", "same")
+
+
+def test_on_a_phone_nothing_is_cut_off(served, open_at) -> None:
+    """The bar and the buttons wrap."""
+    page = open_at(served[0], width=390)
+    assert page.evaluate("document.scrollingElement.scrollWidth") <= 390

@@ -1,0 +1,187 @@
+"""`streamproc merge`: tracks under the identities that were decided, and nothing else merged."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import orjson
+import pytest
+from processes import run_streamproc
+
+import streamproc
+from streamproc.decisions import GroupDecision, PairDecision, SelectedDecision
+from streamproc.errors import InputError, UsageError
+from streamproc.gallery import has_veto
+from streamproc.offline.replay_folder import read_folder
+from streamproc.tracks import read_tracks
+
+WHEN = "2026-11-30T10:00:00Z"
+
+
+@pytest.fixture(scope="module")
+def replayed(tmp_path_factory, sample):
+    """The folder of a replay of the sample, without decisions."""
+    out = tmp_path_factory.mktemp("replayed") / "out"
+    streamproc.replay(
+        sample / "sample.mp4", persons=sample / "sample.persons.npz", out=out, animate=False
+    )
+    return out
+
+
+@pytest.fixture
+def folder(replayed, tmp_path):
+    """A copy of it for one test."""
+    return shutil.copytree(replayed, tmp_path / "out")
+
+
+def keys_of_pair(folder):
+    """The gallery and the keys of the sample's one true pair."""
+    found = read_folder(folder)
+    [candidate] = found.candidates
+    return found.gallery_id, [person.person_key for person in candidate.persons]
+
+
+def decide(folder, *decisions):
+    """Write the folder's decisions.jsonl."""
+    lines = b"".join(decision.to_json() + b"\n" for decision in decisions)
+    (folder / "decisions.jsonl").write_bytes(lines)
+
+
+def same(gallery_id, keys, verdict="same"):
+    """A decision about a pair."""
+    return PairDecision.make(
+        gallery_id=gallery_id, decided_at=WHEN, person_keys=keys, verdict=verdict
+    )
+
+
+def boxes(tracks):
+    """All boxes as sorted rows: frame and corners, without ids."""
+    rows = [np.column_stack([track.frame_indices, track.boxes_xyxy]) for track in tracks]
+    return np.array(sorted(np.concatenate(rows).tolist()))
+
+
+@pytest.mark.parametrize(
+    "name", ["merged.txt", "merged.csv", "merged.npz", "merged.canonical_persons.npz"]
+)
+def test_decided_tracks_are_one_in_each_format_and_no_box_is_lost(
+    folder, tmp_path, sample, name
+) -> None:
+    """The pair has one id, the smaller; read again, every box is where it was."""
+    gallery_id, keys = keys_of_pair(folder)
+    decide(folder, same(gallery_id, keys))
+    done = run_streamproc("merge", folder, "-o", tmp_path / name)
+    assert (done.returncode, done.stdout.strip()) == (0, str(tmp_path / name))
+    assert "6 tracks before, 5 identities after, by 1 decision" in done.stderr
+    before = read_tracks(sample / "sample.persons.npz").tracks
+    after = read_tracks(tmp_path / name).tracks
+    numbers = sorted(int(key.rpartition("/")[2]) for key in keys)
+    expected = sorted({track.person_id for track in before} - {numbers[1]})
+    assert [track.person_id for track in after] == expected
+    np.testing.assert_allclose(boxes(after), boxes(before), atol=0.002)
+
+
+def test_the_canonical_file_says_which_tracks_each_person_was(folder, tmp_path) -> None:
+    """So that merging can be taken back."""
+    gallery_id, keys = keys_of_pair(folder)
+    decide(folder, same(gallery_id, keys))
+    path = tmp_path / "canonical_persons.npz"
+    streamproc.merge(folder, path)
+    persons = np.load(path, allow_pickle=True)["persons"]
+    numbers = sorted(int(key.rpartition("/")[2]) for key in keys)
+    [merged] = [one for one in persons if one["num_tracklets_merged"] > 1]
+    assert (merged["person_id"], merged["original_tracklet_ids"]) == (numbers[0], numbers)
+    assert sum(one["num_tracklets_merged"] for one in persons) == 6
+
+
+def test_nothing_is_merged_that_nobody_decided(folder) -> None:
+    """Not even a likely candidate, unless that is asked for."""
+    assert streamproc.merge(folder).identity_count == 6
+    likely = run_streamproc("merge", folder, "--dry-run", "--likely")
+    assert "5 identities after" in likely.stderr
+    assert "which nobody decided" in likely.stderr
+    gallery_id, keys = keys_of_pair(folder)
+    decide(folder, same(gallery_id, keys, "different"))
+    assert streamproc.merge(folder, with_likely=True).identity_count == 6
+
+
+def test_a_conflict_leaves_its_tracks_as_they_were_and_is_said(folder, tmp_path) -> None:
+    """Two people who were seen side by side cannot be one: exit code 4, and both are named."""
+    persons = read_folder(folder).persons
+    one, other = next((a, b) for a in persons for b in persons if has_veto(a, b))
+    together = [one.person_key, other.person_key]
+    decide(
+        folder,
+        GroupDecision.make(gallery_id=one.gallery_id, decided_at=WHEN, person_keys=together),
+    )
+    done = run_streamproc("merge", folder, "-o", tmp_path / "merged.txt")
+    assert done.returncode == 4
+    assert "6 identities after" in done.stderr
+    assert all(key in done.stderr for key in together)
+    assert len(read_tracks(tmp_path / "merged.txt").tracks) == 6
+
+
+def test_only_the_people_who_are_wanted(folder, tmp_path) -> None:
+    """One wanted track brings the whole identity."""
+    gallery_id, keys = keys_of_pair(folder)
+    wanted = SelectedDecision.make(
+        gallery_id=gallery_id, decided_at=WHEN, person_keys=keys[1:], wanted=True
+    )
+    decide(folder, same(gallery_id, keys), wanted)
+    streamproc.merge(folder, tmp_path / "m.npz", only_selected=True)
+    [track] = read_tracks(tmp_path / "m.npz").tracks
+    assert track.person_id == min(int(key.rpartition("/")[2]) for key in keys)
+
+
+def test_one_number_an_identity_in_all_videos_of_a_gallery(tmp_path, sample) -> None:
+    """Two videos with the same ids: strangers get other numbers, the same person one number."""
+    for name in ("one", "two"):
+        shutil.copy(sample / "sample.mp4", tmp_path / f"{name}.mp4")
+        shutil.copy(sample / "sample.persons.npz", tmp_path / f"{name}.persons.npz")
+    out = tmp_path / "out"
+    streamproc.replay(
+        [tmp_path / "one.mp4", tmp_path / "two.mp4"], gallery="hall", out=out, animate=False
+    )
+    first, second = (str(video["video_id"]) for video in read_folder(out).videos)
+    decide(out, same("hall", [f"{first}/3", f"{second}/3"]))
+    merged = streamproc.merge(out, tmp_path / "merged")
+    assert merged.identity_count == 11
+    ids = []
+    for name in ("one", "two"):
+        tracks = read_tracks(tmp_path / "merged" / f"{name}.mot.txt").tracks
+        ids.append({track.person_id for track in tracks})
+    assert ids[0] & ids[1] == {3}
+
+
+def test_tracks_that_changed_since_are_not_merged(tmp_path, sample) -> None:
+    """Decisions were made on other tracks."""
+    tracks = tmp_path / "t.npz"
+    shutil.copy(sample / "sample.persons.npz", tracks)
+    out = tmp_path / "out"
+    streamproc.replay(sample / "sample.mp4", persons=tracks, out=out, animate=False)
+    with np.load(tracks) as arrays:
+        changed = dict(arrays)
+    changed["boxes_xyxy"] = changed["boxes_xyxy"] + 1
+    np.savez(tracks, **changed)
+    with pytest.raises(UsageError, match="have changed"):
+        streamproc.merge(out)
+
+
+def test_bad_decisions_and_folders_are_one_line(folder, tmp_path) -> None:
+    """File, line and what was expected; a half last line was never said to be kept."""
+    gallery_id, keys = keys_of_pair(folder)
+    good = same(gallery_id, keys).to_json()
+    (folder / "decisions.jsonl").write_bytes(good + b"\n" + good[:50])
+    assert streamproc.merge(folder).identity_count == 5
+    (folder / "decisions.jsonl").write_bytes(good + b"\n{}\n")
+    with pytest.raises(InputError, match=r"decisions.jsonl: line 2: .*kind"):
+        streamproc.merge(folder)
+    (folder / "decisions.jsonl").unlink()
+    done = run_streamproc("merge", tmp_path / "none", "-o", tmp_path / "m.txt")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    done = run_streamproc(
+        "merge", folder, "-o", tmp_path / "m.xyz", "--decisions", tmp_path / "none"
+    )
+    assert done.returncode == 2
+    assert "ends in" in done.stderr
+    assert orjson.loads((folder / "run.json").read_bytes())["videos"][0]["tracks_sha256"]

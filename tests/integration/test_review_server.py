@@ -1,0 +1,156 @@
+"""`streamproc review` as a program speaks to it, and as an attacker does."""
+
+from __future__ import annotations
+
+import http.client
+import re
+import sys
+
+import orjson
+import pytest
+from processes import Process, eventually, run_streamproc
+
+import streamproc
+from streamproc.offline.replay_folder import read_decisions, read_folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, sample):
+    """The folder of a replay of the sample."""
+    out = tmp_path_factory.mktemp("replayed") / "out"
+    streamproc.replay(
+        sample / "sample.mp4", persons=sample / "sample.persons.npz", out=out, animate=False
+    )
+    return out
+
+
+class Client:
+    """A program that speaks HTTP to one server."""
+
+    def __init__(self, port):
+        self.port = port
+
+    def ask(self, method, path, body=None, **headers):
+        """Status, headers and body of one answer."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        names = {name.replace("_", "-"): value for name, value in headers.items()}
+        connection.request(method, path, body, names)
+        answer = connection.getresponse()
+        data = answer.read()
+        connection.close()
+        return answer.status, answer.headers, data
+
+    def decide(self, said, **headers):
+        """Send a decision; the status, and what is said."""
+        headers = {"Content_Type": "application/json"} | headers
+        body = said if isinstance(said, bytes) else orjson.dumps(said)
+        status, _, data = self.ask("POST", "/api/decisions", body, **headers)
+        return status, orjson.loads(data)
+
+
+@pytest.fixture
+def review(folder, tmp_path):
+    """A server of the folder, without decisions; the client and the process."""
+    (folder / "decisions.jsonl").unlink(missing_ok=True)
+    command = [sys.executable, "-m", "streamproc", "review", str(folder), "--port", "0"]
+    process = Process("review", command, tmp_path / "review.log")
+    found = eventually(
+        lambda: re.search(r"127.0.0.1:(\d+)/", process.log), "address", processes=[process]
+    )
+    yield Client(int(found[1])), process
+    if not process.has_ended():
+        assert process.stop() == 0, process.last_lines
+
+
+def pair_said(folder, verdict="same"):
+    """A decision about the sample's one candidate, as a page sends it."""
+    [candidate] = read_folder(folder).candidates
+    keys = [person.person_key for person in candidate.persons]
+    return {"kind": "pair", "person_keys": keys, "verdict": verdict}
+
+
+def test_a_decision_is_on_the_disk_before_it_is_answered(review, folder) -> None:
+    """The process may be killed right after: what was answered is there, and half a line is not."""
+    client, process = review
+    status, kept = client.decide(pair_said(folder))
+    assert status == 201
+    process.kill()
+    path = folder / "decisions.jsonl"
+    with path.open("ab") as file:
+        file.write(b'{"kind":"pair","half')
+    [decision] = read_decisions(path)
+    assert decision.decision_id == kept["decision_id"]
+    assert streamproc.merge(folder).identity_count == 5
+
+
+def test_only_one_review_of_a_folder_at_a_time(review, folder) -> None:
+    """The second one says so; so does one whose port is taken."""
+    client, _ = review
+    second = run_streamproc("review", folder, "--port", client.port)
+    assert (second.returncode, second.stderr.count("\n")) == (2, 1)
+    assert "another review is open" in second.stderr
+
+
+def test_only_files_of_the_page_are_served(review) -> None:
+    """No path leaves the viewer's folder, and the vectors beside it are not given out."""
+    client, _ = review
+    status, headers, page = client.ask("GET", "/webp_viewer/person_selection.html")
+    assert (status, b"<!doctype html>" in page) == (200, True)
+    assert "script-src 'self'" in headers["Content-Security-Policy"]
+    for path in [
+        "/person_embeddings.jsonl",
+        "/webp_viewer/../person_embeddings.jsonl",
+        "/webp_viewer/%2e%2e/decisions.jsonl",
+        "/webp_viewer/..%2frun.json",
+        "/webp_viewer/x%00.html",
+        "//etc/passwd.html",
+        "/webp_viewer//etc/hosts.html",
+        "/webp_viewer/assets",
+        "/webp_viewer/" + "a" * 5000 + ".html",
+    ]:
+        assert client.ask("GET", path)[0] in (400, 404), path[:60]
+
+
+def test_other_sites_are_refused(review, folder) -> None:
+    """A page of another site can reach this port, under another origin or name."""
+    client, _ = review
+    said = pair_said(folder)
+    assert client.decide(said, Origin="http://example.org")[0] == 403
+    assert client.decide(said, Host="example.org")[0] == 403
+    assert client.ask("GET", "/api/decisions", Host="example.org")[0] == 403
+    # A form of another site sends no JSON.
+    assert client.decide(said, Content_Type="text/plain")[0] == 415
+    assert not read_decisions(folder / "decisions.jsonl")
+    assert client.decide(said, Origin=f"http://127.0.0.1:{client.port}")[0] == 201
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (b"{", "JSON"),
+        (b"[]", "object"),
+        (b'{"kind":"pair"}', "person_keys"),
+        (b'{"kind":"pair","person_keys":["x/1","x/2"],"verdict":"same"}', "of this gallery"),
+        (b'{"kind":"undo","undoes":"nothing"}', "undoes"),
+        (b"[" * 100_000, "JSON"),
+    ],
+)
+def test_what_is_no_decision_is_refused_in_one_line(review, folder, body, told) -> None:
+    """And nothing is written."""
+    client, _ = review
+    status, answer = client.decide(body)
+    assert (status, told in answer["error"]) == (400, True), answer
+    assert not read_decisions(folder / "decisions.jsonl")
+
+
+def test_a_body_that_is_too_large_is_refused(review) -> None:
+    """Before it is read whole."""
+    client, _ = review
+    assert client.decide(b" " * 1_000_000)[0] == 413
+
+
+def test_a_folder_that_is_none_of_a_replay_is_one_line(tmp_path) -> None:
+    """What was expected, and what to do."""
+    done = run_streamproc("review", tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "expected a folder that `streamproc replay` wrote" in done.stderr
