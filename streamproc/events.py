@@ -13,6 +13,7 @@ import binascii
 import math
 from datetime import UTC, datetime
 from functools import cached_property
+from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -175,6 +176,46 @@ class Segments(_Model):
             ) from error
         if not np.isfinite(values).all():
             raise ValueError("expected finite numbers, got NaN or infinity")
+        return self
+
+
+class Trajectory(_Model):
+    """Where a person was in its video: at most 64 boxes of its track, and the video's measures.
+
+    `frame_indices` ascend; `data` are as many boxes (k, 4), xyxy in pixels of the upright picture,
+    which is `width_px` x `height_px`. The first ten and the last ten boxes of the track are among
+    them, and in between those whose frame index is a multiple of a power of two.
+    """
+
+    frame_indices: Annotated[list[Count], Field(min_length=1, max_length=64)]
+    data: str
+    dtype: Literal["float32"] = "float32"
+    width_px: Annotated[int, Field(ge=1, le=2**31)]
+    height_px: Annotated[int, Field(ge=1, le=2**31)]
+    frames_per_second: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
+
+    @classmethod
+    def of(cls, frame_indices: list[int], boxes_xyxy: np.ndarray[Any, Any], **video: Any) -> Self:
+        """Pack boxes (k, 4); `video` are the other fields."""
+        return cls(frame_indices=frame_indices, data=_base64(boxes_xyxy), **video)
+
+    def numpy(self) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+        """Unpack the boxes to (k, 4) float32, read-only."""
+        return np.frombuffer(binascii.a2b_base64(self.data, strict_mode=True), "<f4").reshape(
+            (len(self.frame_indices), 4)
+        )
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        try:
+            boxes = self.numpy()
+        except (binascii.Error, ValueError) as error:
+            raise ValueError(
+                f"expected base64 of {len(self.frame_indices)} x 4 float32 numbers"
+            ) from error
+        _check_finite(boxes.ravel())
+        if any(later <= one for one, later in pairwise(self.frame_indices)):
+            raise ValueError("expected frame indices that ascend")
         return self
 
 
@@ -364,6 +405,7 @@ class PersonEmbedding(Event):
     similarity_threshold: Cosine | None = None
     recorded_at: Timestamp | None = None
     camera_id: str | None = None
+    trajectory: Trajectory | None = None
 
     @model_validator(mode="after")
     def _key_fits(self) -> Self:

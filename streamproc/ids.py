@@ -10,10 +10,10 @@ import orjson
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-CROPS_AND_VECTORS_VERSION = 2
-"""Raise it with every change that gives other crops or other vectors for the same video, tracks,
-options and weights: else the matcher takes a video that is processed again for a repeat, and keeps
-what the earlier version made. (Version 1 was not part of a run's id.)"""
+CROPS_AND_VECTORS_VERSION = 3
+"""Raise it with every change that gives other crops, vectors or trajectories for the same video,
+tracks, options and weights: else the matcher takes a video that is processed again for a repeat,
+and keeps what the earlier version made. (Version 1 was not part of a run's id.)"""
 
 
 def hash_of(*parts: object) -> str:

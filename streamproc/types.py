@@ -102,6 +102,23 @@ class FrameBoxes:
     ended: tuple[int, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Trajectory:
+    """Few boxes of a track that stand for all of them. Made by `crops`, which says which ones.
+
+    frame_indices (k,) int64 ascending, k at most 64; boxes_xyxy (k, 4) float32.
+    """
+
+    frame_indices: Int64Array
+    boxes_xyxy: Float32Array
+
+    def __len__(self) -> int:
+        return len(self.frame_indices)
+
+    def __repr__(self) -> str:
+        return f"Trajectory({len(self)} boxes)"
+
+
 @dataclass(frozen=True, slots=True)
 class TrackSpan:
     """What is kept of a track once its crops are chosen: the boxes of a long video are many."""
@@ -109,6 +126,7 @@ class TrackSpan:
     first_frame_index: int
     last_frame_index: int
     box_count: int
+    trajectory: Trajectory = field(compare=False)
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)

@@ -18,6 +18,7 @@ import numpy as np
 from streamproc.crops.overlaps import VETO_FRAMES, overlaps_in_frame
 from streamproc.crops.quality import placement_quality, usable
 from streamproc.crops.selection import EQUALLY_GOOD, choose_embedded
+from streamproc.crops.trajectory import GrowingTrajectory
 from streamproc.types import Bucket, Cut, Skipped, Track, TrackSpan
 
 if TYPE_CHECKING:
@@ -38,10 +39,12 @@ class _Growing:
     crops: list[Crop | None] = field(default_factory=list)
     best_placement: float = 0.0
     """Of the boxes of the last window that were cut."""
+    trajectory: GrowingTrajectory = field(default_factory=GrowingTrajectory)
 
-    def take_box(self, frame_index: int, most_crops: int) -> None:
-        """Count one more box, and open a window for it where one begins."""
+    def take_box(self, frame_index: int, box_xyxy: Float32Array, most_crops: int) -> None:
+        """Count one more box (4,), and open a window for it where one begins."""
         self.last_frame_index = frame_index
+        self.trajectory.add(frame_index, box_xyxy)
         if self.box_count % self.stride == 0:
             if len(self.crops) == most_crops:
                 self._join_windows()
@@ -57,7 +60,12 @@ class _Growing:
 
     @property
     def span(self) -> TrackSpan:
-        return TrackSpan(self.first_frame_index, self.last_frame_index, self.box_count)
+        return TrackSpan(
+            self.first_frame_index,
+            self.last_frame_index,
+            self.box_count,
+            self.trajectory.finish(),
+        )
 
 
 def _better(one: Crop | None, other: Crop | None) -> Crop | None:
@@ -96,7 +104,8 @@ class GrowingBuckets:
         cuts = []
         for row, person_id in enumerate(boxes.person_ids.tolist()):
             track = self._track(person_id, boxes.frame_index)
-            track.take_box(boxes.frame_index, self._options.crops_per_person)
+            box = boxes.boxes_xyxy[row]
+            track.take_box(boxes.frame_index, box, self._options.crops_per_person)
             quality = float(qualities[row])
             if quality > 0 and EQUALLY_GOOD * quality > track.best_placement:
                 track.best_placement = quality

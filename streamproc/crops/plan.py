@@ -14,6 +14,7 @@ import numpy as np
 from streamproc.crops.overlaps import find_overlaps
 from streamproc.crops.quality import placement_quality, usable
 from streamproc.crops.selection import JudgedTrack, choose_boxes, spread
+from streamproc.crops.trajectory import thinned
 from streamproc.types import Cut, Skipped, TrackSpan
 
 if TYPE_CHECKING:
@@ -130,8 +131,12 @@ def _assemble(
         own_cuts = _cuts_of(judged, rows, crops_embedded)
         for frame, cut in zip(frames, own_cuts, strict=True):
             cuts.setdefault(frame, []).append(cut)
-        first_frame = int(track.frame_indices[0])
-        tracks[track.person_id] = TrackSpan(first_frame, int(track.frame_indices[-1]), len(track))
+        tracks[track.person_id] = TrackSpan(
+            first_frame_index=int(track.frame_indices[0]),
+            last_frame_index=int(track.frame_indices[-1]),
+            box_count=len(track),
+            trajectory=thinned(track.frame_indices, track.boxes_xyxy),
+        )
         last_frame[track.person_id] = max(frames)
         crop_count[track.person_id] = len(rows)
     return Plan(

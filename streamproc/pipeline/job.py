@@ -14,6 +14,7 @@ from streamproc.events import (
     PersonEmbedding,
     Segments,
     SkippedPerson,
+    Trajectory,
     Vector,
     VideoClosed,
     VideoOptions,
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 RunOutcome: TypeAlias = Literal["done", "cancelled", "failed"]
 
 MAX_SEGMENTS = 4
+MAX_FRAMES_PER_SECOND = 1e6
+"""Time stamps that say more are no times."""
 
 
 class Stop(asyncio.Event):
@@ -135,6 +138,7 @@ def person_event(
         similarity_threshold=job.similarity_threshold,
         recorded_at=job.recorded_at,
         camera_id=job.camera_id,
+        trajectory=_trajectory(person, video),
     )
 
 
@@ -167,6 +171,23 @@ def _crop_info(crop: Crop) -> CropInfo:
         pts_seconds=round(crop.pts_seconds, 6),
         box_xyxy=(round(x0, 2), round(y0, 2), round(x1, 2), round(y1, 2)),
         quality=crop.quality,
+    )
+
+
+def _trajectory(person: TrackedPerson, video: Video) -> Trajectory | None:
+    """Return where a person was, None where the time between frames is not known."""
+    pts_seconds = video.frame_table.pts_seconds
+    seconds = float(pts_seconds[-1] - pts_seconds[0])
+    frames_per_second = round((len(pts_seconds) - 1) / seconds, 6) if seconds > 0 else 0.0
+    if not 0 < frames_per_second <= MAX_FRAMES_PER_SECOND:
+        return None
+    boxes = person.span.trajectory
+    return Trajectory.of(
+        boxes.frame_indices.tolist(),
+        boxes.boxes_xyxy,
+        width_px=video.width,
+        height_px=video.height,
+        frames_per_second=frames_per_second,
     )
 
 

@@ -137,6 +137,22 @@ async def test_the_same_job_gives_the_same_events(embedder, sample) -> None:
     assert other.events[0].run_id != first.events[0].run_id
 
 
+async def test_a_person_carries_where_they_were(embedder, sample) -> None:
+    """The trajectory has the track's own boxes, its ends among them, and the picture's size."""
+    published, _, _ = await process(embedder, job(sample))
+    tracks = {track.person_id: track for track in load_tracks(sample / "sample.persons.npz").tracks}
+    for event in published.events[:-1]:
+        track = tracks[event.person_id]
+        kept = np.isin(track.frame_indices, event.trajectory.frame_indices)
+        assert track.frame_indices[kept].tolist() == event.trajectory.frame_indices
+        np.testing.assert_array_equal(event.trajectory.numpy(), track.boxes_xyxy[kept])
+        assert event.trajectory.frame_indices[0] == event.first_frame_index
+        assert event.trajectory.frame_indices[-1] == event.last_frame_index
+        video = event.trajectory
+        assert (video.width_px, video.height_px) == (640, 360)
+        assert video.frames_per_second == 25
+
+
 async def test_a_tiny_memory_budget_changes_no_vector(embedder, sample) -> None:
     """Crops beyond the budget go through the temporary file, and come back as they were."""
     roomy, _, _ = await process(embedder, job(sample))
@@ -441,6 +457,7 @@ async def test_tracks_that_are_found_while_decoding_give_the_same_persons(embedd
     for event in grown.events[:-1]:
         expected = before[event.person_id]
         assert event.seen_with == expected.seen_with
+        assert event.trajectory == expected.trajectory
         assert event.frames_tracked == expected.frames_tracked
         assert event.first_seen_seconds == expected.first_seen_seconds
         assert event.last_seen_seconds == expected.last_seen_seconds

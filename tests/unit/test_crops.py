@@ -20,6 +20,7 @@ from streamproc.crops.pixel_store import CROP_BYTES
 from streamproc.crops.plan import Plan, TrackSpan
 from streamproc.crops.quality import SHARP_VARIANCE, placement_quality, sharpness, usable
 from streamproc.crops.selection import EQUALLY_GOOD, choose_embedded
+from streamproc.crops.trajectory import thinned
 from streamproc.types import Crop, Cut, FrameTable, Track
 
 SIZE = {"width": 640, "height": 480}
@@ -463,9 +464,9 @@ def one_person_plan(placed, *, every=1):
         for crop_index, quality in enumerate(placed)
     }
     last = (len(placed) - 1) * every
-    return Plan(
-        frames, cuts, {1: TrackSpan(0, last, len(placed))}, {1: last}, {1: len(placed)}, {}, ()
-    )
+    trajectory = thinned(np.array([0, last + 1]), np.tile(np.float32([0, 0, 1, 1]), (2, 1)))
+    span = TrackSpan(0, last, len(placed), trajectory)
+    return Plan(frames, cuts, {1: span}, {1: last}, {1: len(placed)}, {}, ())
 
 
 sixteenths = st.integers(0, 16).map(lambda n: n / 16)  # sums of these are exact

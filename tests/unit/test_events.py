@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import re
 import runpy
@@ -24,6 +25,7 @@ from streamproc.events import (
     DuplicateCandidate,
     GalleryExpired,
     PersonEmbedding,
+    Trajectory,
     Vector,
     VideoCancel,
     VideoClosed,
@@ -158,3 +160,37 @@ def test_a_person_survives_the_wire() -> None:
     """A person event read from its own JSON is equal to the first."""
     event = person(3, unit_vector(np.arange(1, 513)), seen_with=[1, 2])
     assert PersonEmbedding.from_json(event.to_json()) == event
+
+
+def trajectory(**changed) -> dict:
+    """A trajectory of three boxes as JSON values."""
+    boxes = np.arange(12, dtype=np.float32).reshape(3, 4)
+    made = Trajectory.of([3, 4, 9], boxes, width_px=640, height_px=480, frames_per_second=25)
+    return made.model_dump(mode="json") | changed
+
+
+def test_a_trajectory_survives_the_wire() -> None:
+    """The boxes come back bit for bit, with the frames that they are of."""
+    event = person(1, [1, 0]).model_copy(update={"trajectory": Trajectory(**trajectory())})
+    found = PersonEmbedding.from_json(event.to_json()).trajectory
+    assert found == event.trajectory
+    np.testing.assert_array_equal(found.numpy(), np.arange(12).reshape(3, 4))
+
+
+@pytest.mark.parametrize(
+    ("changed", "text"),
+    [
+        ({"frame_indices": [3, 9]}, "expected base64 of 2 x 4 float32 numbers"),
+        ({"frame_indices": [3, 3, 9]}, "frame indices that ascend"),
+        ({"frame_indices": list(range(65))}, "at most 64"),
+        ({"data": "AAAA"}, "expected base64 of 3 x 4"),
+        ({"data": base64.b64encode(np.full(12, np.nan, "<f4")).decode()}, "finite numbers"),
+        ({"frames_per_second": 0}, "frames_per_second"),
+        ({"width_px": 0}, "width_px"),
+    ],
+)
+def test_a_trajectory_that_does_not_fit_is_refused(changed, text) -> None:
+    """A wrong number of boxes, an order, a number that is none: one line says what is wrong."""
+    content = orjson.loads(person(1, [1, 0]).to_json()) | {"trajectory": trajectory(**changed)}
+    with pytest.raises(EventError, match=text):
+        PersonEmbedding.from_json(orjson.dumps(content))
