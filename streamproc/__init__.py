@@ -30,12 +30,14 @@ def replay(
     out: str | os.PathLike[str] | None = None,
     gallery: str | None = None,
     config: str | os.PathLike[str] | None = None,
+    decisions: str | os.PathLike[str] | None = None,
     **settings: object,
 ) -> Result:
     """Find duplicates in a video, or across several in one gallery, as `streamproc replay` does.
 
     `persons`: the track file of each video (absent: looked for beside it). Files are written only
-    where `out` names a folder. `settings` are those of deploy/README.md,
+    where `out` names a folder. `decisions` is a file of what reviewers decided on an earlier run,
+    see `streamproc review`. `settings` are those of deploy/README.md,
     `clustering__similarity_threshold=0.8` for a nested one. Raises
     `streamproc.errors.StreamprocError`; may be called where an event loop runs (a notebook), and
     from several threads at once. Ctrl-C gives up, and leaves no files.
@@ -67,7 +69,13 @@ def replay(
 
         flags = {key.replace("__", "."): value for key, value in settings.items()}
         loaded = load_settings(flags, config_file=None if config is None else Path(config))
-        work = Replay(sources, loaded, gallery=gallery, out=None if out is None else Path(out))
+        work = Replay(
+            sources,
+            loaded,
+            gallery=gallery,
+            out=None if out is None else Path(out),
+            decisions=None if decisions is None else Path(decisions),
+        )
         return run_in_thread(work)[0]
 
 

@@ -68,6 +68,11 @@ _MAX_NAME_BYTES = 255
     type=NamedPath(),
     help="Curves that `streamproc calibrate` wrote. [default: the package's own]",
 )
+@click.option(
+    "--decisions",
+    type=NamedPath(),
+    help="Decisions of reviewers, besides those in the folder of the results.",
+)
 @click.option("--no-animations", is_flag=True, help="Write no WebP animations.")
 @click.option(
     "--first-frame-number",
@@ -114,6 +119,7 @@ def _run_replay(videos: Sequence[Path], options: dict[str, Any]) -> list[Result]
             settings,
             gallery=options["gallery"],
             out=options["out"] or _default_folder(videos, options["gallery"]),
+            decisions=options["decisions"],
         )
         return _with_signals(work, quiet=options["quiet"])
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Self
 from streamproc.errors import MachineError, UsageError
 from streamproc.offline.artifacts import ARTIFACT_NAMES, artifacts
 from streamproc.offline.page import ASSET_NAMES, PAGE_NAME, asset_files, page_html, unused_assets
+from streamproc.offline.replay_folder import DECISIONS_NAME, NOT_CARRIED_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -119,6 +120,23 @@ class OutputDirectory:
         except OSError as error:
             raise MachineError(_could_not_write(self.path, error)) from error
         self._has_report = True
+
+    def write_decisions(self, decisions: bytes, not_carried: bytes) -> None:
+        """Stage the decisions where they are not what the folder has, and add those that were lost.
+
+        Raises UsageError where a review of the folder is open, which would go on with the old file.
+        """
+        path = self.path / DECISIONS_NAME
+        try:
+            if not path.exists() or path.read_bytes() != decisions:
+                _refuse_if_locked(path)
+                self._stage(Path(DECISIONS_NAME), decisions)
+            if not_carried:
+                kept = self.path / NOT_CARRIED_NAME
+                earlier = kept.read_bytes() if kept.exists() else b""
+                self._stage(Path(NOT_CARRIED_NAME), earlier + not_carried)
+        except OSError as error:
+            raise MachineError(_could_not_write(self.path, error)) from error
 
     def commit(self) -> None:
         """Move everything into place, then remove the other files of an earlier run.
@@ -220,6 +238,19 @@ def _locked_directory(path: Path, mode: int) -> int:
             f"{path}: cannot be locked ({error.strerror}); name a directory on a local disk"
         ) from error
     return descriptor
+
+
+def _refuse_if_locked(path: Path) -> None:
+    """Raise UsageError where another process has a file of decisions open for writing."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(
+                f"{path}: a review is open, and its decisions are about to change: end it first"
+            ) from error
 
 
 def _could_not_write(path: Path, error: OSError) -> str:

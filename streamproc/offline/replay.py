@@ -15,6 +15,8 @@ from streamproc.errors import InputError, UsageError, WeightsError
 from streamproc.events import DuplicateCandidate, Id, PersonEmbedding, VideoClosed, now
 from streamproc.files import on_one_line
 from streamproc.gallery import UNCALIBRATED, apply
+from streamproc.offline.past_decisions import PastDecisions, lines_of, read_past, tracks_of
+from streamproc.offline.replay_folder import NOT_CARRIED_NAME
 from streamproc.offline.results import (
     ReplayState,
     ReplayVideo,
@@ -22,6 +24,7 @@ from streamproc.offline.results import (
     report_of,
     result_of,
     versions,
+    video_record,
 )
 from streamproc.pipeline.job import Stop, VideoJob, crop_options
 from streamproc.pipeline.pipeline import Pipeline
@@ -59,6 +62,9 @@ def _check_gallery(gallery: str) -> None:
 class Replay:
     """One replay of some videos: run it with `await run()`.
 
+    `decisions` is a file of them on an earlier run; those in the folder `out` are read as well.
+    What reviewers called different is not listed again.
+
     `videos` say how far it is meanwhile. Setting `stop` ends it early, with what is complete.
     """
 
@@ -69,12 +75,15 @@ class Replay:
         *,
         gallery: str | None = None,
         out: Path | None = None,
+        decisions: Path | None = None,
     ) -> None:
         if gallery is not None:
             _check_gallery(gallery)
         self.videos = [ReplayVideo(source, gallery or source.video_id) for source in sources]
         self.stop = Stop()
         self._state = ReplayState(settings, gallery, out)
+        self._named_decisions = decisions
+        self._past = PastDecisions()
         self._calibration = UNCALIBRATED  # until the network is loaded
         self._started = time.perf_counter()
         self._directories: dict[str, OutputDirectory] = {}
@@ -85,6 +94,7 @@ class Replay:
         A bad video among several is noted, and the others are processed; where none is left, the
         InputErrors are raised as one. A cancelled run leaves no files.
         """
+        self._past = read_past(self._folders(), self._named_decisions)
         try:
             async with self._pipeline() as pipeline:
                 for video in self.videos:
@@ -199,6 +209,7 @@ class Replay:
         if errors and not done:
             raise errors[0] if len(errors) == 1 else InputError("; ".join(map(str, errors)))
         self._note_problems()
+        self._decide(done)
         wall_seconds = time.perf_counter() - self._started
         state = self._state
         parts = [
@@ -221,14 +232,47 @@ class Replay:
         for video, part in zip(done, parts, strict=True):
             directory = self._directory_of(video)
             directory.write_report(report_of(self._state, part, [video], several=False))
+            if whole is None:
+                self._write_decisions(directory, video.gallery_id)
             written.append(directory)
         if whole is not None:
             umask = self._state.settings.umask_bits()
             directory = self._directories.setdefault("", OutputDirectory(out, umask=umask))
             directory.write_report(report_of(self._state, whole, done, several=True))
+            self._write_decisions(directory, whole.gallery_id)
             written.append(directory)
         for directory in written:
             directory.commit()
+
+    # What reviewers decided before.
+
+    def _folders(self) -> list[Path]:
+        """Return the folders of earlier runs that this one may replace."""
+        out = self._state.out
+        if out is None:
+            return []
+        return [out, *(out / video.source.video_id for video in self.videos)]
+
+    def _decide(self, done: Sequence[ReplayVideo]) -> None:
+        """Find out what earlier decisions say of this run's persons, and note what is lost."""
+        if not self._past.decisions:
+            return
+        tracks = {video.source.video_id: tracks_of(video_record(video)) for video in done}
+        for gallery_id, gallery in self._state.galleries.items():
+            persons = [row.tracklet for row in gallery.rows.values()]
+            decided = self._past.on(gallery_id, persons, tracks)
+            self._state.decided[gallery_id] = decided
+            if decided.lost:
+                count = len(decided.lost) + len(decided.decisions)
+                self._note(
+                    f"{len(decided.lost)} of {count} decisions are on people whom these tracks do "
+                    f"not have: they are in {NOT_CARRIED_NAME}"
+                )
+
+    def _write_decisions(self, directory: OutputDirectory, gallery_id: str) -> None:
+        decided = self._state.decided.get(gallery_id)
+        if decided is not None:
+            directory.write_decisions(lines_of(decided.decisions), lines_of(decided.lost))
 
     # What was ignored, or could not be done.
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from streamproc.gallery.identities import Pair
 
 DECISIONS_NAME = "decisions.jsonl"
+NOT_CARRIED_NAME = "decisions_not_carried_over.jsonl"
+"""Decisions on people whom a later run does not have."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

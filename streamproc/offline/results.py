@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from streamproc.errors import InputError
     from streamproc.events import DuplicateCandidate
     from streamproc.gallery import Row
+    from streamproc.offline.past_decisions import CurrentDecisions
     from streamproc.offline.sources import ReplaySource
     from streamproc.pipeline.pipeline import VideoSummary
     from streamproc.reid import Embedder
@@ -89,7 +90,8 @@ class ReplayState:
     """What a replay gathers while it runs. Written by `Replay`, read here.
 
     `candidates` are all events of each gallery. `hrefs` and `animation_errors` are by (video_id,
-    person_id). `partial`: something that was asked for was not done.
+    person_id), `decided` is what reviewers said before, by gallery. `partial`: something that was
+    asked for was not done.
     """
 
     settings: Settings
@@ -100,6 +102,7 @@ class ReplayState:
     hrefs: dict[tuple[str, int], str] = field(default_factory=dict)
     animation_errors: dict[tuple[str, int], str] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
+    decided: dict[str, CurrentDecisions] = field(default_factory=dict)
     partial: bool = False
     interrupted: bool = False
     embedder: Embedder | None = None
@@ -166,10 +169,13 @@ def _candidates(
     """Return what was announced last of each pair of `keys`, but the withdrawn ones."""
     last = {event.candidate_id: event for event in state.candidates.get(gallery_id, ())}
     wanted = set(keys)
+    decided = state.decided.get(gallery_id)
     return likeliest_first(
         event
         for event in last.values()
-        if event.state != "withdrawn" and wanted.issuperset(keys_of(event))
+        if event.state != "withdrawn"
+        and wanted.issuperset(keys_of(event))
+        and not (decided and decided.identities.is_ruled_out(*keys_of(event)))
     )
 
 
@@ -206,7 +212,7 @@ def _run_record(
         "settings": state.settings.model_dump(mode="json"),
         "model": _model(state.embedder),
         "gallery_id": videos[0].gallery_id,
-        "videos": [_video_record(video) for video in videos],
+        "videos": [video_record(video) for video in videos],
         "candidate_count": candidate_count,
         "notices": list(state.notices),
         "partial": state.partial,
@@ -215,7 +221,8 @@ def _run_record(
     }
 
 
-def _video_record(video: ReplayVideo) -> dict[str, Any]:
+def video_record(video: ReplayVideo) -> dict[str, Any]:
+    """Return what run.json says of a video."""
     summary = _summary(video)
     stats = video.stats
     return {

@@ -1,0 +1,150 @@
+"""Decisions on an earlier run of a video, carried over to a run with other tracks.
+
+A track is the same person as an earlier one where their boxes say so: of the frames that both have,
+at least half overlap by half. Pure.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from streamproc.decisions import (
+    ApartDecision,
+    GroupDecision,
+    PairDecision,
+    UndoDecision,
+    VerifiedDecision,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping, Sequence
+
+    from streamproc.decisions import AnyDecision
+    from streamproc.events import PersonEmbedding
+    from streamproc.types import Float32Array
+
+LEAST_IOU = 0.5
+LEAST_SHARE = 0.5
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Carried:
+    """Decisions under the keys of the new run, and those that name somebody who is not in it."""
+
+    decisions: tuple[AnyDecision, ...]
+    lost: tuple[AnyDecision, ...]
+
+
+def carry_over(
+    decisions: Iterable[AnyDecision],
+    earlier: Iterable[PersonEmbedding],
+    later: Iterable[PersonEmbedding],
+    changed_videos: Collection[str],
+) -> Carried:
+    """Rewrite decisions on `earlier` tracks for the `later` ones.
+
+    `changed_videos` have other tracks than before, so that a key may name somebody else now; the
+    keys of other videos stay.
+    """
+    new_keys = _NewKeys(earlier, later, changed_videos)
+    carried: list[AnyDecision] = []
+    lost: list[AnyDecision] = []
+    for decision in decisions:
+        rewritten = _rewritten(decision, new_keys)
+        if rewritten is None:
+            lost.append(decision)
+        else:
+            carried.append(rewritten)
+    return Carried(tuple(carried), tuple(lost))
+
+
+def _rewritten(decision: AnyDecision, new_keys: _NewKeys) -> AnyDecision | None:
+    """Return a decision under new keys, None where too little of it is left."""
+    if isinstance(decision, UndoDecision):
+        return decision
+    keys = new_keys.of(decision.person_keys)
+    changes: dict[str, Any] = {"person_keys": keys}
+    all_there = len(keys) == len(set(decision.person_keys))
+    if isinstance(decision, PairDecision):
+        changes["person_keys"] = tuple(keys)
+        is_whole = all_there
+    elif isinstance(decision, GroupDecision):
+        is_whole = len(keys) > 1
+    elif isinstance(decision, ApartDecision):
+        others = [key for key in new_keys.of(decision.other_keys) if key not in keys]
+        changes["other_keys"] = others
+        is_whole = bool(keys and others)
+    else:
+        is_whole = all_there if isinstance(decision, VerifiedDecision) else bool(keys)
+    return decision.model_copy(update=changes) if is_whole else None
+
+
+class _NewKeys:
+    """The keys of earlier persons in the new run."""
+
+    def __init__(
+        self,
+        earlier: Iterable[PersonEmbedding],
+        later: Iterable[PersonEmbedding],
+        changed_videos: Collection[str],
+    ) -> None:
+        self._changed_videos = changed_videos
+        of_video: dict[str, list[PersonEmbedding]] = defaultdict(list)
+        for person in later:
+            of_video[person.video_id].append(person)
+        self._new_keys = {
+            person.person_key: _same_person(person, of_video[person.video_id])
+            for person in earlier
+            if person.video_id in changed_videos
+        }
+
+    def of(self, keys: Iterable[str]) -> list[str]:
+        """Return the new keys of those who are still there, each once."""
+        renamed = (self._new_key(key) for key in keys)
+        return list(dict.fromkeys(key for key in renamed if key is not None))
+
+    def _new_key(self, key: str) -> str | None:
+        is_changed = key.rpartition("/")[0] in self._changed_videos
+        return self._new_keys.get(key) if is_changed else key
+
+
+def _same_person(person: PersonEmbedding, others: Sequence[PersonEmbedding]) -> str | None:
+    """Return who of the new run a person is: the one with the most frames in the same place."""
+    best: tuple[int, str] | None = None
+    boxes = _boxes(person)
+    for other in others:
+        together = _frames_together(boxes, _boxes(other))
+        if together and (best is None or together > best[0]):
+            best = (together, other.person_key)
+    return None if best is None else best[1]
+
+
+def _frames_together(ones: Mapping[int, Float32Array], others: Mapping[int, Float32Array]) -> int:
+    """Return in how many frames two tracks overlap; 0 where it is less than half of the shared."""
+    shared = sorted(ones.keys() & others.keys())
+    if not shared:
+        return 0
+    ious = _ious(np.stack([ones[f] for f in shared]), np.stack([others[f] for f in shared]))
+    together = int(np.count_nonzero(ious >= LEAST_IOU))
+    return together if together >= LEAST_SHARE * len(shared) else 0
+
+
+def _ious(ones: Float32Array, others: Float32Array) -> Float32Array:
+    """Return the IoU of boxes (n, 4) with boxes (n, 4), row by row."""
+    low = np.maximum(ones[:, :2], others[:, :2])
+    high = np.minimum(ones[:, 2:], others[:, 2:])
+    shared = np.clip(high - low, 0, None).prod(1)
+    areas = (ones[:, 2:] - ones[:, :2]).prod(1) + (others[:, 2:] - others[:, :2]).prod(1)
+    return np.asarray(shared / np.maximum(areas - shared, 1e-9), np.float32)
+
+
+def _boxes(person: PersonEmbedding) -> dict[int, Float32Array]:
+    """Return what is known of a person's boxes, by frame index."""
+    if person.trajectory is None:  # written by an older version
+        return {crop.frame_index: np.array(crop.box_xyxy, np.float32) for crop in person.crops}
+    boxes = person.trajectory.numpy()
+    return dict(zip(person.trajectory.frame_indices, boxes, strict=True))
