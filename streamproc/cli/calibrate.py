@@ -32,6 +32,11 @@ if TYPE_CHECKING:
     help="Or: lines of person_key,person_key,1 (one person) or 0.",
 )
 @click.option(
+    "--decisions",
+    is_flag=True,
+    help="Or: what reviewers decided, in decisions.jsonl of each of OUTPUTS.",
+)
+@click.option(
     "--out",
     "-o",
     required=True,
@@ -47,6 +52,7 @@ def calibrate(
     out: Path,
     plot: Path | None,
     *,
+    decisions: bool,
     as_json: bool,
 ) -> None:
     """Fit the probability on persons of yours: OUTPUTS are folders that `streamproc replay` wrote.
@@ -55,7 +61,7 @@ def calibrate(
     on.
     """
     with faults_in_one_line():
-        found = _calibrated(outputs, truths, pairs)
+        found = _calibrated(outputs, truths, pairs, by_decisions=decisions)
         _write(found, out, plot)
     for line in _notes(found):
         click.echo(line, err=True)
@@ -70,16 +76,20 @@ def calibrate(
     )
 
 
-def _calibrated(outputs: Sequence[Path], truths: Sequence[Path], pairs: Path | None) -> Calibrated:
+def _calibrated(
+    outputs: Sequence[Path], truths: Sequence[Path], pairs: Path | None, *, by_decisions: bool
+) -> Calibrated:
     from streamproc.errors import UsageError
     from streamproc.gallery import load_curves
     from streamproc.networks.manifest import package_file
     from streamproc.offline import labels
 
-    if bool(truths) == (pairs is not None):
-        raise UsageError("expected either --truth, one for each folder, or --pairs")
+    if [bool(truths), pairs is not None, by_decisions].count(True) != 1:
+        raise UsageError("expected one of --truth, one for each folder, --pairs and --decisions")
     galleries = labels.read_galleries(outputs)
-    if pairs is None:
+    if by_decisions:
+        user_labels = labels.labels_from_decisions(outputs, galleries)
+    elif pairs is None:
         user_labels = labels.labels_from_truth(outputs, truths, galleries)
     else:
         user_labels = labels.labels_from_pairs(pairs, galleries)

@@ -133,6 +133,19 @@ class Identities:
         """
         return pair_of(self._joined.root(a), self._joined.root(b)) in self._joined.apart
 
+    def decided_pairs(self) -> Iterator[tuple[Pair, bool]]:
+        """Yield the pairs of tracks of which something is decided, and whether they are one person.
+
+        Decided are two tracks of one identity, and two of identities that were called different.
+        """
+        for one in self.all:
+            for pair in combinations(one.person_keys, 2):
+                yield pair, True
+        keys_of = {self._joined.root(one.person_keys[0]): one.person_keys for one in self.all}
+        for a, b in sorted(self._joined.apart):
+            for pair in product(keys_of.get(a, ()), keys_of.get(b, ())):
+                yield pair_of(*pair), False
+
     def conflicts(self) -> tuple[Pair, ...]:
         """Return all pairs in question, each once."""
         return tuple(sorted({pair for one in self.all for pair in one.conflicts}))

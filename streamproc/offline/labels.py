@@ -28,7 +28,9 @@ from streamproc.gallery.calibration.reliability import (
     error_if_perfect,
     log_losses,
 )
+from streamproc.gallery.identities import Identities, statements_of
 from streamproc.offline.evaluation import owners
+from streamproc.offline.replay_folder import DECISIONS_NAME, read_decisions
 from streamproc.settings import Clustering
 from streamproc.tracks import read_tracks
 from streamproc.types import Track
@@ -224,6 +226,36 @@ def _gallery_with(galleries: Sequence[Tracklets], tracklets: Tracklets) -> int:
         if gallery.items() >= tracklets.items():
             return position
     raise AssertionError("read_galleries has put every folder into a gallery")
+
+
+# Labels from what reviewers decided.
+
+
+def labels_from_decisions(
+    folders: Sequence[Path], galleries: Sequence[Tracklets]
+) -> list[LabelledPair]:
+    """Label the pairs that the decisions of the folders say something of, through others too.
+
+    Tracks that are in conflict are left out. Raises UsageError or InputError.
+    """
+    labels: dict[tuple[int, tuple[str, str]], LabelledPair] = {}
+    for folder in folders:
+        decisions = read_decisions(folder / DECISIONS_NAME)
+        tracklets = _read_tracklets(folder)
+        number = _gallery_with(galleries, tracklets)
+        statements = statements_of(decisions)
+        gallery_ids = sorted(_gallery_ids(tracklets))
+        identities = Identities(gallery_ids[0] if gallery_ids else "", tracklets, statements)
+        for pair, same in identities.decided_pairs():
+            people = tuple(f"{number}/{identities.of_key[key].identity_id}" for key in pair)
+            label = LabelledPair(number, pair, same, (people[0], people[1]))
+            labels[number, pair] = label
+    if not labels:
+        raise UsageError(
+            f"expected decisions on pairs in {DECISIONS_NAME} of the folders, found none: "
+            "decide with `streamproc review`"
+        )
+    return list(labels.values())
 
 
 # Labels from a text of pairs.

@@ -12,6 +12,7 @@ import pytest
 from persons import person, unit_vector
 from processes import run_streamproc
 
+from streamproc.decisions import ApartDecision, GroupDecision
 from streamproc.events import CropInfo
 from streamproc.gallery import load_curves
 from streamproc.networks.manifest import package_file
@@ -89,6 +90,21 @@ def pairs_of(path, persons):
     return path
 
 
+def decide_as_pairs(folder, persons):
+    """Decide the same: each two tracks of one person, and everybody apart from everybody else."""
+    said = {"gallery_id": persons[0].gallery_id, "decided_at": "2026-11-30T10:00:00Z"}
+    keys = [person.person_key for person in persons]
+    decisions = []
+    for place in range(0, len(keys), 2):
+        group = GroupDecision.make(**said, person_keys=keys[place : place + 2])
+        decisions.append(group)
+        if place + 2 < len(keys):
+            apart = {"person_keys": keys[place : place + 1], "other_keys": keys[place + 2 :: 2]}
+            decisions.append(ApartDecision.make(**said, **apart))
+    lines = b"".join(decision.to_json() + b"\n" for decision in decisions)
+    (folder / "decisions.jsonl").write_bytes(lines)
+
+
 @pytest.fixture
 def out(tmp_path):
     """An output folder of people who are each seen twice."""
@@ -121,20 +137,23 @@ def test_a_curve_for_weights_that_had_none(out, tmp_path) -> None:
     ]
 
 
-def test_truth_and_pairs_of_the_same_people_give_the_same_curve(out, tmp_path) -> None:
-    """Labels by place and labels by pair of the same people are the same labels."""
+def test_truth_pairs_and_decisions_on_the_same_people_give_the_same_curve(out, tmp_path) -> None:
+    """Labels by place, by pair, and by what a reviewer decided are the same labels."""
+    decide_as_pairs(out, people_seen_twice(1))
     truth = ("--truth", truth_of(tmp_path / "truth.txt"))
     pairs = ("--pairs", pairs_of(tmp_path / "p.csv", people_seen_twice(1)))
     said, curves = [], []
-    for name, labels in (("truth.json", truth), ("pairs.json", pairs)):
+    files = {"truth.json": truth, "pairs.json": pairs, "decisions.json": ("--decisions",)}
+    for name, labels in files.items():
         done = run_streamproc("calibrate", out, *labels, "-o", tmp_path / name, "--json")
         said.append(json.loads(done.stdout))
         curves.append(load_curves(tmp_path / name)[UNKNOWN])
-    assert said[0]["true_pairs"] == said[1]["true_pairs"] == PEOPLE
-    assert said[0]["wrong_pairs"] == said[1]["wrong_pairs"] > 100
-    np.testing.assert_allclose(
-        curves[0].closing_coefficients, curves[1].closing_coefficients, rtol=1e-6
-    )
+    assert [one["true_pairs"] for one in said] == [PEOPLE] * 3
+    assert said[0]["wrong_pairs"] == said[1]["wrong_pairs"] == said[2]["wrong_pairs"] > 100
+    for curve in curves[1:]:
+        np.testing.assert_allclose(
+            curve.closing_coefficients, curves[0].closing_coefficients, rtol=1e-6
+        )
     assert said[1]["before"] is None
 
 

@@ -130,6 +130,21 @@ def test_undoing_the_latest_decision_is_as_if_it_was_never_made(history, vetoes)
     assert redone == identities(with_it, vetoes=vetoes).all
 
 
+@given(histories(), vetoes)
+def test_the_decided_pairs_are_those_that_are_one_or_ruled_out(history, vetoes) -> None:
+    """Each pair once, and of the others nothing is said."""
+    found = identities(history, vetoes=vetoes)
+    said = list(found.decided_pairs())
+    assert len({pair for pair, _ in said}) == len(said)
+    expected = {}
+    for a, b in combinations(KEYS, 2):
+        if found.of_key[a] is found.of_key[b]:
+            expected[a, b] = True
+        elif found.is_ruled_out(a, b):
+            expected[a, b] = False
+    assert dict(said) == expected
+
+
 def test_tracks_are_joined_through_each_other() -> None:
     """Pairs, groups and tracks that are gone all join."""
     assert together([pair("v/0", "v/1", "same"), pair("v/1", "v/2", "same")]) == [KEYS[:3]]
