@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 DOCUMENT = Path(__file__).with_name("README.md")
 # What replay reads as well; the other settings are the stream's alone.
-SHARED_SECTIONS = ("clustering", "limits")
+SHARED_SECTIONS = ("clustering", "detector", "tracker", "limits")
 
 
 def tables() -> dict[str, str]:

@@ -35,10 +35,10 @@ def replay(
 ) -> Result:
     """Find duplicates in a video, or across several in one gallery, as `streamproc replay` does.
 
-    `persons`: the track file of each video (absent: looked for beside it). Files are written only
-    where `out` names a folder. `decisions` is a file of what reviewers decided on an earlier run,
-    see `streamproc review`. `settings` are those of deploy/README.md,
-    `clustering__similarity_threshold=0.8` for a nested one. Raises
+    `persons`: the track file of each video (absent: looked for beside it, and where there is none,
+    people are found in the frames). Files are written only where `out` names a folder. `decisions`
+    is a file of what reviewers decided on an earlier run, see `streamproc review`. `settings` are
+    those of deploy/README.md, `clustering__similarity_threshold=0.8` for a nested one. Raises
     `streamproc.errors.StreamprocError`; may be called where an event loop runs (a notebook), and
     from several threads at once. Ctrl-C gives up, and leaves no files.
     """

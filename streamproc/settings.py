@@ -103,6 +103,71 @@ class Clustering(_Section):
     )
 
 
+class DetectorSettings(_Section):
+    """How people are found in a video that has no tracks."""
+
+    enabled: bool = Field(
+        default=True,
+        description="False: a video without tracks is refused (`--no-detect`).",
+    )
+    model: str | None = Field(
+        default=None,
+        description=(
+            "Detector: a name that `streamproc models list` prints, or a file `.onnx` as YOLOX, "
+            "ultralytics or RT-DETR export it (`--detector`). None: the package's own."
+        ),
+    )
+    input_size: int = Field(
+        default=0,
+        ge=0,
+        le=4096,
+        multiple_of=32,
+        description=(
+            "Longest side of what the detector sees of a frame, in pixels, a multiple of 32. 0: "
+            "640 to 1088, by the video's size."
+        ),
+    )
+    every_frames: int = Field(
+        default=0,
+        ge=0,
+        le=1000,
+        description="The detector looks at every so many frames. 0: 15 times a second.",
+    )
+    min_confidence: float = Field(
+        default=0.3,
+        gt=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Boxes of a lower confidence are left out.",
+    )
+
+
+class TrackerSettings(_Section):
+    """How found boxes are linked into tracks."""
+
+    high_confidence: float = Field(
+        default=0.55,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Boxes from this confidence on go to tracks first, the others then.",
+    )
+    new_confidence: float = Field(
+        default=0.65,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Boxes from this confidence on may begin a track.",
+    )
+    lost_seconds: float = Field(
+        default=1.0,
+        gt=0,
+        le=3600,
+        allow_inf_nan=False,
+        description="A track ends that was not seen for so long, in seconds.",
+    )
+
+
 class LimitSettings(_Section):
     """What a video may ask of the machine; beyond it the video is refused by name."""
 
@@ -379,6 +444,8 @@ class Settings(BaseSettings):
     )
 
     clustering: Clustering = Clustering()
+    detector: DetectorSettings = DetectorSettings()
+    tracker: TrackerSettings = TrackerSettings()
     limits: LimitSettings = LimitSettings()
     top_persons: int = Field(
         default=0,

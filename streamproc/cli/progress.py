@@ -74,4 +74,6 @@ def _people(video: ReplayVideo) -> str:
     stats = video.stats
     if not stats.frames_planned:
         return "opening"
+    if stats.tracks_found:
+        return f"{stats.tracks_found} tracks found, {stats.persons_embedded} embedded"
     return f"{stats.persons_embedded} of {stats.persons_total} persons"

@@ -41,6 +41,20 @@ _MAX_NAME_BYTES = 255
     help="Track file or folder, one for each video; else it is looked for beside the video.",
 )
 @click.option(
+    "--detect/--no-detect",
+    default=None,
+    help="Find people in the frames, whatever lies beside the video; or never. Without either, "
+    "where there is no track file.",
+)
+@click.option(
+    "--detector", help="Detector that finds people: an .onnx file. [default: the package's own]"
+)
+@click.option(
+    "--save-tracks",
+    type=NamedPath(),
+    help="Write the tracks that are found to this file as well: .npz, else MOT text.",
+)
+@click.option(
     "--out",
     type=NamedPath(),
     help="Folder for the results. [default: NAME.streamproc here]",
@@ -90,7 +104,9 @@ _MAX_NAME_BYTES = 255
 @click.option("--json", "as_json", is_flag=True, help="Print a machine-readable summary.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress.")
 def replay(videos: tuple[Path, ...], **options: Any) -> None:
-    """Find duplicate persons in VIDEOS with their tracks, offline.
+    """Find duplicate persons in VIDEOS, offline.
+
+    People are found in the frames where no tracks lie beside a video.
 
     Writes candidates, animations and a page.
     """
@@ -108,7 +124,9 @@ def replay(videos: tuple[Path, ...], **options: Any) -> None:
 def _run_replay(videos: Sequence[Path], options: dict[str, Any]) -> list[Result]:
     from streamproc.offline.sources import find_sources, read_ahead
 
-    sources = find_sources(videos, options["persons"], _read_options(options))
+    sources = find_sources(
+        videos, options["persons"], _read_options(options), detect=options["detect"] is True
+    )
     with read_ahead(sources):
         from streamproc.offline.replay import Replay
         from streamproc.settings import load_settings
@@ -120,6 +138,7 @@ def _run_replay(videos: Sequence[Path], options: dict[str, Any]) -> list[Result]
             gallery=options["gallery"],
             out=options["out"] or _default_folder(videos, options["gallery"]),
             decisions=options["decisions"],
+            save_tracks=options["save_tracks"],
         )
         return _with_signals(work, quiet=options["quiet"])
 
@@ -139,6 +158,8 @@ def _read_options(options: dict[str, Any]) -> ReadOptions:
 
 def _settings_of(options: dict[str, Any]) -> dict[str, Any]:
     return {
+        "detector.enabled": options["detect"],
+        "detector.model": options["detector"],
         "clustering.similarity_threshold": options["threshold"],
         "clustering.osnet_model": options["weights"],
         "clustering.device": options["device"],
@@ -207,9 +228,19 @@ def _print_results(results: Sequence[Result]) -> None:
         for candidate in result.candidates:
             first, second = _labels(candidate, result)
             click.echo(f"{first}\t{second}\t{candidate.similarity:.4f}")
+        if not result.person_ids and _is_empty(result):
+            click.echo(f"nobody was found in the video; page: {_page(result)}", err=True)
+            continue
         found = _counted(len(result.candidates), "possible duplicate")
         persons = _counted(len(result.person_ids), "person")
         click.echo(f"{found} among {persons}; page: {_page(result)}", err=True)
+
+
+def _is_empty(result: Result) -> bool:
+    """Whether nobody was found in videos that have no track files."""
+    return not result.skipped and all(
+        video["tracks_from"] == "detector" for video in result.summary["videos"]
+    )
 
 
 def _counted(count: int, noun: str) -> str:

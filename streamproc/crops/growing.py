@@ -88,13 +88,17 @@ class ClosedTrack:
 
 
 class GrowingBuckets:
-    """The buckets of one video whose tracks are found while decoding. Frames come in order."""
+    """The buckets of one video whose tracks are found while decoding. Frames come in order.
+
+    `track_count` is how many tracks there were so far.
+    """
 
     def __init__(self, *, width: int, height: int, options: CropOptions) -> None:
         self._width = width
         self._height = height
         self._options = options
         self._tracks: dict[int, _Growing] = {}
+        self.track_count = 0
         self._apart: Counter[tuple[int, int]] = Counter()  # frames in which two are apart
 
     def cuts(self, boxes: FrameBoxes) -> list[Cut]:
@@ -136,7 +140,10 @@ class GrowingBuckets:
         return [self.close(person_id) for person_id in sorted(self._tracks)]
 
     def _track(self, person_id: int, frame_index: int) -> _Growing:
-        return self._tracks.setdefault(person_id, _Growing(frame_index, frame_index))
+        if person_id not in self._tracks:
+            self._tracks[person_id] = _Growing(frame_index, frame_index)
+            self.track_count += 1
+        return self._tracks[person_id]
 
     def _placement_qualities(self, boxes: FrameBoxes, hidden: Float32Array) -> Float32Array:
         """Return the placement quality (n,) of a frame's boxes, 0 where one is not usable."""

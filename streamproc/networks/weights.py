@@ -50,18 +50,19 @@ class Export(Protocol):
 class NetworkFamily:
     """What this package must know of a kind of network. Each package that runs one describes it.
 
-    `architecture_prefix` and `input_shape` (channels, height, width; None where any will do) are
-    those of its entries in the manifest. `default_weights` names the weights that the package
-    carries, `option` is the command-line option by which users choose others. `export_version` is
-    part of the file name of a cached export: raise it when `export` changes.
+    `architecture_prefix` (or several of them) and `input_shape` (channels, height, width; None
+    where any will do) are those of its entries in the manifest. `default_weights` names the weights
+    that the package carries, `option` is the command-line option by which users choose others.
+    `export` is None where only ONNX files are taken. `export_version` is part of the file name of a
+    cached export: raise it when `export` changes.
     """
 
     name: str
-    architecture_prefix: str
+    architecture_prefix: str | tuple[str, ...]
     input_shape: tuple[int, int | None, int | None]
     default_weights: str
     option: str
-    export: Export
+    export: Export | None
     export_version: int
 
 
@@ -119,6 +120,10 @@ def find_weights(
             f"{path}: expected weights as .onnx, .pth, .pt or .safetensors, "
             f"got {suffix or 'no'!r} name"
         )
+    if family.export is None:
+        raise WeightsError(
+            f"{path}: expected {family.name} as .onnx, got {suffix}: export it to ONNX first"
+        )
     exported = cache_folder / f"{sha256}.v{family.export_version}.onnx"
     if not exported.is_file():
         _require_torch(path, family)
@@ -149,7 +154,8 @@ def _check_family(entry: ModelEntry, family: NetworkFamily) -> None:
         raise WeightsError(
             f"{entry.name}: expected weights of {family.name}, got those of {entry.architecture}"
         )
-    if entry.input != family.input_shape:
+    pairs = zip(entry.input, family.input_shape, strict=True)
+    if not all(wanted is None or size == wanted for size, wanted in pairs):
         raise WeightsError(
             f"{entry.name}: expected weights for an input of {family.input_shape}, "
             f"got {entry.input}"

@@ -21,13 +21,14 @@ from typing import TYPE_CHECKING, Self
 from streamproc.errors import MachineError, UsageError
 from streamproc.offline.artifacts import ARTIFACT_NAMES, artifacts
 from streamproc.offline.page import ASSET_NAMES, PAGE_NAME, asset_files, page_html, unused_assets
-from streamproc.offline.replay_folder import DECISIONS_NAME, NOT_CARRIED_NAME
+from streamproc.offline.replay_folder import DECISIONS_NAME, FOUND_TRACKS_NAME, NOT_CARRIED_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
 
     from streamproc.offline.report import GalleryReport
+    from streamproc.tracks.detection.record import TrackRecord
 
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
 _STAGING_PREFIX = ".streamproc-staging-"
@@ -35,8 +36,11 @@ _RUN_FILE = "run.json"
 _VIEWER = Path("webp_viewer")
 _WEBP = _VIEWER / "webp"
 _ANIMATION_NAME = re.compile(r"person_-?\d+\.webp")
+TRACK_FILE_NAMES = ("tracks.mot.txt", FOUND_TRACKS_NAME)
+"""The tracks of a video that had none."""
 _OUR_NAMES = (
     *map(Path, ARTIFACT_NAMES),
+    *map(Path, TRACK_FILE_NAMES),
     _VIEWER / PAGE_NAME,
     *(_VIEWER / "assets" / name for name in ASSET_NAMES),
 )
@@ -120,6 +124,15 @@ class OutputDirectory:
         except OSError as error:
             raise MachineError(_could_not_write(self.path, error)) from error
         self._has_report = True
+
+    def write_tracks(self, record: TrackRecord) -> None:
+        """Stage the tracks that were found; raises MachineError where the disk is full or fails."""
+        try:
+            for name in TRACK_FILE_NAMES:
+                self._stage(Path(name), b"")
+                record.write(self._open_staging() / name)
+        except OSError as error:
+            raise MachineError(_could_not_write(self.path, error)) from error
 
     def write_decisions(self, decisions: bytes, not_carried: bytes) -> None:
         """Stage the decisions where they are not what the folder has, and add those that were lost.

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import lap
 import numpy as np
 
 if TYPE_CHECKING:
@@ -150,34 +151,9 @@ def _idf1(shared: Int64Array, box_count: int) -> float:
 def assign(costs: Int64Array) -> Mapping[int, int]:
     """Give each row (n) a column (m >= n) of its own, with the least sum of costs.
 
-    This is the Hungarian method with potentials, O(n² m) (Jonker and Volgenant, Computing 1987).
-    Rows are added one after the other, each by the shortest augmenting path. Rows and columns count
-    from 1 inside; 0 stands for none.
+    This is Jonker and Volgenant's method (Computing 1987), as the library lap has it.
     """
-    n, m = costs.shape
-    row_price = np.zeros(n + 1)
-    column_price = np.zeros(m + 1)
-    row_of = np.zeros(m + 1, int)  # of each column
-    for row in range(1, n + 1):
-        row_of[0] = row
-        column = 0
-        distance = np.full(m + 1, np.inf)
-        previous = np.zeros(m + 1, int)  # column on the shortest path
-        reached = np.zeros(m + 1, bool)
-        while row_of[column]:
-            reached[column] = True
-            here = row_of[column]
-            reduced = costs[here - 1] - row_price[here] - column_price[1:]
-            better = ~reached[1:] & (reduced < distance[1:])
-            distance[1:][better] = reduced[better]
-            previous[1:][better] = column
-            nearest = int(np.where(reached[1:], np.inf, distance[1:]).argmin()) + 1
-            step = distance[nearest]
-            row_price[row_of[reached]] += step
-            column_price[reached] -= step
-            distance[~reached] -= step
-            column = nearest
-        while column:  # back along the path: each column takes the row of the one before
-            row_of[column] = row_of[previous[column]]
-            column = int(previous[column])
-    return {int(row_of[column]) - 1: column - 1 for column in range(1, m + 1) if row_of[column]}
+    if not costs.size:
+        return {}
+    _, column_of, _ = lap.lapjv(costs.astype(np.float64), extend_cost=True)
+    return dict(enumerate(column_of.tolist()))

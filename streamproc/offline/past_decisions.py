@@ -64,7 +64,7 @@ def lines_of(decisions: Iterable[AnyDecision]) -> bytes:
 
 def tracks_of(video: Mapping[str, Any]) -> str:
     """Return what stands for the tracks of a video of run.json, "" where it does not say."""
-    sha256 = video.get("tracks_sha256")
+    sha256 = video.get("tracks_sha256") or video.get("tracks_identity")
     return f"{sha256} {sorted(video.get('tracks_options', {}).items())}" if sha256 else ""
 
 

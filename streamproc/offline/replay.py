@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter, ValidationError
 
-from streamproc.errors import InputError, UsageError, WeightsError
+from streamproc.errors import InputError, MachineError, UsageError, WeightsError
 from streamproc.events import DuplicateCandidate, Id, PersonEmbedding, VideoClosed, now
 from streamproc.files import on_one_line
 from streamproc.gallery import UNCALIBRATED, apply
 from streamproc.offline.past_decisions import PastDecisions, lines_of, read_past, tracks_of
-from streamproc.offline.replay_folder import NOT_CARRIED_NAME
+from streamproc.offline.replay_folder import FOUND_TRACKS_NAME, NOT_CARRIED_NAME
 from streamproc.offline.results import (
     ReplayState,
     ReplayVideo,
@@ -26,9 +26,16 @@ from streamproc.offline.results import (
     versions,
     video_record,
 )
+from streamproc.offline.sources import require_tracks
 from streamproc.pipeline.job import Stop, VideoJob, crop_options
 from streamproc.pipeline.pipeline import Pipeline
-from streamproc.pipeline.resources import calibration_of, load_network, video_limits
+from streamproc.pipeline.resources import (
+    calibration_of,
+    finding_options,
+    load_detector,
+    load_network,
+    video_limits,
+)
 from streamproc.tracks import problem_text
 
 if TYPE_CHECKING:
@@ -41,6 +48,8 @@ if TYPE_CHECKING:
     from streamproc.pipeline.pipeline import VideoSummary
     from streamproc.reid import Embedder
     from streamproc.settings import Settings
+    from streamproc.tracks import TracksFound
+    from streamproc.tracks.detection.detector import Detector
     from streamproc.types import Bucket
 
 
@@ -76,7 +85,15 @@ class Replay:
         gallery: str | None = None,
         out: Path | None = None,
         decisions: Path | None = None,
+        save_tracks: Path | None = None,
     ) -> None:
+        if not settings.detector.enabled:
+            require_tracks(sources)
+        if save_tracks is not None and [source.tracks for source in sources] != [None]:
+            raise UsageError(
+                "--save-tracks: expected one video whose tracks are to be found: name one video, "
+                "with --detect if it has a track file"
+            )
         if gallery is not None:
             _check_gallery(gallery)
         self.videos = [ReplayVideo(source, gallery or source.video_id) for source in sources]
@@ -84,6 +101,8 @@ class Replay:
         self._state = ReplayState(settings, gallery, out)
         self._named_decisions = decisions
         self._past = PastDecisions()
+        self._save_tracks = save_tracks
+        self._detector: Detector | None = None
         self._calibration = UNCALIBRATED  # until the network is loaded
         self._started = time.perf_counter()
         self._directories: dict[str, OutputDirectory] = {}
@@ -157,11 +176,26 @@ class Replay:
             path=video.source.path,
             video_id=video.source.video_id,
             gallery_id=video.gallery_id,
-            tracks=video.source.tracks,
+            tracks=video.source.tracks or self._found(video),
             submitted_at=now(),
             options=crop_options(settings),
             similarity_threshold=settings.clustering.similarity_threshold,
         )
+
+    def _found(self, video: ReplayVideo) -> TracksFound:
+        """Return the tracks of a video that has none; loads the detector for the first of them."""
+        from streamproc.tracks.detection.found import tracks_found
+        from streamproc.tracks.detection.record import TrackRecord
+
+        settings = self._state.settings
+        if self._detector is None:
+            self._detector = load_detector(settings)
+        video.detector = self._detector
+        if self._state.out is not None:
+            video.tracks_written = self._directory_of(video).path / FOUND_TRACKS_NAME
+        if self._state.out is not None or self._save_tracks is not None:
+            video.record = TrackRecord()
+        return tracks_found(self._detector, finding_options(settings), video.record)
 
     def _prepare(self, video: ReplayVideo) -> None:
         """Do early what the report needs whatever is found, while a core is still idle."""
@@ -220,6 +254,8 @@ class Replay:
             whole = result_of(state, done, several=True, wall_seconds=wall_seconds)
         if state.out is not None:
             self._write(done, parts, whole, state.out)
+        if self._save_tracks is not None:
+            _save(done, self._save_tracks)
         return parts if whole is None else [whole]
 
     def _write(
@@ -232,6 +268,8 @@ class Replay:
         for video, part in zip(done, parts, strict=True):
             directory = self._directory_of(video)
             directory.write_report(report_of(self._state, part, [video], several=False))
+            if video.record is not None:
+                directory.write_tracks(video.record)
             if whole is None:
                 self._write_decisions(directory, video.gallery_id)
             written.append(directory)
@@ -288,6 +326,11 @@ class Replay:
             if video.summary is not None:
                 for text in _losses(video.summary):
                     self._note(f"{video.name}: {text}")
+                if video.detector is not None and video.stats.tracks_found:
+                    self._state.notices.append(
+                        f"{video.name}: {video.stats.tracks_found} tracks were found in the video "
+                        f"itself (detector {video.detector.name})"
+                    )
                 for text in _remarks(video.summary):
                     self._state.notices.append(f"{video.name}: {text}")
         failed = list(self._state.animation_errors.values())
@@ -295,6 +338,16 @@ class Replay:
             self._note(f"{len(failed)} animations could not be written, the first: {failed[0]}")
         if self.stop.is_set():
             self._note("interrupted: what was complete is here, the rest was not looked at")
+
+
+def _save(videos: Sequence[ReplayVideo], path: Path) -> None:
+    """Write the tracks that were found in the one video to a file of the user's."""
+    for video in videos:
+        assert video.record is not None
+        try:
+            video.record.write(path)
+        except OSError as error:
+            raise MachineError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 def _losses(summary: VideoSummary) -> Iterator[str]:

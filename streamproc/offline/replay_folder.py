@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 DECISIONS_NAME = "decisions.jsonl"
 NOT_CARRIED_NAME = "decisions_not_carried_over.jsonl"
+FOUND_TRACKS_NAME = "tracks.npz"
+"""The tracks of a video that had none."""
 """Decisions on people whom a later run does not have."""
 
 

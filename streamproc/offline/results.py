@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from streamproc.reid import Embedder
     from streamproc.settings import Settings
     from streamproc.tracks import ReadOptions
+    from streamproc.tracks.detection.detector import Detector
+    from streamproc.tracks.detection.record import TrackRecord
     from streamproc.types import Float32Array, Skipped
 
 _VERSIONS_OF = ("av", "numpy", "onnxruntime", "pillow", "plotly")
@@ -53,6 +55,11 @@ class ReplayVideo:
     stats: VideoStats = field(default_factory=VideoStats)
     summary: VideoSummary | None = None
     error: InputError | None = None
+    record: TrackRecord | None = None
+    """The boxes of tracks that were found, where they are to be written."""
+    tracks_written: Path | None = None
+    """The file in the output folder to which tracks that were found are written."""
+    detector: Detector | None = None
 
     @property
     def name(self) -> str:
@@ -225,11 +232,15 @@ def video_record(video: ReplayVideo) -> dict[str, Any]:
     """Return what run.json says of a video."""
     summary = _summary(video)
     stats = video.stats
+    tracks_path = video.source.tracks_path or video.tracks_written
+    was_found = video.source.tracks_path is None
     return {
         "video_id": video.source.video_id,
         "run_id": summary.run_id,
         "path": readable(video.source.path),
-        "tracks_path": readable(video.source.tracks_path),
+        "tracks_path": None if tracks_path is None else readable(tracks_path),
+        "tracks_from": "detector" if was_found else "file",
+        "detector": _detector(video.detector),
         "tracks_options": _given(video.source.options),
         "outcome": summary.outcome,
         **summary.description,
@@ -250,6 +261,12 @@ def video_record(video: ReplayVideo) -> dict[str, Any]:
 def _given(options: ReadOptions) -> dict[str, Any]:
     """Return what was said of how a track file is read, without what was left to its format."""
     return {name: value for name, value in asdict(options).items() if value is not None}
+
+
+def _detector(detector: Detector | None) -> dict[str, Any] | None:
+    if detector is None:
+        return None
+    return {"name": detector.name, "weights_sha256": detector.weights_sha256}
 
 
 def _model(embedder: Embedder | None) -> dict[str, Any] | None:

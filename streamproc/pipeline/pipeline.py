@@ -35,6 +35,7 @@ from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 from streamproc.crops import PixelStore, plan_crops
 from streamproc.errors import InputError
 from streamproc.files import sha256_of
+from streamproc.ids import hash_of
 from streamproc.pipeline.animate import AnimateStage, WriteAnimation
 from streamproc.pipeline.embed import EmbedStage
 from streamproc.pipeline.resources import Threads, VideoStats, run_timed
@@ -201,7 +202,7 @@ class Pipeline:
     ) -> VideoSummary:
         problems: Counter[str] = Counter()
         hints: tuple[str, ...] = ()
-        tracks_sha256 = ""
+        identity = {}
 
         def make_run_id() -> str:
             return job.run_id(video_sha256, tracks_identity, self._weights_sha256)
@@ -210,6 +211,7 @@ class Pipeline:
         run: Run
         if isinstance(job.tracks, TracksFound):
             tracks_identity = job.tracks.identity
+            identity = {"tracks_identity": hash_of(tracks_identity)}
             tracker = await asyncio.to_thread(job.tracks.open, _facts_of(video))
             stats.frames_planned = video.frame_count
             run = GrowingRun(context, tracker)
@@ -217,8 +219,8 @@ class Pipeline:
             planned = partial(_load_and_plan, job.tracks, job.options, video)
             tracks, plan = await run_timed(self.threads.crop, stats.seconds, "plan", planned)
             problems, hints, tracks_identity = tracks.problems, tracks.hints, tracks.identity
-            tracks_sha256 = tracks.sha256
-            tracks_identity = tracks_identity or tracks_sha256
+            identity = {"tracks_sha256": tracks.sha256}
+            tracks_identity = tracks_identity or tracks.sha256
             stats.frames_planned = len(plan.frame_indices)
             stats.persons_total = len(plan.tracks)
             run = PlannedRun(context, plan)
@@ -236,7 +238,7 @@ class Pipeline:
             problems=problems,
             hints=hints,
             video_hints=_hints_of(video),
-            description=_described(video, video_sha256) | {"tracks_sha256": tracks_sha256},
+            description=_described(video, video_sha256) | identity,
         )
 
     async def _carry_out(self, run: Run, stats: VideoStats, stop: Stop) -> RunOutcome:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from streamproc.networks.weights import Weights
     from streamproc.reid import Embedder
     from streamproc.settings import Clustering, Settings
+    from streamproc.tracks.detection.detector import Detector
+    from streamproc.tracks.detection.found import FindingOptions
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -37,6 +39,37 @@ def load_network(settings: Settings) -> Embedder:
 
     weights = _find_weights(settings)
     return Embedder(weights, threads=settings.threads, device=settings.clustering.device)
+
+
+def load_detector(settings: Settings) -> Detector:
+    """Load the detector that the settings name. Raises WeightsError."""
+    from streamproc.tracks.detection.detector import Detector, find_weights
+
+    wanted = settings.detector
+    weights = find_weights(
+        wanted.model,
+        cache_folder=settings.expanded_cache_folder(),
+        models_folder=settings.models,
+    )
+    return Detector(
+        weights,
+        threads=settings.threads,
+        min_confidence=wanted.min_confidence,
+        longest_px=wanted.input_size,
+    )
+
+
+def finding_options(settings: Settings) -> FindingOptions:
+    """Return how people are found, as the settings say."""
+    from streamproc.tracks.detection.found import FindingOptions
+    from streamproc.tracks.detection.tracker import TrackerOptions
+
+    tracker = TrackerOptions(
+        high_confidence=settings.tracker.high_confidence,
+        new_confidence=settings.tracker.new_confidence,
+        lost_seconds=settings.tracker.lost_seconds,
+    )
+    return FindingOptions(tracker, settings.detector.every_frames)
 
 
 def find_weights_sha256(settings: Settings) -> str:
@@ -91,6 +124,8 @@ class VideoStats:
     frames_planned: int = 0
     frames_done: int = 0
     persons_total: int = 0
+    tracks_found: int = 0
+    """Of a video whose tracks are found while decoding: how many so far."""
     persons_embedded: int = 0
     crops_cut: int = 0
     crops_embedded: int = 0

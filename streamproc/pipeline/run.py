@@ -265,6 +265,7 @@ class GrowingRun(Run):
         ended = []
         for frame, boxes in zip(frames, self._tracker.update(frames), strict=True):
             cuts = self._buckets.cuts(boxes)
+            self._stats.tracks_found = self._buckets.track_count
             (crops,) = cut_frames([frame], {frame.frame_index: cuts}, self._pipeline.store)
             self._buckets.add(crops)
             self._stats.crops_cut += len(crops)

@@ -117,22 +117,42 @@ def save_tracks(
     path: Path | BinaryIO, tracks: Iterable[Track], *, is_normalised: bool = False
 ) -> None:
     """Write streamproc's own npz: see the module; frames start at 0, the stride is 1."""
-    version = _NORMALISED_VERSION if is_normalised else _FORMAT_VERSION
-    flag: dict[str, Any] = {"is_normalised": np.int64(1)} if is_normalised else {}
     tracks = list(tracks)
     ids = [np.full(len(track), track.person_id, np.int64) for track in tracks]
     none = np.zeros(0, np.int64)
     no_boxes = np.zeros((0, 4), np.float32)
     no_confidences = np.zeros(0, np.float32)
+    save_boxes(
+        path,
+        person_ids=np.concatenate([none, *ids]),
+        frame_indices=np.concatenate([none, *(track.frame_indices for track in tracks)]),
+        boxes_xyxy=np.concatenate([no_boxes, *(track.boxes_xyxy for track in tracks)]),
+        confidences=np.concatenate([no_confidences, *(track.confidences for track in tracks)]),
+        is_normalised=is_normalised,
+    )
+
+
+def save_boxes(
+    path: Path | BinaryIO,
+    *,
+    person_ids: Array,
+    frame_indices: Array,
+    boxes_xyxy: Array,
+    confidences: Array,
+    is_normalised: bool = False,
+) -> None:
+    """Write the same of boxes in any order: ids (n,), frames (n,), boxes (n, 4), confidences."""
+    version = _NORMALISED_VERSION if is_normalised else _FORMAT_VERSION
+    flag: dict[str, Any] = {"is_normalised": np.int64(1)} if is_normalised else {}
     np.savez_compressed(
         path,
         format_version=np.int64(version),
         first_frame_number=np.int64(0),
         frame_stride=np.int64(1),
-        person_ids=np.concatenate([none, *ids]),
-        frame_indices=np.concatenate([none, *(track.frame_indices for track in tracks)]),
-        boxes_xyxy=np.concatenate([no_boxes, *(track.boxes_xyxy for track in tracks)]),
-        confidences=np.concatenate([no_confidences, *(track.confidences for track in tracks)]),
+        person_ids=person_ids,
+        frame_indices=frame_indices,
+        boxes_xyxy=boxes_xyxy,
+        confidences=confidences,
         **flag,
     )
 

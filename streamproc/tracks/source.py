@@ -28,6 +28,10 @@ class Picture(Protocol):
         """Return the pixels (h, w, 3) of a half-open integer box inside the picture."""
         ...
 
+    def scaled_rgb(self, width: int, height: int, /) -> Uint8Array:
+        """Return the whole upright picture, shrunk or enlarged to (height, width, 3)."""
+        ...
+
 
 class FrameTracker(Protocol):
     """Finds and links people, frame by frame. Made for one video, used in one thread."""

@@ -187,7 +187,7 @@ def test_python_errors_are_ours(tmp_path, clip) -> None:
         replay(clip, clustering__similarity_treshold=1)
     (clip.parent / "sample.persons.npz").unlink()
     with pytest.raises(TracksError, match="no tracks found beside it"):
-        replay(clip)
+        replay(clip, detector__enabled=False)
 
 
 def test_without_weights_animations_and_page_still_come(clip, tmp_path) -> None:

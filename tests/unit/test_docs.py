@@ -70,7 +70,7 @@ def every_command() -> dict[str, click.Command]:
 def options_of(command: click.Command) -> dict[str, click.Option]:
     """The options of a command by the flags that one types."""
     options = [each for each in command.params if isinstance(each, click.Option)]
-    return {flag: option for option in options for flag in option.opts}
+    return {flag: option for option in options for flag in (*option.opts, *option.secondary_opts)}
 
 
 def parse(line: str) -> None:

@@ -19,8 +19,10 @@ from streamproc.networks.manifest import (
 )
 from streamproc.reid import find_weights
 from streamproc.reid.export import DEFAULT_NAME
+from streamproc.tracks.detection.detector import DEFAULT_NAME as DETECTOR_NAME
 
 A = "osnet_x0_25_msmt17"
+OWN_NAMES = (DEFAULT_NAME, DETECTOR_NAME)
 
 
 def entry(content=b"weights", **changes):
@@ -42,9 +44,10 @@ def entry(content=b"weights", **changes):
     return ModelEntry.model_validate_json(json.dumps(fields | changes))
 
 
-def test_the_packages_entry_is_the_file_that_it_carries() -> None:
+@pytest.mark.parametrize("name", OWN_NAMES)
+def test_the_packages_entry_is_the_file_that_it_carries(name) -> None:
     """The default weights' hash and size are those of the package's file, which is found."""
-    own = load_manifest().find(DEFAULT_NAME)
+    own = load_manifest().find(name)
     path = package_file(own.file_name)
     assert (own.sha256, own.size_bytes) == (sha256_of(path), path.stat().st_size)
     assert locate(own, ()) == (path, ())
@@ -69,7 +72,7 @@ def test_every_entry_names_its_curve() -> None:
 def test_everything_that_can_be_pulled_has_a_hash_and_a_secure_address() -> None:
     """All models but the package's own have an https address."""
     for model in load_manifest().models:
-        assert model.name == DEFAULT_NAME or model.url.startswith("https://")
+        assert model.name in OWN_NAMES or model.url.startswith("https://")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""From frames alone: people are detected, and linked into tracks."""
