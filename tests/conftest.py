@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, settings
 ROOT = Path(__file__).resolve().parent.parent
 WITH_BROKER = {
     "test_client.py",
+    "test_intake.py",
     "test_matcher.py",
     "test_older_files.py",
     "test_security.py",

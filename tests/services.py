@@ -154,40 +154,54 @@ class Stream:
         )
 
     def send(
-        self, topic: str, *records: tuple[bytes | None, bytes | None], headers=(), partition=None
+        self,
+        topic: str,
+        *records: tuple[bytes | None, bytes | None],
+        headers=(),
+        partition=None,
+        compression=None,
+        timestamp_ms=None,
     ) -> None:
         """Put records (key, value) on a topic as they are."""
 
         async def work() -> None:
             limit = 8 * 1024 * 1024
             producer = AIOKafkaProducer(
-                bootstrap_servers=list(self.settings.bootstrap), max_request_size=limit
+                bootstrap_servers=list(self.settings.bootstrap),
+                max_request_size=limit,
+                compression_type=compression,
             )
             await producer.start()
             try:
-                for key, value in records:
-                    name = self.settings.kafka.topic_prefix + topic
-                    await producer.send_and_wait(
-                        name, value, key=key, headers=list(headers), partition=partition
-                    )
+                name = self.settings.kafka.topic_prefix + topic
+                options = {
+                    "headers": list(headers),
+                    "partition": partition,
+                    "timestamp_ms": timestamp_ms,
+                }
+                sent = [
+                    await producer.send(name, value, key=key, **options) for key, value in records
+                ]
+                await asyncio.gather(*sent)
             finally:
                 await producer.stop()
 
         asyncio.run(work())
 
-    def send_in_transaction(self, topic: str, *records: tuple[bytes | None, bytes | None]) -> None:
+    def send_in_transaction(
+        self, topic: str, *records: tuple[bytes | None, bytes | None], aborted: bool = False
+    ) -> None:
         """Put records on a topic as one transaction, whose end takes an offset of a partition."""
 
         async def work() -> None:
             name = self.settings.kafka.topic_prefix + topic
-            async with (
-                AIOKafkaProducer(
-                    bootstrap_servers=list(self.settings.bootstrap), transactional_id=f"{name}-test"
-                ) as producer,
-                producer.transaction(),
-            ):
+            async with AIOKafkaProducer(
+                bootstrap_servers=list(self.settings.bootstrap), transactional_id=f"{name}-test"
+            ) as producer:
+                await producer.begin_transaction()
                 for key, value in records:
                     await producer.send_and_wait(name, value, key=key)
+                await (producer.abort_transaction if aborted else producer.commit_transaction)()
 
         asyncio.run(work())
 

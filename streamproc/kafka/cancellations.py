@@ -15,7 +15,8 @@ from aiokafka.errors import KafkaConnectionError, KafkaError
 
 from streamproc.errors import EventError, MachineError
 from streamproc.events import VideoCancel
-from streamproc.kafka.connection import client_options, reached, unreachable
+from streamproc.kafka.connection import COMMITTED_ONLY, client_options, reached, unreachable
+from streamproc.kafka.records import time_ms_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,7 +69,7 @@ class Cancellations:
             log.warning("ignored a record of %s that is no cancellation: %s", self._topic, error)
             return
         latest_ms = self._at_ms.get(event.video_id, -1)
-        self._at_ms[event.video_id] = max(latest_ms, record.timestamp)
+        self._at_ms[event.video_id] = max(latest_ms, time_ms_of(record))
         for stop in self._running.get(event.video_id, ()):
             log.info("cancelled: %s (%s)", event.video_id, event.reason or "no reason given")
             stop.set()
@@ -78,6 +79,7 @@ class Cancellations:
         consumer = AIOKafkaConsumer(
             **client_options(self._settings, self._service),
             group_id=None,
+            isolation_level=COMMITTED_ONLY,
             auto_offset_reset="earliest",
         )
         try:

@@ -27,7 +27,7 @@ from streamproc.events import (
     describe,
     now,
 )
-from streamproc.kafka.connection import client_options, reached, unreachable
+from streamproc.kafka.connection import COMMITTED_ONLY, client_options, reached, unreachable
 from streamproc.kafka.publisher import Publisher
 from streamproc.storage.media import media_access
 from streamproc.tracks import ReadOptions, find_track_file, read_tracks, save_tracks
@@ -269,7 +269,10 @@ async def _reader(
 ) -> AsyncIterator[tuple[AIOKafkaConsumer, dict[TopicPartition, int]]]:
     """A consumer of all partitions outside any group, and the offsets at which they end now."""
     consumer = AIOKafkaConsumer(
-        **client_options(settings, "client"), group_id=None, auto_offset_reset="earliest"
+        **client_options(settings, "client"),
+        group_id=None,
+        isolation_level=COMMITTED_ONLY,
+        auto_offset_reset="earliest",
     )
     try:
         await consumer.start()

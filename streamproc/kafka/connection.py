@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
+METADATA_AGE_MS = 5_000
+"""How old a client's knowledge of the topics may be.
+
+In aiokafka's five minutes nobody would notice that a topic was deleted and made again.
+"""
+COMMITTED_ONLY = "read_committed"
+"""Every consumer's `isolation_level`: a record of an aborted transaction was never sent."""
 _FIRST_WAIT_SECONDS = 1.0
 _MAX_WAIT_SECONDS = 30.0
 
@@ -35,6 +42,7 @@ def client_options(settings: Settings, service: str) -> dict[str, Any]:
         "bootstrap_servers": list(settings.bootstrap),
         "client_id": f"streamproc-{service}",
         "security_protocol": kafka.security_protocol,
+        "metadata_max_age_ms": METADATA_AGE_MS,
     }
     if kafka.security_protocol.endswith("SSL"):
         try:

@@ -25,11 +25,11 @@ import orjson
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
-from aiokafka.errors import KafkaConnectionError, KafkaError
+from aiokafka.errors import IllegalStateError, KafkaConnectionError, KafkaError
 from aiokafka.structs import OffsetAndMetadata
 
 from streamproc.errors import InputError, MachineError
-from streamproc.kafka.connection import client_options, group_of, unreachable
+from streamproc.kafka.connection import COMMITTED_ONLY, client_options, group_of, unreachable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -210,6 +210,7 @@ class LongJobs(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is u
         return AIOKafkaConsumer(
             **client_options(self._settings, self._name),
             group_id=self._group,
+            isolation_level=COMMITTED_ONLY,
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             session_timeout_ms=session_ms,
@@ -235,6 +236,7 @@ class LongJobs(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is u
         for partition, records in polled.items():
             for record in records:
                 self._submit(partition, record)
+        await self._pass_what_is_no_record(partition for partition in assigned - polled.keys())
         if self._commit_due and not self._rebalancing:
             self._commit_due = False
             await self._commit(self._partitions)
@@ -257,6 +259,23 @@ class LongJobs(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is u
             return  # came again: its job is done or runs
         state.next_offset = record.offset + 1
         state.jobs[record.offset] = _Job(record, suspect=state.starts.get(record.offset, 0) > 0)
+
+    async def _pass_what_is_no_record(self, silent: Iterable[TopicPartition]) -> None:
+        """Note where offsets of partitions are no records: aborted, or the end of a transaction."""
+        assert self._consumer is not None
+        for partition in silent:
+            state = self._partitions.get(partition)
+            end = self._consumer.highwater(partition)
+            if self._rebalancing or state is None or state.jobs or end is None:
+                continue
+            if state.next_offset is None or state.next_offset >= end:
+                continue
+            with contextlib.suppress(TimeoutError, IllegalStateError):
+                async with asyncio.timeout(POLL_MS / 1000):
+                    position = await self._consumer.position(partition)
+                if position > state.next_offset:
+                    state.next_offset = position
+                    self._commit_due = True
 
     def _start_jobs(self) -> None:
         """Start as many waiting jobs as may run."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+import time
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from streamproc.version import __version__
@@ -20,6 +22,9 @@ Headers = tuple[tuple[str, bytes], ...]
 MAX_DEAD_VALUE_BYTES = 512 * 1024
 """Of a dead letter's value; the rest is cut off."""
 _MAX_TEXT_CHARS = 2000
+_DAY_MS = 24 * 3600 * 1000
+_FIRST_TIME_MS = 100_000_000_000  # 1973; earlier times are of another unit
+_UNITS = (1, 1000, Fraction(1, 1000), Fraction(1, 1_000_000))  # ms, s, µs, ns to milliseconds
 
 
 @dataclass(slots=True, eq=False)
@@ -64,6 +69,20 @@ def trace_of(record: Record) -> bytes | None:
         if name == "traceparent" and _TRACEPARENT.fullmatch(value or b""):
             return value
     return None
+
+
+def time_ms_of(record: Record) -> int:
+    """Return the time of a record in milliseconds since 1970, whatever unit its producer used.
+
+    The time stamp is the producer's, and producers send seconds, micro- and nanoseconds too. A time
+    that is missing, or later than tomorrow in every unit, is taken as now.
+    """
+    now_ms = time.time_ns() // 1_000_000
+    for unit in _UNITS:
+        time_ms = int(record.timestamp * unit)
+        if _FIRST_TIME_MS <= time_ms <= now_ms + _DAY_MS:
+            return time_ms
+    return now_ms
 
 
 def dead_letter_headers(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from streamproc.errors import EventError, TracksError
 from streamproc.events import TracksRef, VideoReady, timestamp_of
+from streamproc.kafka.records import time_ms_of
 from streamproc.pipeline.job import VideoJob, crop_options
 from streamproc.tracks import TRACK_FILE_PATTERNS, ReadOptions, tracks_from_file
 
@@ -43,7 +44,7 @@ def read_request(record: Record, settings: Settings) -> Request:
     asked = event.options
     submitted_at = event.submitted_at
     if submitted_at is None:
-        submitted_at_ms = record.timestamp
+        submitted_at_ms = time_ms_of(record)
         submitted_at = timestamp_of(submitted_at_ms)
     else:
         submitted_at_ms = int(datetime.fromisoformat(submitted_at).timestamp() * 1000)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
-from streamproc.kafka.records import Record, trace_of
+from streamproc.kafka.records import Record, time_ms_of, trace_of
 
 TRACE = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
-def record(*headers) -> Record:
+def record(*headers, timestamp=0) -> Record:
     """Return a record with these headers."""
-    return Record("video-ready", 0, 0, 0, None, b"{}", headers)
+    return Record("video-ready", 0, 0, timestamp, None, b"{}", headers)
 
 
 def test_a_trace_of_the_w3c_form_goes_on() -> None:
@@ -26,3 +28,22 @@ def test_a_trace_of_the_w3c_form_goes_on() -> None:
 def test_a_trace_of_another_form_goes_no_further(value) -> None:
     """It would be copied to each event of a video, which Kafka then refuses."""
     assert trace_of(record(("traceparent", value))) is None
+
+
+NOW_MS = time.time_ns() // 1_000_000
+HOUR_AGO_MS = NOW_MS - 3_600_000
+
+
+@pytest.mark.parametrize(
+    "timestamp",
+    [HOUR_AGO_MS, HOUR_AGO_MS // 1000, HOUR_AGO_MS * 1000, HOUR_AGO_MS * 1_000_000],
+)
+def test_the_time_of_a_record_may_be_of_any_unit(timestamp) -> None:
+    """Seconds, milli-, micro- and nanoseconds of one time are that time, to the second."""
+    assert abs(time_ms_of(record(timestamp=timestamp)) - HOUR_AGO_MS) < 1000
+
+
+@pytest.mark.parametrize("timestamp", [-1, 0, 5, 2**63 - 1, -(2**63), NOW_MS * 1000 * 10])
+def test_a_record_without_a_usable_time_is_of_now(timestamp) -> None:
+    """A time that is missing, or of no unit, would be beyond what a date can say."""
+    assert 0 <= time_ms_of(record(timestamp=timestamp)) - NOW_MS < 3_600_000

@@ -17,6 +17,8 @@ from faust.transport.drivers.aiokafka import Consumer
 from mode.threads import WorkerThread
 from mode.utils.queues import FlowControlEvent
 
+from streamproc.kafka.connection import COMMITTED_ONLY
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -75,6 +77,7 @@ class EventConsumer(Consumer):  # type: ignore[misc] # as above
             # A broker answers a client's fetches one after the other. A fetch that waits for silent
             # partitions, in Faust up to 1.5 s, delays the next one of a busy partition.
             consumer._fetch_max_wait_ms = _FETCH_WAIT_MS
+            consumer._isolation_level = COMMITTED_ONLY
             return consumer
 
         thread._create_worker_consumer = create_with_short_wait

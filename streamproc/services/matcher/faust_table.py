@@ -21,7 +21,7 @@ from aiokafka.errors import KafkaError
 from yarl import URL
 
 from streamproc.errors import MachineError
-from streamproc.kafka.connection import client_options, group_of, unreachable
+from streamproc.kafka.connection import METADATA_AGE_MS, client_options, group_of, unreachable
 from streamproc.kafka.records import Record
 from streamproc.kafka.topics import TABLE, changelog_of
 from streamproc.services.matcher.faust_consumer import EventConsumer, FlowControl
@@ -149,6 +149,8 @@ def make_app(settings: Settings, folder: Path, url: str) -> Any:
         broker_request_timeout=max(90.0, kafka.session_timeout_seconds + 10),
         broker_max_poll_interval=kafka.max_poll_interval_seconds,
         broker_commit_interval=_COMMIT_SECONDS,
+        consumer_metadata_max_age_ms=METADATA_AGE_MS,
+        producer_metadata_max_age_ms=METADATA_AGE_MS,
         processing_guarantee="at_least_once",
         store="memory://" if settings.matcher.store == "memory" else "rocksdb://",
         datadir=str(folder),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
-from streamproc.kafka.connection import client_options
+from streamproc.kafka.connection import COMMITTED_ONLY, client_options
 
 if TYPE_CHECKING:
     from streamproc.settings import Settings
@@ -52,7 +52,10 @@ class LogOffsets:
     async def _read(self, partition: int, offset: int) -> list[int]:
         place = TopicPartition(self._topic, partition)
         consumer = AIOKafkaConsumer(
-            **client_options(self._settings, "matcher"), group_id=None, auto_offset_reset="earliest"
+            **client_options(self._settings, "matcher"),
+            group_id=None,
+            isolation_level=COMMITTED_ONLY,
+            auto_offset_reset="earliest",
         )
         try:
             async with asyncio.timeout(_WAIT_SECONDS):
