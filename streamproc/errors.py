@@ -9,6 +9,7 @@
     │   └── EventError         an event that breaks the schema, or that its gallery refuses
     ├── UsageError             settings or flags that make no sense (exit code 2)
     └── MachineError           disk, memory or another service failed (exit code 1); may work later
+        └── BrokerError        Kafka itself is away, so nothing at all can be taken or said
 
 Only `cli` turns them into exit codes. Dead letters and progress events carry the `code` of an
 InputError.
@@ -63,3 +64,7 @@ class UsageError(StreamprocError):
 
 class MachineError(StreamprocError):
     """The machine failed (disk full, memory, a service away): the same may work later."""
+
+
+class BrokerError(MachineError):
+    """Kafka itself is away or takes nothing: whatever is in work is not at fault."""

@@ -390,6 +390,15 @@ class JobSettings(_Section):
             "letter."
         ),
     )
+    fault_attempts: int = Field(
+        default=6,
+        ge=1,
+        le=1000,
+        description=(
+            "How often a video is tried if the machine fails each time, such as its disk or "
+            "another server; after that it is a dead letter. Faults of Kafka do not count."
+        ),
+    )
     time_limit_seconds: Seconds = Field(
         default=6 * 3600,
         description="Longest time for one video, in seconds. An event may ask for less.",

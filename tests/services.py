@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -53,6 +54,15 @@ class Service(Process):
                 return response.status == 200
         except OSError:
             return False
+
+    @property
+    def not_ready_because(self) -> str | None:
+        """What `/readyz` says while it says no."""
+        try:
+            with urllib.request.urlopen(f"{self.url}/readyz", timeout=5):
+                return None
+        except urllib.error.HTTPError as answer:
+            return json.loads(answer.read())["reason"]
 
     def ready(self, *, seconds: float = PATIENCE_SECONDS) -> Service:
         """Wait until it serves."""
@@ -202,6 +212,22 @@ class Stream:
                 for key, value in records:
                     await producer.send_and_wait(name, value, key=key)
                 await (producer.abort_transaction if aborted else producer.commit_transaction)()
+
+        asyncio.run(work())
+
+    def delete_topic(self, topic: str) -> None:
+        """Delete a topic of the settings, and wait until it is gone."""
+
+        async def work() -> None:
+            admin = AIOKafkaAdminClient(bootstrap_servers=list(self.settings.bootstrap))
+            await admin.start()
+            try:
+                name = self.settings.kafka.topic_prefix + topic
+                await admin.delete_topics([name])
+                while name in await admin.list_topics():  # noqa: ASYNC110 - Kafka tells nobody
+                    await asyncio.sleep(0.1)
+            finally:
+                await admin.close()
 
         asyncio.run(work())
 

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from aiokafka.helpers import create_ssl_context
 
-from streamproc.errors import MachineError, UsageError
+from streamproc.errors import BrokerError, MachineError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from aiokafka import AIOKafkaConsumer, TopicPartition
 
+    from streamproc.kafka.readiness import Readiness
     from streamproc.settings import Settings
 
 T = TypeVar("T")
@@ -71,20 +72,23 @@ def group_of(settings: Settings, service: str) -> str:
     return f"{settings.kafka.topic_prefix}streamproc-{service}"
 
 
-def unreachable(settings: Settings, error: Exception) -> MachineError:
+def unreachable(settings: Settings, error: Exception) -> BrokerError:
     """Return the error to raise if no broker answers."""
-    return MachineError(
+    return BrokerError(
         f"Kafka at {','.join(settings.bootstrap)}: expected a broker, none answered "
         f"({type(error).__name__}); start it, or name another with --bootstrap HOST:PORT"
     )
 
 
 async def retry_until_stopped(
-    stop: asyncio.Event, what: str, attempt: Callable[[], Awaitable[T]]
+    stop: asyncio.Event,
+    what: str,
+    attempt: Callable[[], Awaitable[T]],
+    ready: Readiness | None = None,
 ) -> T | None:
     """Await `attempt()` again after each MachineError, waiting 1 to 30 s; None once `stop` is set.
 
-    `what` names the attempt in the log.
+    `what` names the attempt in the log, and in `ready`, which says why no records are taken.
     """
     wait_seconds = _FIRST_WAIT_SECONDS
     while not stop.is_set():
@@ -92,6 +96,8 @@ async def retry_until_stopped(
             return await attempt()
         except MachineError as error:
             log.warning("%s: %s; trying again in %.0f s", what, error, wait_seconds)
+            if ready is not None:
+                ready.clear(f"{what}: {error}")
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), wait_seconds)
         wait_seconds = min(_MAX_WAIT_SECONDS, wait_seconds * 2)

@@ -9,8 +9,12 @@ and its job starts again, for ever. Here the loop keeps polling while jobs run b
 - Each start of a job is counted in the commit's metadata before the work begins, and taken back
   unless the process dies. So a record that kills the process is known afterwards: it is tried again
   alone, so that it harms no other, and refused after `jobs.attempts` starts.
-- After a fault of the machine (`MachineError`) no new job is started, and the job is tried again
-  until it works. Bad input (`InputError`) is refused at once.
+- After a fault of the machine (`MachineError`) a job is tried again, `jobs.fault_attempts` times at
+  most, while others go on. Only while Kafka itself is away (`BrokerError`) no job is started.
+- Bad input (`InputError`) is refused at once. What is no job at first sight takes no room: it is
+  passed over beside the real ones, thousands a second.
+- More jobs are begun than may work at once, so that no video waits for another's download. Each
+  waits for its turn before the part that takes processor and memory.
 """
 
 from __future__ import annotations
@@ -18,22 +22,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-import orjson
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 from aiokafka.errors import IllegalStateError, KafkaConnectionError, KafkaError
 from aiokafka.structs import OffsetAndMetadata
 
-from streamproc.errors import InputError, MachineError
+from streamproc.errors import BrokerError, InputError, MachineError
 from streamproc.kafka.connection import COMMITTED_ONLY, client_options, group_of, unreachable
+from streamproc.kafka.taken import Job, Refusal, Taken, starts_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import AsyncIterator, Iterable, Mapping
+    from contextlib import AbstractAsyncContextManager
 
+    from streamproc.kafka.readiness import Readiness
     from streamproc.kafka.records import Record
     from streamproc.settings import Settings
 
@@ -44,16 +49,28 @@ MAX_BACKOFF_FACTOR = 64
 _LAST_COMMIT_SECONDS = 5.0
 _JOIN_SHARE = 0.8
 """Of the grace time: for running jobs to end. The rest is for committing and leaving the group."""
+PREPARING_AT_ONCE = 16
+"""Jobs that may be begun beside those whose turn it is: their files are fetched meanwhile."""
+_JUNK_AT_ONCE = 500
+_WAITING_AT_ONCE = 256
+"""If so many jobs wait for another attempt, no more are taken until one has ended."""
+_COMMIT_SECONDS = 0.2
+"""How often junk is committed; other jobs are at their end."""
+
+Turn: TypeAlias = "AbstractAsyncContextManager[None]"
 
 
 class JobHandler(Protocol):
-    """The work. All three may run for several records at once, but only once at a time for each."""
+    """The work. All may run for several records at once, but only once at a time for each."""
 
-    async def handle(self, record: Record, attempt: int) -> None:
+    def check(self, record: Record) -> None:
+        """Raise InputError, without waiting for anything, if a record can be no job."""
+
+    async def handle(self, record: Record, attempt: int, turn: Turn) -> None:
         """Do the job; return when everything that follows from it is acknowledged.
 
-        May be cancelled at any time. Raises InputError if it can never be done, MachineError if it
-        may work later.
+        What takes processor or memory is done inside `async with turn`. May be cancelled at any
+        time. Raises InputError if it can never be done, MachineError if it may work later.
         """
 
     async def refuse(self, record: Record, *, code: str, text: str, attempts: int) -> None:
@@ -61,56 +78,6 @@ class JobHandler(Protocol):
 
     async def retrying(self, record: Record, attempt: int, error: Exception) -> None:
         """Report that the job will be tried again after `error`."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Refusal:
-    code: str
-    text: str
-
-
-@dataclass(slots=True, eq=False)
-class _Job:
-    record: Record
-    suspect: bool
-    """A process died while it ran, so now it runs alone."""
-    task: asyncio.Task[None] | None = None
-
-
-@dataclass(slots=True, eq=False)
-class _Partition:
-    """What has been taken of one partition, and how often each offset that is not done started."""
-
-    next_offset: int | None
-    starts: dict[int, int]
-    jobs: dict[int, _Job] = field(default_factory=dict)
-    """By offset, in order: taken and not done."""
-    committed: tuple[int, str] | None = None
-    """The offset and metadata of the last commit."""
-
-    def low_water(self) -> int | None:
-        """Return the offset before which all is done, None if nothing is known."""
-        return next(iter(self.jobs), self.next_offset)
-
-    def metadata(self, *, without_running: bool) -> str:
-        """Return, as JSON, how often each offset started without coming to an end."""
-        counts = {}
-        for offset, starts in sorted(self.starts.items()):
-            job = self.jobs.get(offset)
-            is_running = job is not None and job.task is not None
-            count = starts - 1 if is_running and without_running else starts
-            if count:
-                counts[str(offset)] = count
-        return orjson.dumps({"starts": counts}).decode() if counts else ""
-
-
-def starts_of(metadata: str | None) -> dict[int, int]:
-    """Read the metadata of a commit; that of another program gives no counts."""
-    try:
-        counts = orjson.loads(metadata or "{}")["starts"]
-        return {int(offset): int(starts) for offset, starts in counts.items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return {}
 
 
 class LongJobs(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is untyped
@@ -128,7 +95,7 @@ class LongJobs(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is u
         topic: str,
         handler: JobHandler,
         stop: asyncio.Event,
-        ready: asyncio.Event,
+        ready: Readiness,
     ) -> None:
         self._settings = settings
         self._name = name
@@ -137,13 +104,15 @@ class LongJobs(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is u
         self._ready = ready
         self._topic = settings.kafka.topic_prefix + topic
         self._group = group_of(settings, name)
-        self._partitions: dict[TopicPartition, _Partition] = {}
+        self._partitions: dict[TopicPartition, Taken] = {}
         # True between a revocation and the next assignment: nothing is committed then.
         self._rebalancing = True
         # After a rebalance the starts of running jobs, which were taken back, are committed again.
         self._commit_due = False
         self._failure: BaseException | None = None
-        self._retried: set[int] = set()  # ids of the records that wait for another attempt
+        self._turns = asyncio.Semaphore(settings.jobs.videos_at_once)
+        self._away: set[Job] = set()  # those that found Kafka away, until their next attempt
+        self._commit_at = 0.0
         # Cancelled, since their partition belongs to another member now.
         self._cancelled: set[asyncio.Task[None]] = set()
         self._committing = asyncio.Lock()
@@ -151,7 +120,7 @@ class LongJobs(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is u
 
     @property
     def running(self) -> int:
-        """How many jobs run."""
+        """How many jobs run, or wait for another attempt."""
         return sum(job.task is not None for job in self._jobs())
 
     @property
@@ -164,13 +133,20 @@ class LongJobs(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is u
         """How many records of the own partitions are not done."""
         total = 0
         for partition, state in self._partitions.items():
-            end = None if self._consumer is None else self._consumer.highwater(partition)
+            end = self._end_of(partition)
             low_water = state.low_water()
             if end is not None and low_water is not None:
                 total += max(0, end - low_water)
         return total
 
-    def _jobs(self) -> Iterable[_Job]:
+    def _end_of(self, partition: TopicPartition) -> int | None:
+        """Return the offset after the last record, None where that is not known."""
+        if self._consumer is None or partition not in self._consumer.assignment():
+            return None
+        end: int | None = self._consumer.highwater(partition)
+        return end
+
+    def _jobs(self) -> Iterable[Job]:
         for state in self._partitions.values():
             yield from state.jobs.values()
 
@@ -183,6 +159,7 @@ class LongJobs(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is u
         self._partitions = {}
         self._rebalancing = True
         self._failure = None
+        self._away.clear()
         self._consumer = self._make_consumer()
         self._consumer.subscribe([self._topic], listener=self)
         try:
@@ -197,7 +174,7 @@ class LongJobs(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is u
         except KafkaError as error:
             raise MachineError(f"{self._topic}: Kafka gave no records ({error!r})") from error
         finally:
-            self._ready.clear()
+            self._ready.clear("it takes no records now")
             await self._terminate()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_LAST_COMMIT_SECONDS):
@@ -237,19 +214,53 @@ class LongJobs(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is u
             for record in records:
                 self._submit(partition, record)
         await self._pass_what_is_no_record(partition for partition in assigned - polled.keys())
-        if self._commit_due and not self._rebalancing:
+        self._check_ends()
+        now = asyncio.get_running_loop().time()
+        if self._commit_due and not self._rebalancing and now >= self._commit_at:
             self._commit_due = False
+            self._commit_at = now + _COMMIT_SECONDS
             await self._commit(self._partitions)
+        self._say_whether_ready()
         # While nothing can be committed, a start could not be counted, so no job starts.
         if accepting and not self._rebalancing:
             self._start_jobs()
 
+    def _check_ends(self) -> None:
+        """Raise MachineError if a partition ends before what was read of it: it is another one."""
+        for partition, state in self._partitions.items():
+            end = self._end_of(partition)
+            if end is not None and state.next_offset is not None and end < state.next_offset:
+                raise MachineError(
+                    f"partition {partition.partition} ends at offset {end}, but was read to "
+                    f"{state.next_offset}: the topic was made again; reading it from its beginning"
+                )
+
+    def _say_whether_ready(self) -> None:
+        """Say why no records are taken, if that is so for longer than a rebalance."""
+        assert self._consumer is not None
+        if self._rebalancing:
+            return
+        waiting = sum(job.is_waiting for job in self._jobs())
+        if not self._consumer.partitions_for_topic(self._topic):
+            self._ready.clear(f"topic {self._topic}: missing; `streamproc topics create` makes it")
+        elif self._away:
+            self._ready.clear("Kafka is away, or takes no events")
+        elif waiting >= _WAITING_AT_ONCE:
+            self._ready.clear(f"{waiting} videos wait for another attempt: see the log for faults")
+        else:
+            self._ready.set()
+
     def _room(self) -> int:
         """How many more records to take."""
         jobs = list(self._jobs())
-        if self._retried or any(job.suspect for job in jobs):
+        waiting = sum(job.is_waiting for job in jobs)
+        junk = sum(job.is_junk for job in jobs)
+        if self._away or waiting >= _WAITING_AT_ONCE or junk >= _JUNK_AT_ONCE:
             return 0
-        return self._settings.jobs.videos_at_once - len(jobs)
+        if any(job.suspect for job in jobs):
+            return 0
+        at_once = self._settings.jobs.videos_at_once + PREPARING_AT_ONCE
+        return at_once - sum(not (job.is_waiting or job.is_junk) for job in jobs)
 
     def _submit(self, partition: TopicPartition, record: Record) -> None:
         state = self._partitions.get(partition)
@@ -258,14 +269,22 @@ class LongJobs(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is u
         if state.next_offset is not None and record.offset < state.next_offset:
             return  # came again: its job is done or runs
         state.next_offset = record.offset + 1
-        state.jobs[record.offset] = _Job(record, suspect=state.starts.get(record.offset, 0) > 0)
+        suspect = state.starts.get(record.offset, 0) > 0
+        job = Job(record, suspect)
+        if not suspect:
+            try:
+                self._handler.check(record)
+            except InputError as error:
+                job.refusal = Refusal(error.code, str(error))
+                job.is_junk = job.is_ending = True
+        state.jobs[record.offset] = job
 
     async def _pass_what_is_no_record(self, silent: Iterable[TopicPartition]) -> None:
         """Note where offsets of partitions are no records: aborted, or the end of a transaction."""
         assert self._consumer is not None
         for partition in silent:
             state = self._partitions.get(partition)
-            end = self._consumer.highwater(partition)
+            end = self._end_of(partition)
             if self._rebalancing or state is None or state.jobs or end is None:
                 continue
             if state.next_offset is None or state.next_offset >= end:
@@ -281,91 +300,145 @@ class LongJobs(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is u
         """Start as many waiting jobs as may run."""
         for partition, state in self._partitions.items():
             for offset, job in state.jobs.items():
-                if self._may_start(job):
+                if job.task is None and self._may_start(job):
                     work = self._work(partition, state, offset, job)
                     job.task = asyncio.create_task(work, name=f"job {offset}")
                     job.task.add_done_callback(self._note_failure)
 
-    def _may_start(self, job: _Job) -> bool:
-        if job.task is not None or self._retried:
+    def _may_start(self, job: Job) -> bool:
+        if self._away:
             return False
+        if job.is_junk:
+            return True
+        others = [other for other in self._jobs() if not other.is_junk and other.is_active]
         if job.suspect:
-            return self.running == 0
-        suspect_runs = any(other.suspect and other.task is not None for other in self._jobs())
-        return self.running < self._settings.jobs.videos_at_once and not suspect_runs
+            return not others
+        at_once = self._settings.jobs.videos_at_once + PREPARING_AT_ONCE
+        return len(others) < at_once and not any(other.suspect for other in others)
 
     def _note_failure(self, task: asyncio.Task[None]) -> None:
         """Keep what a job raised for `_poll`: a bug must end the service, not stall a partition."""
         if not task.cancelled() and task.exception() is not None:
             self._failure = task.exception()
 
-    async def _work(
-        self, partition: TopicPartition, state: _Partition, offset: int, job: _Job
-    ) -> None:
+    async def _work(self, partition: TopicPartition, state: Taken, offset: int, job: Job) -> None:
+        if job.is_junk:
+            await self._carry_out(partition, state, job, attempt=1)
+            del state.jobs[offset]
+            self._commit_due = True  # many of them together
+            return
         starts_before = state.starts.get(offset, 0)
         state.starts[offset] = starts_before + 1
         try:
             await self._commit_start(partition, state)
-            await self._handle_or_refuse(job.record, starts_before)
+            attempt = starts_before + 1
+            if starts_before >= self._settings.jobs.attempts:
+                attempt = starts_before  # this start only refuses it
+                text = f"the process ended {starts_before} times while it worked on this"
+                self._refuse(job, Refusal("killed-the-process", text))
+            await self._carry_out(partition, state, job, attempt)
         finally:
-            self._retried.discard(id(job.record))
+            self._away.discard(job)
         del state.jobs[offset]
         del state.starts[offset]
         await self._commit({partition: state})
 
-    async def _commit_start(self, partition: TopicPartition, state: _Partition) -> None:
+    async def _commit_start(self, partition: TopicPartition, state: Taken) -> None:
         """Return when Kafka has the count of a job's starts."""
         while True:
             if await self._commit({partition: state}):
                 return
             await asyncio.sleep(POLL_MS / 1000)
 
-    async def _handle_or_refuse(self, record: Record, starts_before: int) -> None:
-        """Do the job or refuse it; try again after faults of the machine until that works."""
-        jobs = self._settings.jobs
-        attempt = starts_before + 1
-        unexpected_count = 0
-        wait_seconds = jobs.retry_seconds
-        refusal: _Refusal | None = None
-        if starts_before >= jobs.attempts:
-            attempt = starts_before  # this start only refuses it
-            text = f"the process ended {starts_before} times while it worked on this"
-            refusal = _Refusal("killed-the-process", text)
+    @contextlib.asynccontextmanager
+    async def _turn(self, job: Job) -> AsyncIterator[None]:
+        """While inside, at most `jobs.videos_at_once` jobs are; none enters once `stop` is set."""
+        async with self._turns:
+            if self._stop.is_set():
+                await asyncio.Event().wait()  # until it is cancelled, as it has not begun
+            job.is_ending = True
+            yield
+
+    def _refuse(self, job: Job, refusal: Refusal) -> None:
+        job.refusal = refusal
+        job.is_ending = True
+
+    async def _carry_out(
+        self, partition: TopicPartition, state: Taken, job: Job, attempt: int
+    ) -> None:
+        """Do the job, or refuse it after the stated attempts; what it waits for holds up nobody."""
+        wait_seconds = self._settings.jobs.retry_seconds
+        unexpected = faults = 0
         while True:
             try:
-                if refusal is None:
-                    await self._handler.handle(record, attempt)
-                else:
-                    await self._handler.refuse(
-                        record, code=refusal.code, text=refusal.text, attempts=attempt
-                    )
-            except InputError as error:
-                refusal = _Refusal(error.code, str(error))
-                continue
-            except MachineError as error:
+                await self._attempt(job, attempt)
+            except BrokerError as error:
                 fault: Exception = error
-            except Exception as error:
-                log.exception("offset %d: unexpected error", record.offset)
+                self._away.add(job)
+            except MachineError as error:
                 fault = error
-                unexpected_count += 1
-                if unexpected_count >= jobs.attempts:
-                    refusal = _Refusal("internal", f"{type(error).__name__}: {error}")
+                faults += 1
+                if job.refusal is None and faults >= self._settings.jobs.fault_attempts:
+                    self._refuse(job, Refusal("machine", f"{error} ({faults} attempts)"))
+                    continue
+            except Exception as error:
+                log.exception("offset %d: unexpected error", job.record.offset)
+                fault = error
+                unexpected += 1
+                if job.refusal is None and unexpected >= self._settings.jobs.attempts:
+                    self._refuse(job, Refusal("internal", f"{type(error).__name__}: {error}"))
                     continue
             else:
                 return
-            self._retried.add(id(record))
-            log.warning("offset %d: %s; trying again in %.0f s", record.offset, fault, wait_seconds)
-            with contextlib.suppress(MachineError):
-                await self._handler.retrying(record, attempt, fault)
-            await asyncio.sleep(wait_seconds)
+            await self._wait_for_next(partition, state, job, attempt, fault, wait_seconds)
             attempt += 1
-            wait_seconds = min(wait_seconds * 2, jobs.retry_seconds * MAX_BACKOFF_FACTOR)
+            wait_seconds = min(
+                wait_seconds * 2, self._settings.jobs.retry_seconds * MAX_BACKOFF_FACTOR
+            )
+
+    async def _attempt(self, job: Job, attempt: int) -> None:
+        """Do the job once; if it turns out to be impossible, refuse it."""
+        record = job.record
+        if job.refusal is None:
+            try:
+                await self._handler.handle(record, attempt, self._turn(job))
+            except InputError as error:
+                self._refuse(job, Refusal(error.code, str(error)))
+        if job.refusal is not None:
+            code, text = job.refusal.code, job.refusal.text
+            await self._handler.refuse(record, code=code, text=text, attempts=attempt)
+
+    async def _wait_for_next(
+        self,
+        partition: TopicPartition,
+        state: Taken,
+        job: Job,
+        attempt: int,
+        fault: Exception,
+        wait_seconds: float,
+    ) -> None:
+        """Wait before the next attempt, so that other jobs may have their turn."""
+        record = job.record
+        log.warning("offset %d: %s; trying again in %.0f s", record.offset, fault, wait_seconds)
+        with contextlib.suppress(MachineError):
+            await self._handler.retrying(record, attempt, fault)
+        job.is_waiting = True
+        job.is_ending = job.refusal is not None
+        self._commit_due = True
+        await asyncio.sleep(wait_seconds)
+        # Polled, as a job has many ways to end.
+        while any(other.suspect and other.is_active for other in self._jobs()):  # noqa: ASYNC110
+            await asyncio.sleep(POLL_MS / 1000)
+        job.is_waiting = False
+        self._away.discard(job)
+        if not job.is_junk:
+            await self._commit_start(partition, state)
 
     async def _join(self) -> None:
-        """Wait for running jobs, still polling, but not for those that wait for another attempt."""
+        """Wait for jobs that had their turn, still polling; not for other attempts to come."""
         loop = asyncio.get_running_loop()
         end = loop.time() + _JOIN_SHARE * self._settings.service.grace_seconds
-        while self.running and not self._retried and loop.time() < end:
+        while any(job.is_ending and job.is_active for job in self._jobs()) and loop.time() < end:
             await self._poll(accepting=False)
 
     async def _terminate(self) -> None:
@@ -376,7 +449,7 @@ class LongJobs(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is u
         await asyncio.gather(*tasks, *self._cancelled, return_exceptions=True)
 
     async def _commit(
-        self, partitions: Mapping[TopicPartition, _Partition], *, last: bool = False
+        self, partitions: Mapping[TopicPartition, Taken], *, last: bool = False
     ) -> bool:
         """Commit what is done, and the starts of what is not; return whether Kafka has it.
 
@@ -436,7 +509,8 @@ class LongJobs(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is u
             return
         self._rebalancing = False
         self._commit_due = True
-        self._ready.set()
+        self._commit_at = 0.0
+        self._say_whether_ready()
         numbers = ", ".join(str(partition.partition) for partition in sorted(own))
         log.info("partitions: %s", numbers or "none")
 
@@ -451,7 +525,7 @@ class LongJobs(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is u
                     self._cancelled.add(job.task)
                     job.task.add_done_callback(self._cancelled.discard)
 
-    async def _learn(self, partitions: set[TopicPartition]) -> dict[TopicPartition, _Partition]:
+    async def _learn(self, partitions: set[TopicPartition]) -> dict[TopicPartition, Taken]:
         """Read what was committed. aiokafka's consumer gives no metadata, its admin client does."""
         if not partitions:
             return {}
@@ -463,11 +537,14 @@ class LongJobs(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is u
             )
         finally:
             await admin.close()
+        assert self._consumer is not None
+        ends = await self._consumer.end_offsets(list(partitions))
         learned = {}
         for partition in partitions:
             entry = committed.get(partition)
-            if entry is None or entry.offset < 0:  # nothing was committed yet
-                learned[partition] = _Partition(None, {})
+            # Nothing was committed yet, or that was before the topic was made again.
+            if entry is None or not 0 <= entry.offset <= ends[partition]:
+                learned[partition] = Taken(None, {})
             else:
-                learned[partition] = _Partition(entry.offset, starts_of(entry.metadata))
+                learned[partition] = Taken(entry.offset, starts_of(entry.metadata))
         return learned

@@ -10,11 +10,12 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import (
     KafkaConnectionError,
     KafkaError,
+    KafkaTimeoutError,
     MessageSizeTooLargeError,
     UnknownTopicOrPartitionError,
 )
 
-from streamproc.errors import EventError, MachineError
+from streamproc.errors import BrokerError, EventError, MachineError
 from streamproc.kafka.connection import client_options, unreachable
 from streamproc.kafka.records import (
     MAX_DEAD_VALUE_BYTES,
@@ -182,7 +183,7 @@ def _faults(topic: str, size_bytes: int | None = None) -> Iterator[None]:
     """Turn an error of Kafka into one that says what to do.
 
     An event that is too large is an EventError: it is the fault of the record that it follows from,
-    and sending it again cannot help. All else is a MachineError.
+    and sending it again cannot help. All else is a MachineError, a BrokerError if Kafka is away.
     """
     try:
         yield
@@ -193,8 +194,9 @@ def _faults(topic: str, size_bytes: int | None = None) -> Iterator[None]:
             "raise kafka.max_event_bytes and the topic's max.message.bytes"
         ) from error
     except UnknownTopicOrPartitionError as error:
-        raise MachineError(
-            f"{topic}: no such topic: `streamproc topics create` makes it"
-        ) from error
+        raise BrokerError(f"{topic}: no such topic: `streamproc topics create` makes it") from error
     except KafkaError as error:
-        raise MachineError(f"{topic}: Kafka took no event ({error!r})") from error
+        # What is not worth another try blames this one event, or who sends it.
+        is_away = error.retriable or isinstance(error, KafkaTimeoutError)
+        fault = BrokerError if is_away else MachineError
+        raise fault(f"{topic}: Kafka took no event ({error!r})") from error

@@ -29,6 +29,7 @@ from streamproc.storage.media import MediaStoppedError
 
 if TYPE_CHECKING:
     from streamproc.events import Event
+    from streamproc.kafka.long_jobs import Turn
     from streamproc.kafka.records import Record
     from streamproc.pipeline.animate import AnimateStage
     from streamproc.pipeline.pipeline import VideoSummary
@@ -88,7 +89,11 @@ class _Animator:
     async def _drop(self, event: Event) -> None:
         """Publish no person and no closing: the worker does that."""
 
-    async def handle(self, record: Record, attempt: int) -> None:
+    def check(self, record: Record) -> None:
+        """Raise EventError if a record announces no video."""
+        read_request(record, self._settings)
+
+    async def handle(self, record: Record, attempt: int, turn: Turn) -> None:
         """Animate one video's persons; return when all animations are stored and announced."""
         request = read_request(record, self._settings)
         if not request.animate or self._intake.is_cancelled(request):
@@ -98,7 +103,7 @@ class _Animator:
         with self._intake.processing(request, stats, stop):
             self._traces[request.event.video_id] = trace_of(record)
             try:
-                summary = await self._process(request, stats, stop)
+                summary = await self._process(request, stats, stop, turn)
             except MediaStoppedError:
                 return  # cancelled while it was fetched
             finally:
@@ -111,8 +116,10 @@ class _Animator:
                     "%s: %d animations, attempt %d", summary.outcome, stats.animations_done, attempt
                 )
 
-    async def _process(self, request: Request, stats: VideoStats, stop: Stop) -> VideoSummary:
-        async with open_job(request, self._intake.media, stop) as job:
+    async def _process(
+        self, request: Request, stats: VideoStats, stop: Stop, turn: Turn
+    ) -> VideoSummary:
+        async with open_job(request, self._intake.media, stop) as job, turn:
             summary = await self._pipeline.process(job, stats, stop)
             await self._animate.join(request.event.video_id)
         return summary

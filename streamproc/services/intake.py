@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from streamproc.kafka.long_jobs import JobHandler
+    from streamproc.kafka.readiness import Readiness
     from streamproc.pipeline.pipeline import Pipeline
     from streamproc.pipeline.resources import VideoStats
     from streamproc.services.service import Service
@@ -58,14 +59,16 @@ class VideoIntake:
 
         Waits while Kafka is away. Raises what loading the pipeline's network raised.
         """
-        stop = self._service.stop
+        stop, ready = self._service.stop, self._service.ready
         self.metrics = VideoMetrics(self._service.registry, self._jobs, pipeline)
-        await retry_until_stopped(stop, "topics", partial(ensure_topics, self._service.settings))
+        await retry_until_stopped(
+            stop, "topics", partial(ensure_topics, self._service.settings), ready
+        )
         async with pipeline, self.publisher:
             await pipeline.ready()
-            await self._take_videos(stop)
+            await self._take_videos(stop, ready)
 
-    async def _take_videos(self, stop: asyncio.Event) -> None:
+    async def _take_videos(self, stop: asyncio.Event, ready: Readiness) -> None:
         async with asyncio.TaskGroup() as group:
             reading = group.create_task(
                 retry_until_stopped(stop, "video-cancel", self._cancellations.run)
@@ -73,7 +76,7 @@ class VideoIntake:
             caught_up = group.create_task(self._cancellations.caught_up.wait())
             stopped = group.create_task(stop.wait())
             await asyncio.wait([caught_up, stopped], return_when=asyncio.FIRST_COMPLETED)
-            await retry_until_stopped(stop, "video-ready", self._jobs.run)
+            await retry_until_stopped(stop, "video-ready", self._jobs.run, ready)
             for task in (reading, caught_up, stopped):
                 task.cancel()
 

@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from streamproc.errors import MachineError
+from streamproc.kafka.readiness import Readiness
 from streamproc.services.logs import set_up_logs
 from streamproc.version import __version__
 
@@ -40,7 +41,7 @@ class Service:
         self.name = name
         self.settings = settings
         self.stop = asyncio.Event()
-        self.ready = asyncio.Event()
+        self.ready = Readiness()
         self.registry = CollectorRegistry()
         self.routes: list[web.RouteDef] = []
         self.listening = asyncio.Event()
@@ -73,7 +74,7 @@ class Service:
         except asyncio.CancelledError:
             log.warning("stopped by force: what was not finished comes again")
         finally:
-            self.ready.clear()
+            self.ready.clear("stopping")
             await runner.cleanup()
             log.info("%s has stopped", self.name)
 
@@ -117,8 +118,10 @@ class Service:
         return web.json_response({"status": "ok", "service": self.name, "version": __version__})
 
     async def _readyz(self, _: web.Request) -> web.Response:
-        ready = self.ready.is_set() and not self.stop.is_set()
-        return web.json_response({"ready": ready}, status=200 if ready else 503)
+        reason = "stopping" if self.stop.is_set() else self.ready.reason
+        if reason is None:
+            return web.json_response({"ready": True})
+        return web.json_response({"ready": False, "reason": reason}, status=503)
 
     async def _metrics(self, _: web.Request) -> web.Response:
         return web.Response(

@@ -26,9 +26,10 @@ from streamproc.services.videos import event_of, open_job, read_request
 from streamproc.storage.media import MediaStoppedError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import Iterator
 
     from streamproc.events import Event
+    from streamproc.kafka.long_jobs import Turn
     from streamproc.kafka.records import Record
     from streamproc.services.videos import Request
     from streamproc.settings import Settings
@@ -80,7 +81,11 @@ class _Worker:
     async def _publish(self, event: Event) -> None:
         await self._intake.publisher.publish(event, trace=_trace.get())
 
-    async def handle(self, record: Record, attempt: int) -> None:
+    def check(self, record: Record) -> None:
+        """Raise EventError if a record announces no video."""
+        read_request(record, self._service.settings)
+
+    async def handle(self, record: Record, attempt: int, turn: Turn) -> None:
         """Process one video; return when all its events are acknowledged."""
         _trace.set(trace_of(record))
         request = read_request(record, self._service.settings)
@@ -90,21 +95,23 @@ class _Worker:
             return
         with self._intake.processing(request, work.stats, work.stop):
             await self._publish(work.progress("accepted"))
-            summary = await self._process(work)
+            summary = await self._process(work, turn)
             if summary is None:
                 await self._end_cancelled(work)
             else:
                 await self._end(work, summary)
 
-    async def _process(self, work: _Work) -> VideoSummary | None:
+    async def _process(self, work: _Work, turn: Turn) -> VideoSummary | None:
         """Take the video through the pipeline; None if it was cancelled before it was fetched."""
         reporting = asyncio.create_task(self._report(work))
         try:
-            async with (
-                _time_limit(work),
-                open_job(work.request, self._intake.media, work.stop) as job,
-            ):
-                summary = await self._pipeline.process(job, work.stats, work.stop)
+            async with contextlib.AsyncExitStack() as stack:
+                opening = open_job(work.request, self._intake.media, work.stop)
+                with _time_limit(work):
+                    job = await stack.enter_async_context(opening)
+                async with turn:  # waiting for it does not count
+                    with _time_limit(work):
+                        summary = await self._pipeline.process(job, work.stats, work.stop)
         except MediaStoppedError:
             if work.too_slow:
                 raise TimeLimitError(work.limit_text) from None
@@ -181,6 +188,7 @@ class _Work:
         self.stop = Stop()
         self.stats = VideoStats()
         self.too_slow = False
+        self.seconds_left = request.time_limit_seconds
         self._start_seconds = time.monotonic()
 
     @property
@@ -244,19 +252,20 @@ def _warnings(summary: VideoSummary) -> list[Warned]:
     return warnings
 
 
-@contextlib.asynccontextmanager
-async def _time_limit(work: _Work) -> AsyncIterator[None]:
-    """End the video in order at its time limit.
+@contextlib.contextmanager
+def _time_limit(work: _Work) -> Iterator[None]:
+    """End the video in order once it has used up its time; only what is done inside counts.
 
     If a decoder hangs then, end the process; `LongJobs` counts that as an attempt.
     """
     loop = asyncio.get_running_loop()
-    limit_seconds = work.request.time_limit_seconds
-    ending = loop.call_later(limit_seconds, work.end_too_slow)
-    wedged = loop.call_later(limit_seconds + WEDGED_SECONDS, _end_process, work)
+    start_seconds = loop.time()
+    ending = loop.call_later(work.seconds_left, work.end_too_slow)
+    wedged = loop.call_later(work.seconds_left + WEDGED_SECONDS, _end_process, work)
     try:
         yield
     finally:
+        work.seconds_left -= loop.time() - start_seconds
         ending.cancel()
         wedged.cancel()
 

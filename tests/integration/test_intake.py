@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
 from test_worker import finished
 
 from streamproc.ids import video_id_of
+from streamproc.kafka.topics import create_topics
 
 
 def announcement(uri: str, **fields: object) -> bytes:
@@ -55,3 +57,61 @@ def test_the_end_of_a_transaction_is_no_lag(stream):
     stream.send_in_transaction("video-ready", (b"k", announcement("b.mp4")), aborted=True)
     stream.eventually(lambda: finished(stream, "a.mp4"), "embedded")
     stream.eventually(lambda: worker.metrics()["streamproc_lag"] == 0, "lag 0")
+
+
+def test_a_server_that_is_away_holds_nobody_up_and_is_given_up(stream):
+    """A video whose server does not answer is tried some times, while others are done."""
+    stream = stream(remote__attempts=1, jobs__fault_attempts=3, jobs__videos_at_once=1)
+    nowhere = "http://127.0.0.1:9/x.mp4"
+    stream.start("worker", remote__allowed_hosts="127.0.0.1:9")
+    stream.announce(nowhere, tracks={"uri": "a.persons.npz"})
+    for name in "abcd":
+        stream.announce(f"{name}.mp4")
+    stream.eventually(lambda: finished(stream, *(f"{n}.mp4" for n in "abcd")), "the others")
+    stream.eventually(lambda: stream.states(video_id_of(nowhere))[-1:] == ["failed"], "given up")
+    (reason,) = stream.dead()
+    assert (reason["error_code"], reason["attempts"]) == ("machine", "3")
+    assert stream.states(video_id_of(nowhere)).count("retrying") == 2
+    stream.eventually(lambda: stream.lag("worker") == 0, "lag 0")
+
+
+def test_a_topic_that_is_made_again_is_read_within_seconds(stream):
+    """While `video-ready` is missing the worker says so, and it takes what a new one brings."""
+    stream = stream()
+    worker = stream.start("worker")
+    stream.announce("a.mp4")
+    stream.eventually(lambda: finished(stream, "a.mp4"), "the first")
+    stream.delete_topic("video-ready")
+    stream.eventually(lambda: "missing" in str(worker.not_ready_because), "not ready")
+    asyncio.run(create_topics(stream.settings))
+    stream.announce("b.mp4")
+    stream.eventually(lambda: finished(stream, "b.mp4"), "the second", seconds=20)
+    assert worker.is_ready
+
+
+def test_a_topic_made_again_at_once_is_read_from_its_beginning(stream):
+    """Offsets that begin anew are no repeats: what was read of the old topic says nothing of it."""
+    stream = stream(topics__video_ready__partitions=1)
+    stream.start("worker")
+    for name in "abc":
+        stream.announce(f"{name}.mp4")
+    stream.eventually(lambda: finished(stream, "a.mp4", "b.mp4", "c.mp4"), "the first")
+    stream.delete_topic("video-ready")
+    asyncio.run(create_topics(stream.settings))
+    stream.announce("d.mp4")
+    stream.eventually(lambda: finished(stream, "d.mp4"), "the last", seconds=40)
+
+
+def test_junk_is_passed_over_a_thousand_a_second_and_delays_no_video(stream):
+    """5,000 records that are no events become dead letters while a video behind them is done."""
+    stream = stream(topics__video_ready__partitions=1)
+    junk = [(b"k", b"junk %d" % number) for number in range(5000)]
+    stream.send("video-ready", *junk, (b"k", announcement("a.mp4")))
+    worker = stream.start("worker")
+    stream.eventually(lambda: finished(stream, "a.mp4"), "the video")
+    stream.eventually(lambda: stream.lag("worker") == 0, "lag 0")
+    letters = stream.records("dead-letters")
+    assert len(letters) == len(junk)
+    assert worker.metrics()['streamproc_dead_letters_total{code="bad-event"}'] == len(junk)
+    taken_ms = letters[-1].timestamp - letters[0].timestamp
+    print(f"{len(junk)} records in {taken_ms} ms")

@@ -179,13 +179,13 @@ class Matcher:
 
     async def run(self) -> None:
         """Work until the service is stopped, then finish what has begun. Raises what failed."""
-        stop = self._service.stop
-        await retry_until_stopped(stop, "topics", partial(ensure_topics, self._settings))
+        stop, ready = self._service.stop, self._service.ready
+        await retry_until_stopped(stop, "topics", partial(ensure_topics, self._settings), ready)
         async with contextlib.AsyncExitStack() as stack:
             folder = stack.enter_context(instance_folder(self._settings))
             for publisher in (self._publisher, self._changes):
                 connect = partial(stack.enter_async_context, publisher)
-                await retry_until_stopped(stop, "Kafka", connect)
+                await retry_until_stopped(stop, "Kafka", connect, ready)
             if stop.is_set():
                 return
             self._table = table = FaustTable(self._settings, folder, await self._own_url())
@@ -210,7 +210,7 @@ class Matcher:
         with self._failing():
             await table.start()
             await _first_of(stop.wait(), self._faulted.wait(), table.join())
-            self._service.ready.clear()
+            self._service.ready.clear("stopping")
             if self._fault is None and not stop.is_set():
                 self._fail(MachineError(f"Faust stopped by itself: {table.crash_reason!r}"))
             elif self._fault is None:
@@ -253,7 +253,7 @@ class Matcher:
             self._faulted.set()
 
     async def _unload(self) -> None:
-        self._service.ready.clear()
+        self._service.ready.clear("its partitions move, or are being read")
         self._loads += 1
         self._loaded = frozenset()
         self.galleries = self._no_galleries()
