@@ -124,7 +124,7 @@ class Pipeline:
         self._running = 0
 
     async def __aenter__(self) -> Self:
-        self._stack.enter_context(self.threads)
+        await self._stack.enter_async_context(self.threads)
         self._stack.enter_context(_PROCESS)
         self._network = asyncio.create_task(self._start_network(), name="load network")
         return self
@@ -139,11 +139,13 @@ class Pipeline:
         self, kind: type[BaseException] | None, e: BaseException | None, t: TracebackType | None
     ) -> None:
         assert self._network is not None
-        # Whoever needed the network has had its fault.
-        await asyncio.gather(self._network, return_exceptions=True)
-        if self.animate is not None:
-            await (self.animate.join() if kind is None else self.animate.terminate())
-        await self._stack.__aexit__(kind, e, t)
+        try:
+            # Whoever needed the network has had its fault.
+            await asyncio.gather(self._network, return_exceptions=True)
+            if self.animate is not None:
+                await (self.animate.join() if kind is None else self.animate.terminate())
+        finally:  # a cancellation may come while this waits
+            await self._stack.__aexit__(kind, e, t)
 
     @property
     def embeds_ahead(self) -> bool:

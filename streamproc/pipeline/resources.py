@@ -142,10 +142,14 @@ class Threads:
         self.crop = ThreadPoolExecutor(1, "crop")
         self.animation = ThreadPoolExecutor(ANIMATION_THREADS, "animate")
 
-    def __enter__(self) -> Self:
+    async def __aenter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    async def __aexit__(self, *_: object) -> None:
+        # Beside the loop: a thread may wait for it, as those that publish an animation do.
+        await asyncio.to_thread(self._shut_down)
+
+    def _shut_down(self) -> None:
         for pool in (self.decode, self.crop, self.animation):
             pool.shutdown(wait=True, cancel_futures=True)
 

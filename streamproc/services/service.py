@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -14,6 +13,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from streamproc.errors import MachineError
 from streamproc.kafka.readiness import Readiness
 from streamproc.services.logs import set_up_logs
+from streamproc.services.signals import StopSignals
 from streamproc.version import __version__
 
 if TYPE_CHECKING:
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PORTS = {"worker": 8081, "matcher": 8082, "animator": 8083}
+_GIVE_UP_SHARE = 0.9
+"""Of the grace time: then the work is cancelled. The rest is for leaving in order."""
+_ANSWER_SECONDS = 1.0
+"""How long HTTP requests may go on when the work has ended."""
 
 
 class Service:
@@ -32,9 +36,9 @@ class Service:
     Its work ends when `stop` is set, sets `ready` while it takes records, counts in `registry`, and
     may add `routes` to the HTTP server. `listening` is set once that server answers at `port`.
 
-    The first SIGTERM or SIGINT sets `stop`: the work finishes within the grace time. A second one,
-    or the end of the grace time, cancels it. Nothing is lost either way: what was not acknowledged
-    comes again.
+    The first SIGTERM or SIGINT sets `stop`: the work finishes within the grace time, or is
+    cancelled shortly before its end. A second one ends the process at once; see `signals`. Nothing
+    is lost either way: what was not acknowledged comes again.
     """
 
     def __init__(self, name: str, settings: Settings) -> None:
@@ -60,9 +64,8 @@ class Service:
         """Run `work` until it ends or a signal ends it; raises what `work` raised."""
         set_up_logs(self.settings.service, self.name)
         task = asyncio.ensure_future(work())
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._interrupt, task)
+        grace_seconds = self.settings.service.grace_seconds
+        StopSignals(lambda: self._interrupt(task), grace_seconds=grace_seconds).listen()
         try:
             runner = await self._serve()
         except MachineError:
@@ -79,13 +82,9 @@ class Service:
             log.info("%s has stopped", self.name)
 
     def _interrupt(self, task: asyncio.Future[None]) -> None:
-        if self.stop.is_set():
-            task.cancel()
-            return
-        grace_seconds = self.settings.service.grace_seconds
-        log.info("stopping: finishing what has begun, for at most %.0f s", grace_seconds)
         self.stop.set()
-        asyncio.get_running_loop().call_later(grace_seconds, task.cancel)
+        give_up_seconds = _GIVE_UP_SHARE * self.settings.service.grace_seconds
+        asyncio.get_running_loop().call_later(give_up_seconds, task.cancel)
 
     async def _serve(self) -> web.AppRunner:
         app = web.Application()
@@ -97,7 +96,7 @@ class Service:
                 *self.routes,
             ]
         )
-        runner = web.AppRunner(app, access_log=None)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=_ANSWER_SECONDS)
         await runner.setup()
         options = self.settings.service
         port = PORTS[self.name] if options.http_port is None else options.http_port

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 
 import pytest
+from processes import eventually
 from test_worker import finished
 
 from streamproc.ids import video_id_of
@@ -115,3 +117,18 @@ def test_junk_is_passed_over_a_thousand_a_second_and_delays_no_video(stream):
     assert worker.metrics()['streamproc_dead_letters_total{code="bad-event"}'] == len(junk)
     taken_ms = letters[-1].timestamp - letters[0].timestamp
     print(f"{len(junk)} records in {taken_ms} ms")
+
+
+def test_a_second_signal_ends_every_service_at_once(stream):
+    """In the middle of their work worker, matcher and animator end with exit code 143."""
+    stream = stream()
+    names = ("worker", "matcher", "animator")
+    processes = [stream.start(name, service__http_port=0) for name in names]
+    for name in "abcd":
+        stream.announce(f"{name}.mp4", gallery_id="lobby")
+    stream.eventually(lambda: "running" in stream.states(), "work")
+    for process in processes:
+        process.send(signal.SIGTERM)
+        eventually(lambda one=process: "stopping" in one.log, "heard", processes=[process])
+        process.send(signal.SIGTERM)
+        assert process.wait(seconds=10) == 143, process.log
