@@ -33,6 +33,7 @@ from pydantic import (
 
 from streamproc.errors import EventError
 from streamproc.ids import hash_of, person_key_of, video_id_of
+from streamproc.shown import shown_value
 from streamproc.types import BoxLayout, TrackFormatName  # noqa: TC001 - pydantic reads them
 from streamproc.version import __version__
 
@@ -279,7 +280,11 @@ def describe(error: ValidationError) -> str:
     """The first fault of a failed validation in one line: which field, what is wrong, what came."""
     first = error.errors(include_url=False)[0]
     field = ".".join(str(part) for part in first["loc"]) or "the event"
-    return f"{field}: {first['msg'].removeprefix('Value error, ')} (got {first['input']!r:.60})"
+    if first["type"] == "json_invalid":  # what it holds may be anybody's secret
+        came = f"{len(first['input'])} bytes or characters"
+    else:
+        came = shown_value(first["input"])
+    return f"{field}: {first['msg'].removeprefix('Value error, ')} (got {came})"
 
 
 class TracksRef(_Model):

@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeGuard
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_serializer,
+)
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -25,6 +33,7 @@ from pydantic_settings import (
 )
 
 from streamproc.errors import UsageError
+from streamproc.shown import shown, shown_value
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -434,7 +443,7 @@ class MatcherSettings(_Section):
 
 
 class AnimatorSettings(_Section):
-    """Where animations go."""
+    """Where animations go; `run.json` names the place without a password."""
 
     output_uri: str | None = Field(
         default=None,
@@ -443,6 +452,10 @@ class AnimatorSettings(_Section):
             "None: `animations` under the media root."
         ),
     )
+
+    @field_serializer("output_uri", when_used="json")
+    def _shown(self, uri: str | None) -> str | None:
+        return None if uri is None else shown(uri)
 
 
 class Settings(BaseSettings):
@@ -646,4 +659,5 @@ def _describe(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         return f"unknown setting {key!r}: did you mean {_nearest(key)!r}?"
     message = first["msg"]
-    return f"setting {key}: {message[:1].lower()}{message[1:]}, got {first['input']!r:.60}"
+    came = "another value" if key.endswith("password") else shown_value(first["input"])
+    return f"setting {key}: {message[:1].lower()}{message[1:]}, got {came}"

@@ -13,6 +13,7 @@ from streamproc.errors import EventError, TracksError
 from streamproc.events import TracksRef, VideoReady, timestamp_of
 from streamproc.kafka.records import time_ms_of
 from streamproc.pipeline.job import VideoJob, crop_options
+from streamproc.shown import shown
 from streamproc.tracks import TRACK_FILE_PATTERNS, ReadOptions, tracks_from_file
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ async def _tracks_beside(video_uri: str, media: MediaAccess) -> TracksRef:
     if found is None:
         names = ", ".join(pattern.format(stem="NAME") for pattern in TRACK_FILE_PATTERNS)
         raise TracksError(
-            f"{video_uri}: no tracks found beside it: expected one of {names} there, "
+            f"{shown(video_uri)}: no tracks found beside it: expected one of {names} there, "
             "or `tracks` in the event"
         )
     return TracksRef(uri=found)

@@ -23,6 +23,7 @@ from streamproc.services.intake import VideoIntake
 from streamproc.services.logs import log_about
 from streamproc.services.service import Service
 from streamproc.services.videos import event_of, open_job, read_request
+from streamproc.shown import shown
 from streamproc.storage.media import MediaStoppedError
 
 if TYPE_CHECKING:
@@ -198,7 +199,7 @@ class _Work:
     @property
     def limit_text(self) -> str:
         return (
-            f"{self.request.event.video_uri}: "
+            f"{shown(self.request.event.video_uri)}: "
             f"took longer than {self.request.time_limit_seconds:g} s; "
             "raise jobs.time_limit_seconds, or options.time_limit_seconds if that is set, "
             "and replay the dead letter"
@@ -272,6 +273,7 @@ def _time_limit(work: _Work) -> Iterator[None]:
 
 def _end_process(work: _Work) -> None:
     log.critical(
-        "%s: does not end after its time limit: ending this process", work.request.event.video_uri
+        "%s: does not end after its time limit: ending this process",
+        shown(work.request.event.video_uri),
     )
     os._exit(EXIT_WEDGED)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from streamproc.errors import UsageError
+from streamproc.shown import shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +25,6 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _HOST = re.compile(r"(\*\.)?[^\s/?#@*]+")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _PORTS = {"http": 80, "https": 443}
-_MAX_SHOWN = 200  # characters
 
 
 class RefusedError(Exception):
@@ -42,16 +42,6 @@ def scheme_of(uri: str) -> str:
     """The scheme in lower case; empty where there is none."""
     match = _SCHEME.match(uri)
     return match[1].lower() if match else ""
-
-
-def shown(uri: str) -> str:
-    """The URI for logs and error texts: one short line, without a password or a signed query."""
-    text = re.sub(r"//[^/?#]*@", "//…@", uri)
-    text = re.sub(r"(?s)\?.*", "?…", text)
-    text = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
-    if len(text) <= _MAX_SHOWN:
-        return text
-    return f"{text[: _MAX_SHOWN // 2]}…{text[-_MAX_SHOWN // 2 :]}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from urllib.parse import quote, unquote
 
 from streamproc.errors import MachineError, UsageError
 from streamproc.files import replace_file
+from streamproc.shown import shown, without_password
 from streamproc.storage.s3 import s3_options
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
@@ -47,7 +48,7 @@ class AnimationStore:
     def __init__(
         self, uri: str, *, media_root: Path | None = None, s3_endpoint_url: str | None = None
     ) -> None:
-        self._uri = uri.rstrip("/")
+        self._uri = without_password(uri).rstrip("/")
         self._folder = _local_folder(uri)
         self._media_root = None if media_root is None else media_root.expanduser().absolute()
         self._fs: Any = None
@@ -116,14 +117,16 @@ def _local_folder(uri: str) -> Path | None:
         if not uri or uri.lower().startswith("file:"):
             raise UsageError(
                 "animator.output_uri: expected a folder or a URI such as s3://bucket/prefix, "
-                f"got {uri!r}"
+                f"got {shown(uri)!r}"
             )
         return Path(uri).expanduser().absolute()
     if match[1].lower() not in ("file", "local"):
         return None
     path = unquote(uri[match.end() :])
     if not path.startswith("/"):
-        raise UsageError(f"animator.output_uri: expected file:///absolute/folder, got {uri!r}")
+        raise UsageError(
+            f"animator.output_uri: expected file:///absolute/folder, got {shown(uri)!r}"
+        )
     return Path(path)
 
 
@@ -140,11 +143,11 @@ def _remote(uri: str, s3_endpoint_url: str | None) -> tuple[Any, str]:
     except ImportError as error:
         extra = "streamproc[s3]" if is_s3 else str(error)
         raise UsageError(
-            f"animator.output_uri: {uri} needs an extra package: pip install '{extra}'"
+            f"animator.output_uri: {shown(uri)} needs an extra package: pip install '{extra}'"
         ) from error
     except ValueError as error:
         raise UsageError(
-            f"animator.output_uri: expected a folder or a URI that fsspec knows, got {uri!r}"
+            f"animator.output_uri: expected a folder or a URI that fsspec knows, got {shown(uri)!r}"
         ) from error
     fs.retries = 1  # else s3fs would repeat all of boto's attempts five times
     return fs, prefix.rstrip("/")

@@ -6,7 +6,8 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from streamproc.storage.allowed import RefusedError, shown
+from streamproc.shown import shown
+from streamproc.storage.allowed import RefusedError
 from streamproc.storage.remote import AbsentError
 
 if TYPE_CHECKING:

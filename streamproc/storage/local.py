@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import quote, unquote_to_bytes
 
 from streamproc.errors import MachineError, UsageError
+from streamproc.shown import shown
 from streamproc.storage.allowed import (
     Expected,
     MediaStoppedError,
     RefusedError,
     scheme_of,
-    shown,
 )
 from streamproc.tracks import find_track_file
 

@@ -13,13 +13,13 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Literal
 
 from streamproc.errors import InputError, TracksError, VideoError
+from streamproc.shown import shown
 from streamproc.storage.allowed import (
     Allowed,
     Expected,
     MediaStoppedError,
     RefusedError,
     scheme_of,
-    shown,
 )
 from streamproc.storage.local import LocalFiles
 from streamproc.storage.schemes import SCHEMES, MediaOptions

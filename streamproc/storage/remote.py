@@ -22,11 +22,11 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from streamproc.errors import MachineError
+from streamproc.shown import shown
 from streamproc.storage.allowed import (
     Expected,
     MediaStoppedError,
     RefusedError,
-    shown,
 )
 from streamproc.tracks import TRACK_FILE_PATTERNS
 

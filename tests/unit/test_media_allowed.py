@@ -6,7 +6,8 @@ import pytest
 from yarl import URL
 
 from streamproc.errors import UsageError
-from streamproc.storage.allowed import Allowed, RefusedError, shown
+from streamproc.shown import shown
+from streamproc.storage.allowed import Allowed, RefusedError
 
 
 @pytest.mark.parametrize(
