@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,36 +15,70 @@ from streamproc.offline.replay_folder import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from streamproc.decisions import AnyDecision
     from streamproc.events import PersonEmbedding
+    from streamproc.gallery.carry_over import Carried
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class PastDecisions:
-    """Decisions on earlier runs, the persons that they were made on, and each video's tracks.
+class PastFile:
+    """A file of decisions on an earlier run, the persons they were made on, and the videos' tracks.
 
     `tracks` stand for the tracks of a video as `tracks_of` does.
     """
 
-    decisions: tuple[AnyDecision, ...] = ()
+    path: Path
+    decisions: tuple[AnyDecision, ...]
     persons: tuple[PersonEmbedding, ...] = ()
     tracks: Mapping[str, str] = field(default_factory=dict)
 
     def on(
         self, gallery_id: str, persons: Sequence[PersonEmbedding], tracks: Mapping[str, str]
-    ) -> CurrentDecisions:
-        """Return what was decided, for the persons of this run of a gallery and its tracks."""
+    ) -> Carried:
+        """Return the decisions of a gallery under the keys of this run's persons."""
         decisions = [one for one in self.decisions if one.gallery_id == gallery_id]
         changed = {
             video for video, was in self.tracks.items() if video in tracks and tracks[video] != was
         }
-        carried = carry_over(decisions, self.persons, persons, changed)
-        keys = [person.person_key for person in persons]
-        identities = Identities(gallery_id, keys, statements_of(carried.decisions))
-        return CurrentDecisions(carried.decisions, carried.lost, identities)
+        return carry_over(decisions, self.persons, persons, changed)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PastDecisions:
+    """All files of decisions that a replay reads. A decision in several is taken of the first."""
+
+    files: tuple[PastFile, ...] = ()
+
+    def on(
+        self, gallery_id: str, persons: Sequence[PersonEmbedding], tracks: Mapping[str, str]
+    ) -> CurrentDecisions:
+        """Return what was decided, for the persons of this run of a gallery and its tracks."""
+        decisions: dict[str, AnyDecision] = {}
+        lost: dict[str, AnyDecision] = {}
+        for file in self.files:  # each by itself: the same key may be another person in each
+            carried = file.on(gallery_id, persons, tracks)
+            for decision in carried.decisions:
+                decisions.setdefault(decision.decision_id, decision)
+            lost |= {decision.decision_id: decision for decision in carried.lost}
+        kept = tuple(decisions.values())
+        identities = Identities(
+            gallery_id, [person.person_key for person in persons], statements_of(kept)
+        )
+        left = tuple(one for one in lost.values() if one.decision_id not in decisions)
+        return CurrentDecisions(kept, left, identities)
+
+    def elsewhere(self, path: Path, gallery_ids: Collection[str]) -> tuple[AnyDecision, ...]:
+        """Return the decisions in one file that are on none of these galleries."""
+        return tuple(
+            decision
+            for file in self.files
+            if file.path == path
+            for decision in file.decisions
+            if decision.gallery_id not in gallery_ids
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,16 +112,14 @@ def read_past(folders: Iterable[Path], named: Path | None) -> PastDecisions:
     paths = [folder / DECISIONS_NAME for folder in folders]
     if named is not None:
         paths.append(named)
-    decisions: dict[str, AnyDecision] = {}
-    persons: dict[str, PersonEmbedding] = {}
-    tracks: dict[str, str] = {}
-    for path in paths:
-        found = read_decisions(path)
-        if not found:
-            continue
-        decisions |= {decision.decision_id: decision for decision in found}
-        with contextlib.suppress(UsageError):  # no folder of a replay: keys are taken as they are
-            folder = read_folder(path.parent)
-            persons |= {person.person_key: person for person in folder.persons}
-            tracks |= {str(video["video_id"]): tracks_of(video) for video in folder.videos}
-    return PastDecisions(tuple(decisions.values()), tuple(persons.values()), tracks)
+    files = ((path, read_decisions(path)) for path in paths)
+    return PastDecisions(tuple(_past_file(path, found) for path, found in files if found))
+
+
+def _past_file(path: Path, decisions: Sequence[AnyDecision]) -> PastFile:
+    try:
+        folder = read_folder(path.parent)
+    except UsageError:  # no folder of a replay: keys are taken as they are
+        return PastFile(path, tuple(decisions))
+    tracks = {str(video["video_id"]): tracks_of(video) for video in folder.videos}
+    return PastFile(path, tuple(decisions), folder.persons, tracks)

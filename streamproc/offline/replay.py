@@ -16,7 +16,11 @@ from streamproc.events import DuplicateCandidate, Id, PersonEmbedding, VideoClos
 from streamproc.files import on_one_line
 from streamproc.gallery import UNCALIBRATED, apply
 from streamproc.offline.past_decisions import PastDecisions, lines_of, read_past, tracks_of
-from streamproc.offline.replay_folder import FOUND_TRACKS_NAME, NOT_CARRIED_NAME
+from streamproc.offline.replay_folder import (
+    DECISIONS_NAME,
+    FOUND_TRACKS_NAME,
+    NOT_CARRIED_NAME,
+)
 from streamproc.offline.results import (
     ReplayState,
     ReplayVideo,
@@ -270,7 +274,7 @@ class Replay:
             directory.write_report(report_of(self._state, part, [video], several=False))
             if video.record is not None:
                 directory.write_tracks(video.record)
-            if whole is None:
+            if whole is None or (directory.path / DECISIONS_NAME).exists():
                 self._write_decisions(directory, video.gallery_id)
             written.append(directory)
         if whole is not None:
@@ -293,7 +297,9 @@ class Replay:
 
     def _decide(self, done: Sequence[ReplayVideo]) -> None:
         """Find out what earlier decisions say of this run's persons, and note what is lost."""
-        if not self._past.decisions:
+        # Again: a review may have been open while this replay ran.
+        self._past = read_past(self._folders(), self._named_decisions)
+        if not self._past.files:
             return
         tracks = {video.source.video_id: tracks_of(video_record(video)) for video in done}
         for gallery_id, gallery in self._state.galleries.items():
@@ -306,11 +312,24 @@ class Replay:
                     f"{len(decided.lost)} of {count} decisions are on people whom these tracks do "
                     f"not have: they are in {NOT_CARRIED_NAME}"
                 )
+        self._note_other_galleries()
+
+    def _note_other_galleries(self) -> None:
+        for file in self._past.files:
+            count = len(self._past.elsewhere(file.path, self._state.galleries))
+            if count:
+                self._note(
+                    f"{file.path}: {count} of {len(file.decisions)} decisions are on other "
+                    "galleries than this: they were left out, and are kept"
+                )
 
     def _write_decisions(self, directory: OutputDirectory, gallery_id: str) -> None:
         decided = self._state.decided.get(gallery_id)
-        if decided is not None:
-            directory.write_decisions(lines_of(decided.decisions), lines_of(decided.lost))
+        if decided is None:
+            return
+        own = directory.path / DECISIONS_NAME
+        lost = (*decided.lost, *self._past.elsewhere(own, self._state.galleries))
+        directory.write_decisions(lines_of(decided.decisions), lines_of(lost))
 
     # What was ignored, or could not be done.
 

@@ -12,6 +12,7 @@ from processes import run_streamproc
 import streamproc
 from streamproc.decisions import GroupDecision, PairDecision
 from streamproc.errors import UsageError
+from streamproc.offline.replay import Replay
 from streamproc.offline.replay_folder import read_decisions, read_folder
 from streamproc.tracks import read_tracks, save_tracks
 from streamproc.types import Track
@@ -176,3 +177,77 @@ def test_frames_and_boxes_say_who_is_who(replay, tracks, tmp_path) -> None:
     second = replay()
     assert any("1 of 1 decisions" in notice for notice in second.notices)
     assert read_decisions(tmp_path / "out" / "decisions.jsonl") == []
+
+
+def test_decisions_on_another_gallery_are_kept_and_said(replay, tmp_path) -> None:
+    """Another video, or gallery, into the same folder: its decisions file is not emptied."""
+    first = replay()
+    decision = different(first.gallery_id, keys(first))
+    decide(tmp_path / "out", decision)
+    second = replay(gallery="hall")
+    assert any("1 of 1 decisions are on other galleries" in note for note in second.notices)
+    assert len(second.candidates) == 1
+    assert read_decisions(tmp_path / "out" / "decisions_not_carried_over.jsonl") == [decision]
+
+
+def test_each_file_of_decisions_goes_with_the_tracks_that_it_was_made_on(
+    replay, tracks, tmp_path
+) -> None:
+    """The folder's own and a named one's, of other tracks: the same key is two people."""
+    first = replay()
+    decide(tmp_path / "out", different(first.gallery_id, keys(first)))
+    original = tracks.read_bytes()
+    one, other = (int(key.rpartition("/")[2]) for key in keys(first))
+    stranger = next(n for n in first.person_ids if n not in (one, other))
+    swapped = {one: stranger, stranger: one}
+    renumbered(tracks, lambda number: swapped.get(number, number))
+    second = replay(out=tmp_path / "other")
+    named = PairDecision.make(
+        gallery_id=first.gallery_id, decided_at=WHEN, person_keys=keys(second), verdict="unsure"
+    )
+    decide(tmp_path / "other", named)
+    tracks.write_bytes(original)
+    replay(decisions=tmp_path / "other" / "decisions.jsonl")
+    own, carried = read_decisions(tmp_path / "out" / "decisions.jsonl")
+    assert set(own.person_keys) == set(carried.person_keys) == set(keys(first))
+
+
+def test_what_was_decided_while_the_replay_ran_is_not_lost(replay, tmp_path, monkeypatch) -> None:
+    """A review that was opened and closed meanwhile: its decisions count."""
+    first = replay()
+    group = GroupDecision.make(
+        gallery_id=first.gallery_id, decided_at=WHEN, person_keys=list(keys(first))
+    )
+    decide(tmp_path / "out", group)
+    note_problems = Replay._note_problems
+
+    def decided_meanwhile(self):
+        decide(tmp_path / "out", group, different(first.gallery_id, keys(first)))
+        note_problems(self)
+
+    monkeypatch.setattr(Replay, "_note_problems", decided_meanwhile)
+    replay()
+    assert len(read_decisions(tmp_path / "out" / "decisions.jsonl")) == 2
+
+
+def test_decisions_of_a_gallerys_single_video_follow_its_tracks(tmp_path, sample, tracks) -> None:
+    """Its folder keeps a file of its own: after other tracks its keys are the new ones too."""
+    videos = [shutil.copy(sample / "sample.mp4", tmp_path / f"{name}.mp4") for name in "ab"]
+
+    def run():
+        return streamproc.replay(
+            videos,
+            persons=[tracks, sample / "sample.persons.npz"],
+            gallery="hall",
+            out=tmp_path / "hall",
+            animate=False,
+        )
+
+    run()
+    first = str(read_folder(tmp_path / "hall").videos[0]["video_id"])
+    decide(tmp_path / "hall" / first, different("hall", [f"{first}/1", f"{first}/6"]))
+    renumbered(tracks, lambda number: 10 + number)
+    run()
+    for folder in (tmp_path / "hall", tmp_path / "hall" / first):
+        [decision] = read_decisions(folder / "decisions.jsonl")
+        assert set(decision.person_keys) == {f"{first}/11", f"{first}/16"}
