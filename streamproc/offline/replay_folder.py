@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
+import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from streamproc.decisions import parse_decision
+from streamproc.decisions import ApartDecision, GroupDecision, parse_decision
 from streamproc.errors import EventError, InputError, UsageError
 from streamproc.events import DuplicateCandidate, PersonEmbedding
 from streamproc.gallery.identities import pair_of
@@ -24,6 +28,12 @@ NOT_CARRIED_NAME = "decisions_not_carried_over.jsonl"
 FOUND_TRACKS_NAME = "tracks.npz"
 """The tracks of a video that had none."""
 """Decisions on people whom a later run does not have."""
+
+MAX_DECISIONS_BYTES = 512 * 1024 * 1024
+MAX_PAIRS_SAID = 5_000_000
+"""Each costs some 200 bytes of memory, and a line of 200 keys says 19,900."""
+
+_VIDEO_ID = re.compile(r"[0-9A-Za-z_-]{1,128}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,40 +63,96 @@ class ReplayFolder:
 def read_folder(path: Path) -> ReplayFolder:
     """Read the folder of a replay. Raises UsageError where it is none."""
     try:
-        run = orjson.loads((path / "run.json").read_bytes())
+        run = orjson.loads(read_regular(path / "run.json"))
         persons_path = path / "person_embeddings.jsonl"
-        persons = persons_path.read_bytes().splitlines() if persons_path.exists() else []
-        candidates = (path / "duplicate_candidates.jsonl").read_bytes().splitlines()
+        persons = read_regular(persons_path).splitlines() if persons_path.exists() else []
+        candidates = read_regular(path / "duplicate_candidates.jsonl").splitlines()
         return ReplayFolder(
             path,
             str(run["gallery_id"]),
-            tuple(dict(video) for video in run["videos"]),
+            _videos(run["videos"]),
             tuple(PersonEmbedding.from_json(line) for line in persons),
             tuple(DuplicateCandidate.from_json(line) for line in candidates),
         )
     except (OSError, ValueError, KeyError, TypeError, EventError) as error:
         raise UsageError(
-            f"{path}: expected a folder that `streamproc replay` wrote ({error})"
+            f"{path}: expected a folder that `streamproc replay` wrote ({error!s:.500})"
         ) from error
+
+
+def _videos(found: list[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
+    """Check what run.json says of its videos: their ids become names of files.
+
+    Raises ValueError.
+    """
+    videos = tuple(dict(video) for video in found)
+    ids = [str(video.get("video_id", "")) for video in videos]
+    if not ids or len(set(ids)) != len(ids):
+        raise ValueError("run.json: expected videos with one video_id each")
+    for video_id in ids:
+        if not _VIDEO_ID.fullmatch(video_id):
+            raise ValueError(f"run.json: expected a video_id of letters and digits: {video_id!r}")
+    return videos
+
+
+def read_regular(path: Path, max_bytes: int | None = None) -> bytes:
+    """Read a file that may come from anybody. Raises OSError, also for a pipe or a device."""
+    # Without O_NONBLOCK, opening a pipe waits for its writer.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with os.fdopen(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "expected a file, found something else", str(path))
+        if max_bytes is not None and found.st_size > max_bytes:
+            raise OSError(errno.EFBIG, f"expected at most {max_bytes:,} bytes", str(path))
+        return file.read()
 
 
 def read_decisions(path: Path) -> list[AnyDecision]:
     """Read a file of decisions, one JSON a line; none where there is no file.
 
-    A last line without its end is left out: its writer was ended, so nobody was told of it. Raises
+    A last line that was cut off is left out: its writer was ended, so nobody was told of it. Raises
     InputError, which names the line.
     """
     try:
-        data = path.read_bytes()
+        data = read_regular(path, MAX_DECISIONS_BYTES)
     except FileNotFoundError:
         return []
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     decisions = []
-    for number, line in enumerate(data.split(b"\n")[:-1], 1):
-        if line.strip():
-            try:
-                decisions.append(parse_decision(line))
-            except EventError as error:
-                raise InputError(f"{path}: line {number}: {error}") from error
+    pair_count = 0
+    for number, line in enumerate(data[: whole_length(data)].split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            decision = parse_decision(line)
+        except EventError as error:
+            raise InputError(f"{path}: line {number}: {error}") from error
+        decisions.append(decision)
+        pair_count += _pair_count(decision)
+        if pair_count > MAX_PAIRS_SAID:
+            raise InputError(f"{path}: line {number}: expected at most {MAX_PAIRS_SAID:,} pairs")
     return decisions
+
+
+def whole_length(data: bytes) -> int:
+    """Return how many bytes of a file of decisions are whole lines.
+
+    A last line without its end counts where it is a decision: an editor, or a program of another's,
+    may leave the end out, and a decision that was cut off is none.
+    """
+    end = data.rfind(b"\n") + 1
+    try:
+        parse_decision(data[end:])
+    except EventError:
+        return end
+    return len(data)
+
+
+def _pair_count(decision: AnyDecision) -> int:
+    if isinstance(decision, GroupDecision):
+        return len(decision.person_keys) * (len(decision.person_keys) - 1) // 2
+    if isinstance(decision, ApartDecision):
+        return len(decision.person_keys) * len(decision.other_keys)
+    return 1

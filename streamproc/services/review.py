@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
+import math
 import os
+import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -25,9 +29,9 @@ from streamproc.decisions import (
     parse_decision,
 )
 from streamproc.errors import EventError, MachineError, UsageError
-from streamproc.events import now
+from streamproc.events import timestamp_of
 from streamproc.offline.page import PAGE_NAME
-from streamproc.offline.replay_folder import read_decisions, read_folder
+from streamproc.offline.replay_folder import read_decisions, read_folder, whole_length
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -71,50 +75,84 @@ class DecisionFile:
     decision, MachineError where it cannot be written to.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, gallery_id: str) -> None:
         self.path = path
+        self._lock = threading.Lock()
+        # Not through a link: the folder may come from somebody else.
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
         try:
-            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+            self._descriptor = os.open(path, flags, 0o600)
         except OSError as error:
-            raise MachineError(f"{path}: cannot be opened: {error.strerror}") from error
+            reason = "it is a link" if error.errno == errno.ELOOP else error.strerror
+            raise MachineError(f"{path}: cannot be opened: {reason}") from error
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self.decisions = read_decisions(path)
-            self._remove_half_line()
-        except BlockingIOError as error:
+            found = read_decisions(path)
+            self._end_last_line()
+        except BaseException as error:
             os.close(self._descriptor)
-            raise UsageError(f"{path}: another review is open: use its page") from error
-        except BaseException:
-            os.close(self._descriptor)
+            if isinstance(error, BlockingIOError):
+                raise UsageError(f"{path}: another review is open: use its page") from error
+            if isinstance(error, OSError):
+                raise MachineError(f"{path}: cannot be written: {error.strerror}") from error
             raise
+        self._ids = {decision.decision_id for decision in found}
+        self.decisions = [one for one in found if one.gallery_id == gallery_id]
 
     def append(self, decision: AnyDecision) -> None:
-        """Write a decision to the disk. Raises MachineError, and then nothing is written."""
-        size = os.fstat(self._descriptor).st_size
-        line = decision.to_json() + b"\n"
-        try:
-            while line:
-                line = line[os.write(self._descriptor, line) :]
-            os.fsync(self._descriptor)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._descriptor, size)
-            raise MachineError(
-                f"{self.path}: the decision was not kept: {error.strerror}: make room, and decide "
-                "again"
-            ) from error
-        self.decisions.append(decision)
+        """Write a decision to the disk.
+
+        Raises EventError where its id is not new, MachineError where it cannot be kept; then
+        nothing is written. One thread at a time writes: another's line must not be cut off here.
+        """
+        with self._lock:
+            if decision.decision_id in self._ids:
+                raise EventError(f"decision_id: {decision.decision_id} was used before")
+            size = os.fstat(self._descriptor).st_size
+            try:
+                self._check_is_there()
+                self._write(decision.to_json() + b"\n")
+            except OSError as error:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self._descriptor, size)
+                raise MachineError(
+                    f"{self.path}: the decision was not kept: {error.strerror}"
+                ) from error
+            self._ids.add(decision.decision_id)
+            self.decisions.append(decision)
 
     def close(self) -> None:
         """Let another process write."""
         os.close(self._descriptor)
 
-    def _remove_half_line(self) -> None:
-        """Remove what a process wrote of a line before it was ended."""
+    def _write(self, data: bytes) -> None:
+        try:
+            while data:
+                data = data[os.write(self._descriptor, data) :]
+            os.fsync(self._descriptor)
+        except OSError as error:
+            reason = f"{error.strerror}: make room, and decide again"
+            raise OSError(error.errno, reason) from error
+
+    def _check_is_there(self) -> None:
+        """Raise OSError where the path is another file by now, or none."""
+        own = os.fstat(self._descriptor)
+        with contextlib.suppress(OSError):
+            found = self.path.lstat()
+            if (found.st_dev, found.st_ino) == (own.st_dev, own.st_ino):
+                return
+        raise OSError(
+            errno.ENOENT, "the folder was removed or written anew: call `streamproc review` again"
+        )
+
+    def _end_last_line(self) -> None:
+        """End a last line that is a decision, remove one that was cut off."""
         data = self.path.read_bytes()
-        whole = data.rfind(b"\n") + 1
+        whole = whole_length(data)
         if whole < len(data):
             os.ftruncate(self._descriptor, whole)
+        elif not data.endswith(b"\n") and data:
+            self._write(b"\n")
 
 
 class ReviewServer:
@@ -130,7 +168,8 @@ class ReviewServer:
         replayed = read_folder(folder)
         self._gallery_id = replayed.gallery_id
         self._video_ids = {str(video["video_id"]) for video in replayed.videos}
-        self._file = DecisionFile(replayed.decisions_path)
+        self._file = DecisionFile(replayed.decisions_path, self._gallery_id)
+        self._latest_ms = max((one.order[0] * 1000 for one in self._decisions), default=0.0)
         self._changed = asyncio.Condition()
         self._listeners = 0
 
@@ -224,10 +263,9 @@ class ReviewServer:
             return _fault(429, f"{self._file.path}: it holds {_MAX_DECISIONS} decisions: no more")
         try:
             decision = self._checked(await request.read())
+            await asyncio.to_thread(self._file.append, decision)
         except EventError as error:
             return _fault(400, str(error))
-        try:
-            await asyncio.to_thread(self._file.append, decision)
         except MachineError as error:
             return _fault(507, str(error))
         async with self._changed:
@@ -242,7 +280,7 @@ class ReviewServer:
             raise EventError(f"expected JSON ({error})") from error
         if not isinstance(said, dict):
             raise EventError("expected a JSON object")
-        ours = {"gallery_id": self._gallery_id, "decided_at": now()}
+        ours = {"gallery_id": self._gallery_id, "decided_at": self._next_time()}
         parsed = parse_decision(orjson.dumps(said | ours))
         decision = type(parsed).make(**parsed.model_dump(exclude={"event_id"}))
         if isinstance(decision, UndoDecision) and decision.undoes not in {
@@ -254,6 +292,22 @@ class ReviewServer:
             if video_id not in self._video_ids or not person_id:
                 raise EventError(f"{key}: expected a person of this gallery")
         return decision
+
+    def _next_time(self) -> str:
+        """Return the time now, or a millisecond after the latest decision.
+
+        Of what is said of a pair the latest holds: where a clock was wrong, or two come within a
+        millisecond, it has to be the one that came last.
+        """
+        later_ms = max(time.time() * 1000, math.floor(self._latest_ms) + 1)
+        try:
+            when = timestamp_of(later_ms)
+        except (ValueError, OverflowError) as error:
+            raise EventError(
+                f"{self._file.path}: it holds a decision of the year 9999: nothing can come after"
+            ) from error
+        self._latest_ms = later_ms
+        return when
 
     async def _follow(self, request: web.Request) -> web.StreamResponse:
         """Say how many decisions there are, now and at each change (server-sent events)."""

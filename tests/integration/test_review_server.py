@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
+import os
 import re
 import sys
 
@@ -11,6 +13,7 @@ import pytest
 from processes import Process, eventually, run_streamproc
 
 import streamproc
+from streamproc.decisions import PairDecision
 from streamproc.offline.replay_folder import read_decisions, read_folder
 
 
@@ -48,10 +51,9 @@ class Client:
         return status, orjson.loads(data)
 
 
-@pytest.fixture
-def review(folder, tmp_path):
-    """A server of the folder, without decisions; the client and the process."""
-    (folder / "decisions.jsonl").unlink(missing_ok=True)
+@contextlib.contextmanager
+def reviewing(folder, tmp_path):
+    """A server of the folder; the client and the process."""
     command = [sys.executable, "-m", "streamproc", "review", str(folder), "--port", "0"]
     process = Process("review", command, tmp_path / "review.log")
     found = eventually(
@@ -60,6 +62,14 @@ def review(folder, tmp_path):
     yield Client(int(found[1])), process
     if not process.has_ended():
         assert process.stop() == 0, process.last_lines
+
+
+@pytest.fixture
+def review(folder, tmp_path):
+    """A server of the folder, without decisions."""
+    (folder / "decisions.jsonl").unlink(missing_ok=True)
+    with reviewing(folder, tmp_path) as served:
+        yield served
 
 
 def pair_said(folder, verdict="same"):
@@ -154,3 +164,93 @@ def test_a_folder_that_is_none_of_a_replay_is_one_line(tmp_path) -> None:
     done = run_streamproc("review", tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "expected a folder that `streamproc replay` wrote" in done.stderr
+
+
+def test_a_decision_whose_file_is_gone_is_not_called_kept(review, folder) -> None:
+    """The folder was removed or replaced meanwhile: the page says so, and does not lose it."""
+    client, _ = review
+    path = folder / "decisions.jsonl"
+    assert client.decide(pair_said(folder))[0] == 201
+    path.rename(folder / "moved")
+    status, answer = client.decide(pair_said(folder, "different"))
+    assert (status, "removed or written anew" in answer["error"]) == (507, True)
+    path.write_bytes(b"")
+    assert client.decide(pair_said(folder, "different"))[0] == 507
+    (folder / "moved").replace(path)
+    assert client.decide(pair_said(folder, "different"))[0] == 201
+    assert [decision.verdict for decision in read_decisions(path)] == ["same", "different"]
+
+
+def test_what_is_decided_last_holds_whatever_the_clock_said(folder, tmp_path) -> None:
+    """A colleague's clock was years ahead: their decision can be changed, and undone."""
+    said = pair_said(folder)
+    gallery_id = read_folder(folder).gallery_id
+    ahead = PairDecision.make(
+        gallery_id=gallery_id,
+        decided_at="2099-01-01T00:00:00.0005Z",
+        person_keys=said["person_keys"],
+        verdict="same",
+    )
+    (folder / "decisions.jsonl").write_bytes(ahead.to_json() + b"\n")
+    with reviewing(folder, tmp_path) as (client, _):
+        assert streamproc.merge(folder).identity_count == 5
+        assert client.decide({"kind": "undo", "undoes": ahead.decision_id})[0] == 201
+        assert streamproc.merge(folder).identity_count == 6
+        for verdict, count in [("same", 5), ("different", 6), ("same", 5), ("unsure", 6)]:
+            assert client.decide(said | {"verdict": verdict})[0] == 201
+            assert streamproc.merge(folder).identity_count == count
+
+
+def test_an_id_is_used_once(review, folder) -> None:
+    """Of two decisions with one id the earlier holds: the later one would be kept in vain."""
+    client, _ = review
+    said = pair_said(folder) | {"decision_id": "mine"}
+    assert client.decide(said)[0] == 201
+    status, answer = client.decide(said | {"verdict": "different"})
+    assert (status, "used before" in answer["error"]) == (400, True)
+    assert len(read_decisions(folder / "decisions.jsonl")) == 1
+
+
+def test_a_last_line_without_its_end_that_is_a_decision_is_kept(folder, tmp_path) -> None:
+    """As an editor or another's program writes it."""
+    gallery_id = read_folder(folder).gallery_id
+    line = PairDecision.make(
+        gallery_id=gallery_id,
+        decided_at="2026-11-30T10:00:00Z",
+        person_keys=pair_said(folder)["person_keys"],
+        verdict="same",
+    ).to_json()
+    path = folder / "decisions.jsonl"
+    path.write_bytes(line)
+    assert streamproc.merge(folder).identity_count == 5
+    with reviewing(folder, tmp_path) as (client, _):
+        assert client.decide(pair_said(folder, "unsure"))[0] == 201
+    assert len(read_decisions(path)) == 2
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling link", "pipe", "folder"])
+def test_decisions_that_are_no_file_are_one_line(folder, tmp_path, kind) -> None:
+    """A folder that somebody sent must not have its reader write elsewhere, or wait for ever."""
+    path = folder / "decisions.jsonl"
+    path.unlink(missing_ok=True)
+    other = tmp_path / "other"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        if kind == "link":
+            other.write_text("no line end")
+        path.symlink_to(other)
+    try:
+        done = run_streamproc("review", folder, "--port", "0")
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+        assert "decisions.jsonl: cannot be" in done.stderr
+        if kind == "link":
+            assert other.read_text() == "no line end"
+        else:
+            assert not other.exists()
+        if kind in ("pipe", "folder"):
+            assert run_streamproc("merge", folder, "--dry-run").returncode == 1
+    finally:
+        path.rmdir() if kind == "folder" else path.unlink()
