@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, get_args
 import click
 
 from streamproc.cli.common import EXIT_CODES, EXIT_PARTIAL, NamedPath, faults_in_one_line
+from streamproc.files import on_one_line
 from streamproc.types import WrittenFormat
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from streamproc.offline.merge import Merged
+
+_MAX_CONFLICTS_SHOWN = 20
 
 
 @click.command(epilog=EXIT_CODES)
@@ -70,7 +73,7 @@ def merge(
 
 def _print(merged: Merged, paths: list[Path], *, likely: bool) -> None:
     for path in paths:
-        click.echo(str(path))
+        click.echo(on_one_line(str(path)))
     count = merged.decision_count
     by = "1 decision" if count == 1 else f"{count} decisions"
     if likely:
@@ -85,9 +88,18 @@ def _print(merged: Merged, paths: list[Path], *, likely: bool) -> None:
             "same frame",
             err=True,
         )
-    for a, b in merged.conflicts:
+    if merged.other_decision_count:
+        click.echo(
+            f"{merged.other_decision_count} decisions were left out: they are on other galleries",
+            err=True,
+        )
+    for pair in merged.conflicts[:_MAX_CONFLICTS_SHOWN]:
+        a, b = map(on_one_line, pair)  # whoever wrote the decisions chose the keys
         click.echo(
             f"conflict: {a} and {b} were joined and are two people: their tracks stay as they "
             "were until it is decided",
             err=True,
         )
+    left = len(merged.conflicts) - _MAX_CONFLICTS_SHOWN
+    if left > 0:
+        click.echo(f"and {left} conflicts more", err=True)

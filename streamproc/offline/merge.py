@@ -6,7 +6,7 @@ two tracks of one identity have a box in the same frame, the surer box is kept.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy as np
 from streamproc.errors import MachineError, UsageError
 from streamproc.gallery.identities import Identities, pair_of, statements_of
 from streamproc.ids import person_key_of
+from streamproc.offline.artifacts import ARTIFACT_NAMES
 from streamproc.offline.replay_folder import read_decisions, read_folder
 from streamproc.offline.report import keys_of, likeliest_first
 from streamproc.tracks import (
@@ -30,12 +31,15 @@ from streamproc.tracks import (
 from streamproc.types import Track
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from streamproc.decisions import AnyDecision
     from streamproc.gallery.identities import Identity, Pair, Statements
     from streamproc.offline.replay_folder import ReplayFolder
     from streamproc.types import WrittenFormat
+
+_ENDINGS = (".txt", ".csv", ".npz")
+_MAX_NAME_BYTES = 200
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,6 +57,8 @@ class Merged:
 
     `conflicts` are pairs that must not be one person and were joined: their tracks stay as they
     were. `doubled_boxes` were left out, as the identity has a surer box in that frame.
+    `other_decision_count` decisions were left out, as they are on other galleries. `inputs` are
+    the files that all this was made of.
     """
 
     videos: tuple[MergedVideo, ...]
@@ -61,6 +67,8 @@ class Merged:
     decision_count: int
     conflicts: tuple[Pair, ...]
     doubled_boxes: int
+    other_decision_count: int = 0
+    inputs: tuple[Path, ...] = ()
 
 
 def merge_folder(
@@ -77,8 +85,11 @@ def merge_folder(
     whom nobody called wanted. Raises UsageError, InputError or MachineError.
     """
     folder = read_folder(path)
+    if decisions is not None and not decisions.exists():
+        raise UsageError(f"{decisions}: expected a file of decisions, found none there")
+    found = read_decisions(decisions or folder.decisions_path)
+    decided = [one for one in found if one.gallery_id == folder.gallery_id]
     tracks_of = {str(video["video_id"]): _tracks(folder, video) for video in folder.videos}
-    decided = read_decisions(decisions or folder.decisions_path)
     keys = [
         person_key_of(video_id, track.person_id)
         for video_id, tracks in tracks_of.items()
@@ -86,6 +97,8 @@ def merge_folder(
     ]
     identities = _identities(folder, keys, decided, with_likely=with_likely)
     wanted = [one for one in identities.all if one.is_wanted or not only_selected]
+    if only_selected and not wanted:
+        raise UsageError(f"{path}: expected decisions on who is wanted, found none of that kind")
     numbers = _numbers(wanted, tracks_of)
     doubled: list[int] = []
     videos = [
@@ -99,6 +112,8 @@ def merge_folder(
         len(decided),
         identities.conflicts(),
         sum(doubled),
+        len(found) - len(decided),
+        tuple(_inputs(folder, decisions)),
     )
 
 
@@ -106,54 +121,101 @@ def write(merged: Merged, to: Path, written: WrittenFormat | None = None) -> lis
     """Write the merged tracks, one file a video; return the files.
 
     `to` is the file, or for several videos a folder, which is made. Without `written` the file's
-    name says the format; in a folder it is MOT text. Raises UsageError or MachineError.
+    name says the format; in a folder it is MOT text. Raises UsageError or MachineError, and
+    UsageError where a file would replace what the tracks were made of.
     """
-    several = len(merged.videos) > 1
-    if several and to.is_file():
-        raise UsageError(f"{to}: expected a folder for {len(merged.videos)} videos, found a file")
-    paths = []
+    paths = _paths(merged, to, written)
+    for path in paths.values():
+        _refuse_to_replace(path, merged.inputs)
     for video in merged.videos:
-        if several or to.is_dir():
-            form = written or "mot"
-            path = to / f"{_file_names(merged)[video.video_id]}{ENDINGS[form]}"
-        else:
-            form = written or format_of(to)
-            path = to
+        path = paths[video.video_id]
         try:
-            write_merged(path, video.tracks, form)
+            write_merged(path, video.tracks, written or format_of(path))
         except OSError as error:
             raise MachineError(f"{path}: cannot be written: {error.strerror or error}") from error
-        paths.append(path)
-    return paths
+    return list(paths.values())
+
+
+def _paths(merged: Merged, to: Path, written: WrittenFormat | None) -> dict[str, Path]:
+    """Return where each video's file goes, by its id."""
+    several = len(merged.videos) > 1
+    if to.is_dir() or (several and not to.exists() and not to.name.endswith(_ENDINGS)):
+        ending = ENDINGS[written or "mot"]
+        return {key: to / f"{name}{ending}" for key, name in _file_names(merged).items()}
+    if several:
+        raise UsageError(
+            f"{to}: expected a folder for {len(merged.videos)} videos, got the name of a file"
+        )
+    if written is None:
+        format_of(to)
+    return {video.video_id: to for video in merged.videos}
+
+
+def _refuse_to_replace(path: Path, inputs: Iterable[Path]) -> None:
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path}: expected the name of a file, found something else there")
+    for one in inputs:
+        if any(there.exists() and one.exists() and there.samefile(one) for there in _at(path, one)):
+            raise UsageError(
+                f"{path}: this is what the tracks were made of, and would be replaced: name another"
+            )
+
+
+def _at(path: Path, source: Path) -> tuple[Path, ...]:
+    """Return the path, and its folder where the source is one: what is in it is read as well."""
+    return (path, path.parent) if source.is_dir() else (path,)
+
+
+def _inputs(folder: ReplayFolder, decisions: Path | None) -> Iterator[Path]:
+    yield decisions or folder.decisions_path
+    yield from (folder.path / name for name in ARTIFACT_NAMES)
+    for video in folder.videos:
+        yield from (Path(str(video[name])) for name in ("tracks_path", "path"))
 
 
 def _file_names(merged: Merged) -> dict[str, str]:
-    """Return how each video's file is called: by its name, or its id where two have one name."""
-    names = [video.name for video in merged.videos]
+    """Return how each video's file is called: by its name, or its id where that is no good name.
+
+    Two may have one name, and run.json, which says it, may come from anybody.
+    """
+    taken = Counter(
+        text.casefold() for video in merged.videos for text in (video.name, video.video_id)
+    )
     return {
-        video.video_id: video.name if names.count(video.name) == 1 else video.video_id
+        video.video_id: video.name
+        if taken[video.name.casefold()] == 1
+        and video.name.isprintable()
+        and len(video.name.encode()) <= _MAX_NAME_BYTES
+        else video.video_id
         for video in merged.videos
     }
 
 
 def _tracks(folder: ReplayFolder, video: Mapping[str, Any]) -> tuple[Track, ...]:
     """Return the tracks that a video was replayed with."""
-    path = Path(str(video["tracks_path"]))
-    options = ReadOptions(**video.get("tracks_options", {}))
+    try:
+        path = Path(str(video["tracks_path"]))
+        options = ReadOptions(**video["tracks_options"])
+        expected = str(video["tracks_sha256"])
+        size = np.array([video["width_px"], video["height_px"]] * 2, np.float32)
+        _ = str(video["path"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"{folder.path / 'run.json'}: it does not say how the tracks of a video were read "
+            f"({error}): replay again"
+        ) from error
     if not path.exists():
         raise UsageError(
             f"{path}: the tracks of {folder.path} are not there any more: call this from the "
             "folder where `streamproc replay` was called"
         )
     found = read_tracks(path, options)
-    expected = video.get("tracks_sha256")
-    if expected and expected != found.sha256:
+    if expected != found.sha256:
         raise UsageError(
             f"{path}: the tracks have changed since {folder.path} was written: replay again"
         )
     if not found.is_normalised:
         return found.tracks
-    size = np.array([video["width_px"], video["height_px"]] * 2, np.float32)
     return tuple(
         Track(track.person_id, track.frame_indices, track.boxes_xyxy * size, track.confidences)
         for track in found.tracks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 
 import numpy as np
@@ -11,7 +12,7 @@ from processes import run_streamproc
 
 import streamproc
 from streamproc.decisions import GroupDecision, PairDecision, SelectedDecision
-from streamproc.errors import InputError, UsageError
+from streamproc.errors import InputError, StreamprocError, UsageError
 from streamproc.gallery import has_veto
 from streamproc.offline.replay_folder import read_folder
 from streamproc.tracks import read_tracks
@@ -179,9 +180,124 @@ def test_bad_decisions_and_folders_are_one_line(folder, tmp_path) -> None:
     (folder / "decisions.jsonl").unlink()
     done = run_streamproc("merge", tmp_path / "none", "-o", tmp_path / "m.txt")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    done = run_streamproc(
-        "merge", folder, "-o", tmp_path / "m.xyz", "--decisions", tmp_path / "none"
-    )
+    done = run_streamproc("merge", folder, "-o", tmp_path / "m.xyz")
     assert done.returncode == 2
     assert "ends in" in done.stderr
     assert orjson.loads((folder / "run.json").read_bytes())["videos"][0]["tracks_sha256"]
+
+
+def test_what_the_tracks_were_made_of_is_not_replaced(tmp_path, sample) -> None:
+    """Neither tracks nor video nor what replay wrote, also where a folder would hold their name."""
+    video = shutil.copy(sample / "sample.mp4", tmp_path / "a.mp4")
+    tracks = tmp_path / "a.mot.txt"
+    out = tmp_path / "out"
+    streamproc.replay(video, persons=sample / "sample.persons.npz", out=out, animate=False)
+    streamproc.merge(out, tracks)
+    streamproc.replay(video, out=out, animate=False)
+    (out / "decisions.jsonl").touch()
+    (tmp_path / "link.txt").symlink_to(tracks)
+    for to in (tracks, tmp_path, tmp_path / "link.txt", video, *out.glob("*.json*")):
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        with pytest.raises(UsageError, match="would be replaced"):
+            streamproc.merge(out, to, written="mot")
+        after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        assert after == before
+
+
+def test_what_is_no_file_is_not_replaced(folder, tmp_path) -> None:
+    """A pipe whose reader waits, or a device."""
+    os.mkfifo(tmp_path / "pipe.txt")
+    with pytest.raises(UsageError, match="something else"):
+        streamproc.merge(folder, tmp_path / "pipe.txt")
+    assert (tmp_path / "pipe.txt").is_fifo()
+
+
+def test_several_videos_need_a_folder_and_its_names_are_safe(tmp_path, sample) -> None:
+    """A file's name is no folder's; and run.json, which may come from anybody, names no path."""
+    for name in ("one", "two"):
+        shutil.copy(sample / "sample.mp4", tmp_path / f"{name}.mp4")
+        shutil.copy(sample / "sample.persons.npz", tmp_path / f"{name}.persons.npz")
+    out = tmp_path / "out"
+    streamproc.replay(
+        [tmp_path / "one.mp4", tmp_path / "two.mp4"], gallery="hall", out=out, animate=False
+    )
+    with pytest.raises(UsageError, match="expected a folder for 2 videos"):
+        streamproc.merge(out, tmp_path / "merged.csv")
+    run = orjson.loads((out / "run.json").read_bytes())
+    run["videos"][0]["path"] = run["videos"][1]["path"] = "same \x1b[2J"
+    (out / "run.json").write_bytes(orjson.dumps(run))
+    streamproc.merge(out, tmp_path / "merged")
+    ids = {str(video["video_id"]) for video in run["videos"]}
+    names = {path.name for path in (tmp_path / "merged").iterdir()}
+    assert names == {f"{video_id}.mot.txt" for video_id in ids}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"video_id": "../../elsewhere"},
+        {"video_id": ""},
+        {"video_id": None},
+        {"tracks_path": None},
+        {"tracks_path": "/dev/zero"},
+        {"tracks_path": "a\0b"},
+        {"tracks_options": {"what": 1}},
+        {"tracks_options": 1},
+        {"tracks_options": {"first_frame_number": "x"}},
+        {"tracks_options": {"format_name": ["x"]}},
+        {"tracks_sha256": None},
+        {"width_px": None},
+        {"width_px": "wide"},
+        {"path": None},
+    ],
+)
+def test_a_folder_that_somebody_sent_ends_in_one_line(folder, changed) -> None:
+    """What run.json says is checked before it is used; None: it does not say so."""
+    run = orjson.loads((folder / "run.json").read_bytes())
+    run["videos"][0] |= changed
+    run["videos"][0] = {name: said for name, said in run["videos"][0].items() if said is not None}
+    (folder / "run.json").write_bytes(orjson.dumps(run))
+    with pytest.raises(StreamprocError) as caught:
+        streamproc.merge(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_merge_says_what_it_did_not_take(folder, tmp_path) -> None:
+    """A file of decisions that is not there, decisions on another gallery, and nobody wanted."""
+    with pytest.raises(UsageError, match="found none there"):
+        streamproc.merge(folder, decisions=tmp_path / "no.jsonl")
+    _, keys = keys_of_pair(folder)
+    decide(folder, same("another", keys))
+    done = run_streamproc("merge", folder, "--dry-run")
+    assert "6 identities after, by 0 decisions" in done.stderr
+    assert "1 decisions were left out: they are on other galleries" in done.stderr
+    with pytest.raises(UsageError, match="who is wanted"):
+        streamproc.merge(folder, tmp_path / "m.txt", only_selected=True)
+
+
+def test_keys_in_conflicts_are_nothing_that_a_terminal_obeys(folder) -> None:
+    """Whoever wrote the decisions chose them; and a long list is cut short."""
+    gallery_id, keys = keys_of_pair(folder)
+    strangers = [f"x\x9b2J\u2028{number}" for number in range(30)]
+    decisions = [same(gallery_id, [strangers[0], key], "different") for key in strangers[1:]]
+    group = GroupDecision.make(
+        gallery_id=gallery_id, decided_at="2020-01-01T00:00:00Z", person_keys=[*keys, *strangers]
+    )
+    joined = [same(gallery_id, [keys[0], key]) for key in strangers]
+    decide(folder, group, *decisions, *joined)
+    done = run_streamproc("merge", folder, "--dry-run")
+    assert done.returncode == 4
+    assert "\x9b" not in done.stderr
+    assert "and 9 conflicts more" in done.stderr
+    assert len(done.stderr.splitlines()) == 22
+
+
+def test_a_few_lines_that_speak_of_more_pairs_than_there_is_memory_for(folder) -> None:
+    """Each line of 200 keys speaks of 19,900 pairs."""
+    gallery_id, _ = keys_of_pair(folder)
+    one = GroupDecision.make(
+        gallery_id=gallery_id, decided_at=WHEN, person_keys=[f"x/{n}" for n in range(200)]
+    )
+    (folder / "decisions.jsonl").write_bytes((one.to_json() + b"\n") * 300)
+    with pytest.raises(InputError, match="line 252: expected at most 5,000,000 pairs"):
+        streamproc.merge(folder)
