@@ -375,6 +375,13 @@ class ServiceSettings(_Section):
             "animator. 0: any free one."
         ),
     )
+    allowed_hosts: Names = Field(
+        default=(),
+        description=(
+            "Further names by which it may be asked, separated by commas. Addresses, names without "
+            "a dot, and those that end in `.local`, `.internal` or `.svc` need not be named."
+        ),
+    )
     grace_seconds: Seconds = Field(
         default=60, description="How long a service may finish its work after SIGTERM, in seconds."
     )

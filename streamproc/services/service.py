@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, Counter, Gauge
@@ -12,6 +13,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from streamproc.errors import MachineError
 from streamproc.kafka.readiness import Readiness
+from streamproc.services.hosts import check_host
 from streamproc.services.logs import set_up_logs
 from streamproc.services.signals import StopSignals
 from streamproc.version import __version__
@@ -87,7 +89,7 @@ class Service:
         asyncio.get_running_loop().call_later(give_up_seconds, task.cancel)
 
     async def _serve(self) -> web.AppRunner:
-        app = web.Application()
+        app = web.Application(middlewares=[check_host(self._own_hosts())])
         app.add_routes(
             [
                 web.get("/healthz", self._healthz),
@@ -112,6 +114,11 @@ class Service:
         self.listening.set()
         log.info("%s: health and metrics at http://%s:%d", self.name, options.http_host, self.port)
         return runner
+
+    def _own_hosts(self) -> list[str]:
+        advertised = urlsplit(self.settings.matcher.advertised_url or "").hostname
+        named = self.settings.service.allowed_hosts
+        return [*named, advertised] if advertised else [*named]
 
     async def _healthz(self, _: web.Request) -> web.Response:
         return web.json_response({"status": "ok", "service": self.name, "version": __version__})

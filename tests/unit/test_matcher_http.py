@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
+import socket
 from urllib.parse import quote
 
 import numpy as np
+import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from persons import person, unit_vector
 
 from streamproc.gallery import apply
+from streamproc.services.hosts import check_host, is_own_host
 from streamproc.services.matcher import http
 from streamproc.services.matcher.http import NPY, GalleryApi
 from streamproc.services.matcher.table import Galleries
@@ -88,3 +92,80 @@ async def test_who_asks_for_what_is_not_here_is_told_why(monkeypatch):
     assert status == 413
     assert NPY.encode() in body
     assert (await request(matcher, "/galleries/g/similarity?matrix=no"))[0] == 200
+
+
+async def test_who_does_not_read_is_left_and_waits_hold_nothing(monkeypatch):
+    """Clients that never read lose their slots, further ones are told to come again."""
+    monkeypatch.setattr(http, "_CLIENT_SECONDS", 0.2)
+    monkeypatch.setattr(http, "_LEAST_BYTES_A_SECOND", 1 << 40)
+    matcher = FakeMatcher(2)
+    copies = []
+
+    class LargeSnapshot:
+        count = 3000  # 36 MB: more than a socket takes of an answer that nobody reads
+
+        def __init__(self, *_):
+            copies.append(self)
+
+        def matrix_rows(self, start, stop):
+            """Return nothing but zeros."""
+            return np.zeros((stop - start, self.count), np.float32)
+
+    monkeypatch.setattr(type(matcher.galleries.get("g").gallery), "snapshot", LargeSnapshot)
+    app = web.Application()
+    api = GalleryApi(matcher)
+    app.add_routes(api.routes())
+    async with TestServer(app) as server:
+        silent = []
+        for _ in range(http._WAITING_AT_ONCE):
+            reader, writer = await asyncio.open_connection(server.host, server.port, limit=1)
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            writer.transport.pause_reading()
+            writer.write(b"GET /galleries/g/similarity HTTP/1.1\r\nHost: x\r\nAccept: ")
+            writer.write(f"{NPY}\r\n\r\n".encode())
+            silent.append((reader, writer))
+        while api._waiting < http._WAITING_AT_ONCE:  # noqa: ASYNC110 - the server tells nobody
+            await asyncio.sleep(0)
+        async with TestClient(server) as client:
+            refused = await client.get("/galleries/g/similarity?matrix=no")
+            assert refused.status == 503
+            assert len(copies) <= http._BUILDS_AT_ONCE
+            status = 503
+            while status == 503:
+                status = (await client.get("/galleries/g/similarity?matrix=no")).status
+            assert status == 200
+        for _, writer in silent:
+            writer.transport.abort()
+
+
+@pytest.mark.parametrize(
+    ("host", "own"),
+    [
+        ("127.0.0.1:8082", True),
+        ("[::1]:8082", True),
+        ("localhost", True),
+        ("matcher:8082", True),
+        ("matcher-0.matcher.streamproc.svc", True),
+        ("matcher-0.matcher.streamproc.svc.cluster.local:8082", True),
+        ("Galleries.Example.org.", True),
+        ("", True),
+        ("evil.example", False),
+        ("127.0.0.1.evil.example", False),
+        ("localhost.evil.example:8082", False),
+        ("[::1", False),
+    ],
+)
+def test_only_own_hosts_are_answered(host, own):
+    """A page that gives its name a service's address asks for its own name, and gets nothing."""
+    assert is_own_host(host, {"galleries.example.org"}) is own
+
+
+async def test_another_host_is_told_so():
+    """The answer is an error that names the setting."""
+    app = web.Application(middlewares=[check_host([])])
+    app.add_routes(GalleryApi(FakeMatcher(2)).routes())
+    async with TestClient(TestServer(app)) as client:
+        reply = await client.get("/galleries", headers={"Host": "evil.example"})
+        assert reply.status == 421
+        assert "allowed_hosts" in await reply.text()
+        assert (await client.get("/galleries")).status == 200

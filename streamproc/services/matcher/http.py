@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
+import logging
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -15,15 +17,22 @@ from streamproc.events import timestamp_of
 from streamproc.gallery import candidate_id_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import AsyncIterator, Collection
 
     from streamproc.gallery import Candidate, Gallery, Snapshot
     from streamproc.services.matcher.table import Galleries, OwnedGallery
+
+log = logging.getLogger(__name__)
 
 MAX_JSON_PERSONS = 2000
 NPY = "application/x-npy"
 _BLOCK_NUMBERS = 1 << 20  # 4 MiB of the matrix are computed and sent at a time
 _BUILDS_AT_ONCE = 2
+_WAITING_AT_ONCE = 16
+"""More requests than these are told to come again."""
+_CLIENT_SECONDS = 30.0
+_LEAST_BYTES_A_SECOND = 1 << 20
+"""A client may take so long for an answer, and a second more for each of so many bytes."""
 
 
 class GallerySource(Protocol):
@@ -49,6 +58,7 @@ class GalleryApi:
     def __init__(self, source: GallerySource) -> None:
         self._source = source
         self._building = asyncio.Semaphore(_BUILDS_AT_ONCE)
+        self._waiting = 0
 
     def routes(self) -> list[web.RouteDef]:
         """What to add to the service's HTTP server."""
@@ -84,9 +94,22 @@ class GalleryApi:
             return _fault(
                 404, f"gallery {gallery_id!r}: nobody was seen in it yet, or it has expired"
             )
+        if self._waiting >= _WAITING_AT_ONCE:
+            return _try_again("too many ask at the same time: try again")
+        self._waiting += 1
+        try:
+            # Whoever waits holds no copy of anything.
+            async with self._building:
+                return await self._answer(request, owned)
+        finally:
+            self._waiting -= 1
+
+    async def _answer(self, request: web.Request, owned: OwnedGallery) -> web.StreamResponse:
+        """Copy what is asked for, and send it; a client that does not read is left."""
+        gallery_id = owned.gallery.gallery_id
         keys = sorted(owned.gallery.rows)
         if NPY in request.headers.get("Accept", ""):
-            return await self._npy(request, keys, owned.gallery.snapshot(keys))
+            return await _send_npy(request, keys, owned.gallery.snapshot(keys))
         with_matrix = request.query.get("matrix") != "no"
         if with_matrix and len(keys) > MAX_JSON_PERSONS:
             return _fault(
@@ -97,43 +120,55 @@ class GalleryApi:
             )
         answer = _described(owned.gallery, keys)
         if with_matrix:
-            snapshot = owned.gallery.snapshot(keys)
-            async with self._building:
-                answer["similarity"] = await asyncio.to_thread(snapshot.matrix)
-        return _json(answer)
+            answer["similarity"] = await asyncio.to_thread(owned.gallery.snapshot(keys).matrix)
+        response = _json(answer)
+        async with _deadline(request, response.content_length or 0):
+            await response.prepare(request)
+            await response.write_eof()
+        return response
 
     def _elsewhere(self, request: web.Request, partition: int) -> web.Response:
         owner = self._source.owner_of(partition)
         if owner is None:
-            response = _fault(
-                503, "the galleries are being read, or move to another matcher: try again"
-            )
-            response.headers["Retry-After"] = "2"
-            return response
+            return _try_again("the galleries are being read, or move to another matcher: try again")
         return web.Response(status=307, headers={"Location": owner.rstrip("/") + request.raw_path})
 
-    async def _npy(
-        self, request: web.Request, keys: list[str], snapshot: Snapshot
-    ) -> web.StreamResponse:
-        head = io.BytesIO()
-        shape = (snapshot.count, snapshot.count)
-        np.lib.format.write_array_header_1_0(
-            head, {"descr": "<f4", "fortran_order": False, "shape": shape}
-        )
-        response = web.StreamResponse(
-            headers={"Content-Type": NPY, "X-Person-Keys-Sha256": _keys_sha256(keys)}
-        )
-        response.content_length = head.tell() + 4 * snapshot.count**2
-        async with self._building:
-            await response.prepare(request)
-            await response.write(head.getvalue())
-            step = max(1, _BLOCK_NUMBERS // max(1, snapshot.count))
-            for start in range(0, snapshot.count, step):
-                stop = min(start + step, snapshot.count)
-                rows = await asyncio.to_thread(snapshot.matrix_rows, start, stop)
-                await response.write(rows.astype("<f4", copy=False).tobytes())
-            await response.write_eof()
-        return response
+
+async def _send_npy(
+    request: web.Request, keys: list[str], snapshot: Snapshot
+) -> web.StreamResponse:
+    head = io.BytesIO()
+    shape = (snapshot.count, snapshot.count)
+    np.lib.format.write_array_header_1_0(
+        head, {"descr": "<f4", "fortran_order": False, "shape": shape}
+    )
+    response = web.StreamResponse(
+        headers={"Content-Type": NPY, "X-Person-Keys-Sha256": _keys_sha256(keys)}
+    )
+    size_bytes = head.tell() + 4 * snapshot.count**2
+    response.content_length = size_bytes
+    async with _deadline(request, size_bytes):
+        await response.prepare(request)
+        await response.write(head.getvalue())
+        step = max(1, _BLOCK_NUMBERS // max(1, snapshot.count))
+        for start in range(0, snapshot.count, step):
+            stop = min(start + step, snapshot.count)
+            rows = await asyncio.to_thread(snapshot.matrix_rows, start, stop)
+            await response.write(rows.astype("<f4", copy=False).tobytes())
+        await response.write_eof()
+    return response
+
+
+@asynccontextmanager
+async def _deadline(request: web.Request, size_bytes: int) -> AsyncIterator[None]:
+    """Cut the connection of a client that does not take its answer in time."""
+    try:
+        async with asyncio.timeout(_CLIENT_SECONDS + size_bytes / _LEAST_BYTES_A_SECOND):
+            yield
+    except TimeoutError:
+        log.warning("%s: the client took its answer too slowly", request.path)
+        if request.transport is not None:
+            request.transport.abort()
 
 
 def _summary(owned: OwnedGallery) -> dict[str, Any]:
@@ -178,6 +213,12 @@ def _json(content: Any, status: int = 200) -> web.Response:
         content, option=orjson.OPT_SERIALIZE_NUMPY
     )  # numbers that are not there (NaN) become null
     return web.Response(body=body, status=status, content_type="application/json")
+
+
+def _try_again(text: str) -> web.Response:
+    response = _fault(503, text)
+    response.headers["Retry-After"] = "2"
+    return response
 
 
 def _fault(status: int, text: str) -> web.Response:
