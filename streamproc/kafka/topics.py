@@ -25,6 +25,8 @@ _UNKNOWN_TOPIC = 3
 _ALREADY_EXISTS = 36
 _REQUEST_MS = 20_000
 _MS_AN_HOUR = 3_600_000
+_SEGMENT_SHARE = 1 / 12
+"""Of the time that events are kept: so much of it a segment of the log covers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +60,36 @@ def wanted_topics(settings: Settings) -> list[TopicSpec]:
         name = f"{kafka.topic_prefix}{field.replace('_', '-')}"
         config = {
             "cleanup.policy": "delete",
-            "retention.ms": str(int(topic.retention_hours * _MS_AN_HOUR)),
+            **_retention(topic.retention_hours),
+            # The broker's clock, as a producer's may be wrong: galleries expire by it, and Kafka
+            # never deletes what claims to be of the future.
+            "message.timestamp.type": "LogAppendTime",
         }
         specs.append(TopicSpec(name, topic.partitions, config | shared))
     # A table entry is an event and up to 20 neighbours: twice the event's limit is always enough.
-    compacted = {"cleanup.policy": "compact", "max.message.bytes": str(2 * kafka.max_event_bytes)}
+    compacted = {
+        "cleanup.policy": "compact",
+        "max.message.bytes": str(2 * kafka.max_event_bytes),
+        # What was removed is gone from the log so long after it: the topic's vectors are biometric.
+        "max.compaction.lag.ms": str(
+            max(1, int(topics.person_embeddings.retention_hours * _MS_AN_HOUR))
+        ),
+    }
     specs.append(
         TopicSpec(changelog_of(settings), topics.person_embeddings.partitions, shared | compacted)
     )
     return specs
+
+
+def _retention(hours: float) -> dict[str, str]:
+    """Return the settings by which Kafka keeps an event for at most so many hours.
+
+    Kafka deletes whole segments, once the newest event of one is older than `retention.ms`. So the
+    oldest one lives longer by the time that a segment covers, which is a week if nobody says.
+    """
+    kept_ms = max(2, int(hours * _MS_AN_HOUR))
+    segment_ms = max(1, int(kept_ms * _SEGMENT_SHARE))
+    return {"retention.ms": str(kept_ms - segment_ms), "segment.ms": str(segment_ms)}
 
 
 async def create_topics(settings: Settings) -> list[str]:

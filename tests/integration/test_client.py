@@ -47,8 +47,13 @@ def test_topics_are_made_as_the_settings_say(stream):
     )
     name = "made.streamproc-matcher-rows-changelog"
     found = stream.topic_configs("made.video-ready", "made.person-embeddings", name)
-    assert found["made.video-ready"]["retention.ms"] == str(3 * 3_600_000)
-    assert found["made.person-embeddings"]["retention.ms"] == str(24 * 3_600_000)
+    hour_ms = 3_600_000
+    for topic, hours in (("video-ready", 3), ("person-embeddings", 24)):
+        config = found[f"made.{topic}"]
+        # An event lives until its segment's newest one is too old.
+        assert int(config["retention.ms"]) + int(config["segment.ms"]) == hours * hour_ms
+        assert config["message.timestamp.type"] == "LogAppendTime"
+    assert found[name]["max.compaction.lag.ms"] == str(24 * hour_ms)
     assert found["made.person-embeddings"]["max.message.bytes"] == "2000000"
     assert found["made.person-embeddings"]["min.insync.replicas"] == "1"
     assert found[name]["cleanup.policy"] == "compact"

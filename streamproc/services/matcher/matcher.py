@@ -33,12 +33,14 @@ from typing import TYPE_CHECKING, Any
 
 from streamproc.errors import EventError, MachineError
 from streamproc.events import DuplicateCandidate, GalleryExpired, PersonEmbedding, now, timestamp_of
+from streamproc.gallery import MatchResult
 from streamproc.kafka.connection import retry_until_stopped
 from streamproc.kafka.publisher import Publisher
 from streamproc.kafka.records import trace_of
 from streamproc.kafka.topics import changelog_of, ensure_topics
 from streamproc.pipeline.resources import calibration_of
 from streamproc.services.logs import log_about
+from streamproc.services.matcher.clock import SteadyClock, is_expired, to_expire
 from streamproc.services.matcher.faust_table import FaustTable, instance_folder, record_of
 from streamproc.services.matcher.http import GalleryApi
 from streamproc.services.matcher.metrics import MatcherMetrics
@@ -47,7 +49,6 @@ from streamproc.services.matcher.table import (
     Galleries,
     decide,
     entries_of,
-    now_ms,
     partition_of,
 )
 from streamproc.services.service import Service
@@ -55,7 +56,6 @@ from streamproc.services.service import Service
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Collection, Coroutine, Iterator
 
-    from streamproc.gallery import MatchResult
     from streamproc.services.matcher.faust_table import FaustEvent, Waiting
     from streamproc.services.matcher.prefetch import Parsed
     from streamproc.services.matcher.table import Entries, OwnedGallery
@@ -138,6 +138,8 @@ class Matcher:
         self.galleries = self._no_galleries()
         self._next_offsets: dict[int, int] = {}  # by partition: all before it is acknowledged
         self._metrics = MatcherMetrics(service.registry, self._gauges)
+        self._clock = SteadyClock()
+        self._expiry_seconds = settings.matcher.gallery_expiry_hours * 3600
         self._calibration = calibration_of(settings.clustering)
 
     def _no_galleries(self) -> Galleries:
@@ -332,9 +334,12 @@ class Matcher:
     ) -> tuple[Entries, list[asyncio.Future[Any]]]:
         """Do what follows from an event; return its entries, and their acknowledgements."""
         start = time.perf_counter()
-        at_ms = now_ms()
+        at_ms = self._clock.time_ms_of(message)
         owned = self.galleries.open(event.gallery_id, message.partition)
-        result = self._decide(owned, event)
+        if isinstance(event, GalleryExpired) and not is_expired(owned, at_ms, self._expiry_seconds):
+            result = MatchResult()  # whoever announced it has a clock that is wrong
+        else:
+            result = self._decide(owned, event)
         person = event if isinstance(event, PersonEmbedding) else None
         entries = entries_of(
             event.gallery_id, result.writes, at_ms=at_ms, event=person, raw=message.value
@@ -424,12 +429,14 @@ class Matcher:
 
     async def _expire(self) -> None:
         """Announce for ever which galleries have had no event for too long."""
-        expiry_seconds = self._settings.matcher.gallery_expiry_hours * 3600
         while True:
-            await asyncio.sleep(min(_MAX_EXPIRY_CHECK_SECONDS, expiry_seconds / 4))
-            for owned in self.galleries:
-                if owned.last_event_ms + expiry_seconds * 1000 < now_ms():
-                    await self._announce_expiry(owned)
+            await asyncio.sleep(min(_MAX_EXPIRY_CHECK_SECONDS, self._expiry_seconds / 4))
+            now_ms = self._clock.now_ms()
+            due, left = to_expire(self.galleries, now_ms, self._expiry_seconds)
+            if left:
+                log.warning("%d galleries are due, %d expire now", len(due) + left, len(due))
+            for owned in due:
+                await self._announce_expiry(owned)
 
     async def _announce_expiry(self, owned: OwnedGallery) -> None:
         gallery = owned.gallery
