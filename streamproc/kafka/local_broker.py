@@ -154,8 +154,12 @@ class LocalBroker:
                 "or name a running one with --bootstrap HOST:PORT"
             )
         self._folder.mkdir(parents=True, exist_ok=True)
+        # Written each time: another port may be free than at the start before.
         properties = self._folder / "server.properties"
-        if not properties.is_file():
+        properties.write_text(
+            _PROPERTIES.format(port=self.port, controller_port=free_port(), folder=self._folder)
+        )
+        if not (self._folder / "data" / "meta.properties").is_file():
             self._format(properties)
         with (self._folder / "kafka.log").open("ab") as log_file:
             log_start = log_file.tell()
@@ -163,14 +167,11 @@ class LocalBroker:
         self._wait_until_started(log_start)
 
     def _format(self, properties: Path) -> None:
-        text = _PROPERTIES.format(port=self.port, controller_port=free_port(), folder=self._folder)
-        properties.write_text(text)
         cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         with (self._folder / "format.log").open("wb") as log_file:
             arguments = ["kafka.tools.StorageTool", "format", f"--cluster-id={cluster}"]
             arguments += ["--config", str(properties)]
             if self._java(arguments, log_file).wait():
-                properties.unlink()
                 raise MachineError(f"Kafka could not prepare {self._folder}: see format.log there")
 
     def _java(self, arguments: list[str], log_file: IO[bytes]) -> subprocess.Popen[bytes]:
@@ -218,6 +219,8 @@ class LocalBroker:
 def free_port(preferred: int = 0) -> int:
     """Return a free port on the loopback, `preferred` if that is free."""
     with socket.socket() as probe:
+        # As the broker does: else a port counts as taken for a minute after its last connection.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", preferred))
         except OSError:

@@ -117,7 +117,8 @@ class Allowed:
             raise RefusedError(
                 f"{subject} is no valid address; expected http(s)://host/path"
             ) from error
-        if url.scheme not in _PORTS or not host:
+        # An empty part of a name is no error to yarl, but to whoever looks the name up.
+        if url.scheme not in _PORTS or not host or "" in host.removesuffix(".").split("."):
             raise RefusedError(
                 f"{subject} is no address to fetch from; expected http(s)://host/path"
             )

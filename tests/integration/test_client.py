@@ -5,12 +5,16 @@ Topics, submit, cancel, watch, matrix and dead letters.
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 
 import numpy as np
+from brokers import start_broker
 
 from streamproc.ids import video_id_of
+from streamproc.kafka.topics import create_topics
+from streamproc.settings import load_settings
 
 
 def one_line(result, code, text) -> None:
@@ -163,3 +167,16 @@ def test_the_growing_matrix_can_be_read_at_any_time(stream):
         1,
         "matcher",
     )
+
+
+def test_a_broker_goes_on_where_it_was_at_another_port(jars, tmp_path):
+    """Started again on its folder, it has its topics, whichever port is free then."""
+    assert jars
+    for _ in range(2):
+        broker = start_broker(tmp_path)
+        try:
+            settings = load_settings({"bootstrap": broker.bootstrap}, config_file=None)
+            made = asyncio.run(create_topics(settings))
+        finally:
+            broker.stop()
+    assert made == []

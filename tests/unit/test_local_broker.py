@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 
 from streamproc.errors import MachineError, UsageError
-from streamproc.kafka.local_broker import KAFKA_VERSION, find_jars
+from streamproc.kafka.local_broker import KAFKA_VERSION, find_jars, free_port
 
 JAR = f"kafka_2.13-{KAFKA_VERSION}.jar"
 ANOTHER_PROCESS_IS_FASTER = 'mkdir -p "$CACHE" && touch "$CACHE/jar"'
@@ -81,3 +83,23 @@ def test_a_maven_that_fails_is_the_machines_fault(maven, tmp_path):
     with pytest.raises(MachineError, match="no network"):
         find_jars(tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_port_whose_last_connection_has_just_ended_is_free():
+    """The system remembers such a connection for a minute, which keeps no broker from listening."""
+    with socket.socket() as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        port = listening.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)):
+            accepted, _ = listening.accept()
+            accepted.close()  # this side ends first, so it is the one that remembers
+    assert free_port(port) == port
+
+
+def test_a_port_that_listens_is_not_free():
+    """Then another one is taken."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        assert free_port(port) != port

@@ -72,3 +72,10 @@ def test_shown_hides_secrets_and_stays_on_one_line():
     assert shown("https://u:p@h/x?sig=1") == "https://…@h/x?…"
     assert "\n" not in shown("a\nb")
     assert len(shown("a" * 9999)) <= 201
+
+
+@pytest.mark.parametrize("uri", ["http://.example.org/x", "http://a..example.org/x", "http://./x"])
+def test_a_name_with_an_empty_part_is_refused(uri):
+    """No such name can be looked up: asking for it would raise."""
+    with pytest.raises(RefusedError, match="address"):
+        Allowed(hosts=["*.example.org"], buckets=[]).url(uri)
