@@ -21,6 +21,8 @@ from streamproc.tracks.detection.tracker import (
 from streamproc.video import Limits, open_video
 
 SIZE = np.array([40, 100])
+PAPERS = {"least_similarity": 0.2, "least_new_similarity": 0.3, "hidden_seconds": 0.0}
+"""ByteTrack's and C-BIoU's own thresholds; by default streamproc's tracks are purer and shorter."""
 
 
 def seen(*people, confidence=0.9) -> Detections:
@@ -32,6 +34,7 @@ def seen(*people, confidence=0.9) -> Detections:
 
 def tracker(frames_per_second=10, **options) -> BufferedByteTracker:
     """Return a tracker with the papers' thresholds."""
+    options = PAPERS | options
     return BufferedByteTracker(TrackerOptions(**options), frames_per_second=frames_per_second)
 
 
@@ -93,6 +96,24 @@ def test_a_track_waits_a_second_for_its_person(missing, same) -> None:
     assert [frame for frame, ids in enumerate(ended) if ids] == ([] if same else [15])
 
 
+def test_a_short_gap_is_bridged_by_movement() -> None:
+    """Who is hidden for a tenth of a second has boxes meanwhile, where they should be by then."""
+    frames = [seen((100 + 6 * i, 100)) if i not in {20, 21} else seen() for i in range(26)]
+    lefts, _ = run(tracker(hidden_seconds=0.1), frames)
+    assert lefts[20][1] == pytest.approx(220, abs=2)
+    assert lefts[21] == {}
+    assert lefts[25][1] == 250
+
+
+def test_a_track_rather_breaks_than_changes_to_somebody_else() -> None:
+    """By default a box that is only near begins a track of its own; the papers' would go over."""
+    frames = [seen((100, 100))] * 5 + [seen((135, 110))] * 5
+    for options, ids in ((PAPERS, 1), ({}, 2)):
+        linker = BufferedByteTracker(TrackerOptions(**options), frames_per_second=30)
+        lefts, _ = run(linker, frames)
+        assert max(lefts[-1]) == ids
+
+
 def test_between_looks_tracks_go_on_as_they_moved() -> None:
     """A frame at which nobody looked has the boxes where people should be by then."""
     frames = [seen((100 + 6 * i, 100)) if i % 2 == 0 else None for i in range(30)]
@@ -130,10 +151,10 @@ def test_any_boxes_give_sound_tracks(seed) -> None:
 
 def test_the_nearest_pairs_are_assigned_together() -> None:
     """The best sum counts, not the best single pair, and what is too far apart stays free."""
-    similarity = np.array([[0.9, 0.8, 0.0], [0.8, 0.1, 0.0]])
-    rows, columns = assigned(similarity, 0.2)
+    gain = np.array([[0.9, 0.8, 0.0], [0.8, 0.1, 0.0]])
+    rows, columns = assigned(gain)
     assert list(zip(rows.tolist(), columns.tolist(), strict=True)) == [(0, 1), (1, 0)]
-    assert [len(which) for which in assigned(np.full((2, 3), 0.1), 0.2)] == [0, 0]
+    assert [len(which) for which in assigned(np.zeros((2, 3)))] == [0, 0]
 
 
 def test_a_buffer_enlarges_both_boxes() -> None:
@@ -165,7 +186,8 @@ def test_tracks_are_as_good_as_those_of_known_trackers(name, shared, tmp_path) -
     weights = find_weights(str(shared / "models/yolox_nano.onnx"), cache_folder=tmp_path)
     detector = Detector(weights, threads=2, min_confidence=0.1)
     video = open_video(shared / "data/videos" / VIDEOS[name], limits=Limits(), decode_threads=1)
-    linker = BufferedByteTracker(TrackerOptions(), frames_per_second=25)
+    # As roboflow's, it waits for 30 frames whatever the frame rate.
+    linker = BufferedByteTracker(TrackerOptions(**PAPERS), frames_per_second=30)
     frames = [
         linker.update(frame.frame_index, detector.detect(frame))
         for frame in video.frames(np.arange(video.frame_count))

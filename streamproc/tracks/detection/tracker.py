@@ -47,18 +47,21 @@ class TrackerOptions:
 
     Boxes from `high_confidence` on go to tracks first, and from `new_confidence` on may begin one.
     `buffers`: by how much of their size boxes are enlarged on each side, first and then.
-    `least_similarity` of box and track: buffered IoU times confidence, for a track that is known;
-    `least_low_similarity` for a box of low confidence, `least_new_similarity` for a track that was
-    seen only once. A track that was not seen for `lost_seconds` has ended.
+    `least_similarity` is the buffered IoU that box and track must have; `least_low_similarity` for
+    a box of low confidence, `least_new_similarity` for a track that was seen only once. They are
+    higher than in the papers: a track that changes from one person to another is worse than one
+    that breaks, as streamproc joins pieces by how people look. A track that was not seen goes on as
+    it moved for `hidden_seconds`, and ends after `lost_seconds`.
     """
 
     high_confidence: float = 0.6
     new_confidence: float = 0.7
     buffers: tuple[float, float] = (0.3, 0.5)
-    least_similarity: float = 0.2
+    least_similarity: float = 0.55
     least_low_similarity: float = 0.5
-    least_new_similarity: float = 0.3
+    least_new_similarity: float = 0.4
     lost_seconds: float = 1.0
+    hidden_seconds: float = 0.1
 
 
 class BufferedByteTracker:
@@ -71,6 +74,7 @@ class BufferedByteTracker:
     def __init__(self, options: TrackerOptions, *, frames_per_second: float) -> None:
         self._options = options
         self._most_lost_frames = max(1, round(options.lost_seconds * (frames_per_second or 30)))
+        self._most_hidden_frames = round(options.hidden_seconds * (frames_per_second or 30))
         self._next_id = 1
         self._is_first = True
         self._motion = Motion()
@@ -86,13 +90,19 @@ class BufferedByteTracker:
             self._motion.hold_size(self._is_lost)
         self._motion.predict()
         if detections is None:
-            moved = self._motion.boxes_xyxy().astype(np.float32)
-            boxes = np.round(moved / BOX_STEP_PX) * np.float32(BOX_STEP_PX)
-            return self._frame_boxes(frame_index, boxes, ())
+            return self._frame_boxes(frame_index, self._moved_boxes(), ())
         self._link(frame_index, detections)
         self._is_lost = self._last_seen < frame_index
         ended = self._drop(frame_index)
-        return self._frame_boxes(frame_index, self._boxes, ended)
+        is_lost = self._is_lost[:, None]
+        boxes = np.where(is_lost, self._moved_boxes(), self._boxes)
+        return self._frame_boxes(frame_index, boxes, ended)
+
+    def _moved_boxes(self) -> Float32Array:
+        """Return where tracks should be now (n, 4), rounded as detections are."""
+        moved = self._motion.boxes_xyxy().astype(np.float32)
+        boxes: Float32Array = np.round(moved / BOX_STEP_PX) * np.float32(BOX_STEP_PX)
+        return boxes
 
     def _link(self, frame_index: int, detections: Detections) -> None:
         options = self._options
@@ -115,8 +125,9 @@ class BufferedByteTracker:
             if not (rows.size and columns.size):
                 continue
             boxes = detections.boxes_xyxy[columns]
-            similarity = buffered_iou(predicted[rows], boxes, buffer) * weights[columns]
-            matched_rows, matched_columns = assigned(similarity, least)
+            similarity = buffered_iou(predicted[rows], boxes, buffer)
+            gain = np.where(similarity >= least, similarity * weights[columns], 0)
+            matched_rows, matched_columns = assigned(gain)
             if not matched_rows.size:
                 continue
             rows, columns = rows[matched_rows], columns[matched_columns]
@@ -172,7 +183,8 @@ class BufferedByteTracker:
         self, frame_index: int, boxes: Float32Array, ended: tuple[int, ...]
     ) -> FrameBoxes:
         """Return those boxes, one a track, that belong to tracks which are known and not lost."""
-        shown = (self._ids != _UNKNOWN) & ~self._is_lost
+        is_shown = frame_index - self._last_seen <= self._most_hidden_frames
+        shown = (self._ids != _UNKNOWN) & (~self._is_lost | is_shown)
         return FrameBoxes(
             frame_index, self._ids[shown], boxes[shown], self._confidences[shown], ended
         )
@@ -189,11 +201,10 @@ def _enlarged(boxes: Float32Array | Float64Array, buffer: float) -> Float64Array
     return larger
 
 
-def assigned(similarity: Float64Array, least: float) -> tuple[Int64Array, Int64Array]:
-    """Return rows and columns (k,) of the pairs with the largest sum, of those above `least`."""
-    costs = 1 - similarity
-    _, column_of, _ = lap.lapjv(costs, extend_cost=True, cost_limit=1 - least)
+def assigned(gain: Float64Array) -> tuple[Int64Array, Int64Array]:
+    """Return rows and columns (k,) of the pairs with the largest sum of gains, of those above 0."""
+    _, column_of, _ = lap.lapjv(-gain, extend_cost=True, cost_limit=0.0)
     rows = np.flatnonzero(column_of >= 0)
     columns = column_of[rows]
-    above = similarity[rows, columns] > least
+    above = gain[rows, columns] > 0
     return rows[above], columns[above]
