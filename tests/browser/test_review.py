@@ -10,9 +10,10 @@ import orjson
 import pytest
 from processes import Process, eventually
 
+import streamproc
 from streamproc.decisions import parse_decision
 from streamproc.gallery.identities import Identities, statements_of
-from streamproc.offline.replay_folder import read_decisions
+from streamproc.offline.replay_folder import read_decisions, read_folder
 
 pytestmark = pytest.mark.browser
 
@@ -174,3 +175,67 @@ def test_on_a_phone_nothing_is_cut_off(served, open_at) -> None:
     """The bar and the buttons wrap."""
     page = open_at(served[0], width=390)
     assert page.evaluate("document.scrollingElement.scrollWidth") <= 390
+
+
+def test_the_page_knows_all_vetoes_as_merge_does(open_at, tmp_path, sample) -> None:
+    """Also of two who look so little alike that they are listed nowhere."""
+    out = tmp_path / "out"
+    streamproc.replay(
+        sample / "sample.mp4", persons=sample / "sample.persons.npz", out=out, animate=False
+    )
+    found = read_folder(out)
+    page = open_at((out / "webp_viewer" / "person_selection.html").as_uri())
+    assert page.evaluate("review.vetoes.length") == len(found.vetoes())
+    keys = sorted(max(found.vetoes()))
+    page.evaluate("keys => review.keep(() => ({ kind: 'group', person_keys: keys }))", keys)
+    assert page.evaluate("([a, b]) => review.facts(a, b).inConflict", keys)
+
+
+def test_two_windows_from_disk_lose_nothing_of_each_other(written, chromium) -> None:
+    """Each sees at once what the other decided; of other tracks nothing is taken over."""
+    folder, _ = written
+    path = folder / "webp_viewer" / "person_selection.html"
+    context = chromium.new_context()
+    one, other = context.new_page(), context.new_page()
+    for page in (one, other):
+        page.goto(path.as_uri())
+        page.locator("#review").wait_for()
+    one.locator(SHOWN).nth(0).get_by_text("Same person").click()
+    other.locator(f"{SHOWN} button[aria-pressed=true]").first.wait_for()
+    other.locator(SHOWN).nth(1).get_by_text("Different people").click()
+    one.reload()
+    one.wait_for_function("document.querySelector('#review p').textContent.startsWith('2')")
+    text = path.read_text()
+    other_run = path.with_name("other.html")
+    run = one.evaluate("data.run")
+    other_run.write_text(text.replace(run, "0" * 32))
+    one.goto(other_run.as_uri())
+    one.wait_for_function("document.querySelector('#review p').textContent.startsWith('0')")
+    other_run.unlink()
+    context.close()
+
+
+def test_what_is_decided_last_holds_though_the_clock_was_set_back(written, open_at) -> None:
+    """Or though both come within one millisecond."""
+    folder, _ = written
+    page = open_at((folder / "webp_viewer" / "person_selection.html").as_uri())
+    page.evaluate("Date.now = () => 1_000_000_000_000")
+    first = page.locator(SHOWN).first
+    for text in ["Same person", "Different people", "Not sure", "Same person"]:
+        first.get_by_text(text).click()
+        page.wait_for_function(
+            "word => document.querySelector("
+            f"'{SHOWN} button[aria-pressed=true]')?.textContent === word",
+            arg=text,
+        )
+
+
+def test_the_words_of_a_decided_card_can_be_read_and_its_buttons_end_it(served, open_at) -> None:
+    """Only the pictures fade; the card has no gap as wide as the page's foot."""
+    page = open_at(served[0])
+    card = page.locator(SHOWN).first
+    card.get_by_text("Same person").click()
+    page.locator(f"{SHOWN}.is-decided").wait_for()
+    opacity = "element => getComputedStyle(element).opacity"
+    assert card.locator(".sides").evaluate(opacity) == "1"
+    assert card.locator("footer").evaluate("foot => getComputedStyle(foot).paddingTop") == "0px"

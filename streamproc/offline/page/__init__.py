@@ -14,9 +14,11 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import orjson
 
 from streamproc.errors import MachineError
 from streamproc.events import CandidatePerson
+from streamproc.ids import hash_of, person_key_of
 from streamproc.offline.artifacts import to_json
 from streamproc.offline.report import likeliest_first
 
@@ -96,6 +98,7 @@ def _page_data(report: GalleryReport) -> dict[str, Any]:
     vetoed = sorted(report.vetoed_pairs, key=lambda pair: -pair.similarity)
     return {
         "gallery": report.gallery_id,
+        "run": _run(report),
         "title": report.title,
         "timestamp": report.timestamp,
         "threshold": report.similarity_threshold,
@@ -109,6 +112,7 @@ def _page_data(report: GalleryReport) -> dict[str, Any]:
         "candidate_count": len(candidates),
         "vetoed": [_vetoed(pair) for pair in vetoed[:_MAX_PAIRS_SHOWN]],
         "vetoed_count": len(vetoed),
+        "seen_apart": _seen_apart(report),
     }
 
 
@@ -130,6 +134,36 @@ def _person(person: PersonEntry) -> dict[str, Any]:
         "webp": person.webp,
         "webp_error": person.webp_error,
     }
+
+
+def _run(report: GalleryReport) -> str:
+    """Return what stands for the persons: the same for a run that found the same tracks."""
+    return hash_of(
+        [
+            (person.person_key, person.frames_tracked, person.first_frame_index)
+            for person in report.persons
+        ]
+    )
+
+
+def _seen_apart(report: GalleryReport) -> list[list[int]]:
+    """Return for each person the places of the later ones who have a veto with it.
+
+    `vetoed` has only those above the threshold, and not all; decisions may join any.
+    """
+    place_of = {person.person_key: place for place, person in enumerate(report.persons)}
+    pairs = {pair.person_keys for pair in report.vetoed_pairs}
+    for event in map(orjson.loads, report.person_events):
+        for other in event.get("seen_with", ()):
+            video_id = event["video_id"]
+            own = person_key_of(video_id, event["person_id"])
+            pairs.add((own, person_key_of(video_id, other)))
+    found: list[set[int]] = [set() for _ in report.persons]
+    for keys in pairs:
+        if place_of.keys() >= set(keys):
+            first, second = sorted(place_of[key] for key in keys)
+            found[first].add(second)
+    return [sorted(places) for places in found]
 
 
 def _candidate(candidate: DuplicateCandidate) -> dict[str, Any]:

@@ -59,7 +59,9 @@ function factsOf(a, b) {
 
 const review = new Review({
   gallery: data.gallery,
-  vetoes: data.vetoed.map((pair) => pair.persons.map((person) => person.person_key)),
+  run: data.run,
+  vetoes: data.seen_apart.flatMap((others, place) => others.map(
+    (other) => [persons[place].person_key, persons[other].person_key])),
   onFilter: () => {
     byId("candidates").replaceChildren();
     showMoreCandidates();

@@ -27,13 +27,15 @@ function isBefore(one, other) {
 function standingDecisions(decisions) {
   const latestFirst = [...decisions].sort((one, other) => (isBefore(one, other) ? 1 : -1));
   const byId = new Map(latestFirst.map((decision) => [decision.decision_id, decision]));
+  // Of two with one id the earlier holds.
+  const once = latestFirst.filter((one) => byId.get(one.decision_id) === one);
   const undone = new Set();
-  for (const decision of latestFirst) {
+  for (const decision of once) {
     if (decision.kind !== "undo" || undone.has(decision.decision_id)) continue;
     const target = byId.get(decision.undoes);
     if (target && isBefore(target, decision)) undone.add(target.decision_id);
   }
-  return latestFirst.filter((decision) => !undone.has(decision.decision_id)).reverse();
+  return once.filter((decision) => !undone.has(decision.decision_id)).reverse();
 }
 
 function* pairsSaid(decision) {
@@ -126,40 +128,61 @@ class ServedDecisions {
   }
 }
 
-/** Where decisions are kept without a server: in this browser, until they are saved. */
+/** Where decisions are kept without a server: in this browser, until they are saved.
+ *
+ * `run` stands for the tracks: of other tracks the same key may be somebody else. */
 class OwnDecisions {
-  constructor(gallery) {
+  constructor(gallery, run) {
     this.gallery = gallery;
-    this.name = `streamproc decisions ${gallery}`;
+    this.name = `streamproc decisions ${gallery} ${run}`;
     this.place = "Decisions stay in this browser until you save them as decisions.jsonl beside "
       + "run.json; `streamproc review` keeps them there by itself.";
     this.isSaved = false;
     this.decisions = [];
+    this.decisions = this.kept();
+  }
+
+  /** All decisions: those that are kept, also by other windows, and those that could not be. */
+  kept() {
+    let found = null;
     try {
-      this.decisions = JSON.parse(localStorage.getItem(this.name) || "[]");
+      found = JSON.parse(localStorage.getItem(this.name));
     } catch {
-      this.decisions = [];
+      // A browser may refuse to keep anything for a page from disk: it can still be saved.
     }
+    const decisions = Array.isArray(found) ? found : [];
+    const ids = new Set(decisions.map((decision) => decision.decision_id));
+    return [...decisions, ...this.decisions.filter((one) => !ids.has(one.decision_id))];
   }
 
   async add(decision) {
     const random = crypto.getRandomValues(new Uint8Array(16));
     const id = [...random].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+    this.decisions = this.kept();
+    // After the latest one, whatever the clock says: what is decided last holds.
+    const times = this.decisions.map(({ decided_at: time }) => Date.parse(time) + 1);
     this.decisions.push({
       schema_version: 1,
       decision_id: id,
       gallery_id: this.gallery,
-      decided_at: new Date().toISOString(),
+      decided_at: new Date(times.reduce((a, b) => Math.max(a, b), Date.now())).toISOString(),
       ...decision,
     });
     try {
       localStorage.setItem(this.name, JSON.stringify(this.decisions));
     } catch {
-      // A browser may refuse to keep anything for a page from disk: it can still be saved.
+      // See `kept`.
     }
   }
 
-  follow() {}
+  /** Call `changed` whenever another window decided something. */
+  follow(changed) {
+    window.addEventListener("storage", (event) => {
+      if (event.key !== this.name) return;
+      this.decisions = this.kept();
+      changed();
+    });
+  }
 
   save() {
     const lines = this.decisions.map((decision) => `${JSON.stringify(decision)}\n`);
@@ -171,14 +194,14 @@ class OwnDecisions {
 
 /** The review of one page. `vetoes` are pairs of person keys; `onFilter` shows the list anew. */
 class Review {
-  constructor({ gallery, vetoes, onFilter }) {
+  constructor({ gallery, run, vetoes, onFilter }) {
     this.gallery = gallery;
     this.vetoes = vetoes;
     this.onFilter = onFilter;
     this.filter = "all";
     this.cards = new Set();
     this.lastKept = Promise.resolve();
-    this.store = new OwnDecisions(gallery);
+    this.store = new OwnDecisions(gallery, run);
     this.facts = consequencesOf(this.store.decisions, vetoes);
   }
 
