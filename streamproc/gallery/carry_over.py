@@ -21,7 +21,7 @@ from streamproc.decisions import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from streamproc.decisions import AnyDecision
     from streamproc.events import PersonEmbedding
@@ -96,10 +96,11 @@ class _NewKeys:
         of_video: dict[str, list[PersonEmbedding]] = defaultdict(list)
         for person in later:
             of_video[person.video_id].append(person)
+        places = {video_id: _Places(persons) for video_id, persons in of_video.items()}
         self._new_keys = {
-            person.person_key: _same_person(person, of_video[person.video_id])
+            person.person_key: places[person.video_id].same_person(person)
             for person in earlier
-            if person.video_id in changed_videos
+            if person.video_id in changed_videos and person.video_id in places
         }
 
     def of(self, keys: Iterable[str]) -> list[str]:
@@ -112,25 +113,40 @@ class _NewKeys:
         return self._new_keys.get(key) if is_changed else key
 
 
-def _same_person(person: PersonEmbedding, others: Sequence[PersonEmbedding]) -> str | None:
-    """Return who of the new run a person is: the one with the most frames in the same place."""
-    best: tuple[int, str] | None = None
-    boxes = _boxes(person)
-    for other in others:
-        together = _frames_together(boxes, _boxes(other))
-        if together and (best is None or together > best[0]):
-            best = (together, other.person_key)
-    return None if best is None else best[1]
+class _Places:
+    """Where the persons of one video were, by frame: who is compared shares a frame."""
 
+    def __init__(self, persons: Sequence[PersonEmbedding]) -> None:
+        self._keys = [person.person_key for person in persons]
+        rows: dict[int, list[tuple[int, Float32Array]]] = defaultdict(list)
+        for number, person in enumerate(persons):
+            for frame, box in _boxes(person).items():
+                rows[frame].append((number, box))
+        self._of_frame = {
+            frame: (np.array([number for number, _ in row]), np.stack([box for _, box in row]))
+            for frame, row in rows.items()
+        }
 
-def _frames_together(ones: Mapping[int, Float32Array], others: Mapping[int, Float32Array]) -> int:
-    """Return in how many frames two tracks overlap; 0 where it is less than half of the shared."""
-    shared = sorted(ones.keys() & others.keys())
-    if not shared:
-        return 0
-    ious = _ious(np.stack([ones[f] for f in shared]), np.stack([others[f] for f in shared]))
-    together = int(np.count_nonzero(ious >= LEAST_IOU))
-    return together if together >= LEAST_SHARE * len(shared) else 0
+    def same_person(self, person: PersonEmbedding) -> str | None:
+        """Return who a person of another run is: the one with the most frames in the same place.
+
+        That has to be at least half of the frames that both have.
+        """
+        met = [
+            (box, *self._of_frame[frame])
+            for frame, box in _boxes(person).items()
+            if frame in self._of_frame
+        ]
+        if not met:
+            return None
+        numbers = np.concatenate([numbers for _, numbers, _ in met])
+        ours = np.concatenate([np.tile(box, (len(boxes), 1)) for box, _, boxes in met])
+        theirs = np.concatenate([boxes for _, _, boxes in met])
+        shared = np.bincount(numbers)
+        together = np.bincount(numbers, _ious(ours, theirs) >= LEAST_IOU)
+        together[together < LEAST_SHARE * shared] = 0
+        best = int(together.argmax())
+        return self._keys[best] if together[best] else None
 
 
 def _ious(ones: Float32Array, others: Float32Array) -> Float32Array:
