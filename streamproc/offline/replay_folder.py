@@ -29,7 +29,8 @@ FOUND_TRACKS_NAME = "tracks.npz"
 """The tracks of a video that had none."""
 """Decisions on people whom a later run does not have."""
 
-MAX_DECISIONS_BYTES = 512 * 1024 * 1024
+MAX_DECISIONS_BYTES = 128 * 1024 * 1024
+"""Some 250,000 decisions of the page, which take 1.5 GB of memory."""
 MAX_PAIRS_SAID = 5_000_000
 """Each costs some 200 bytes of memory, and a line of 200 keys says 19,900."""
 

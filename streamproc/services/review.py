@@ -31,7 +31,12 @@ from streamproc.decisions import (
 from streamproc.errors import EventError, MachineError, UsageError
 from streamproc.events import timestamp_of
 from streamproc.offline.page import PAGE_NAME
-from streamproc.offline.replay_folder import read_decisions, read_folder, whole_length
+from streamproc.offline.replay_folder import (
+    MAX_DECISIONS_BYTES,
+    read_decisions,
+    read_folder,
+    whole_length,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -44,7 +49,7 @@ if TYPE_CHECKING:
 HOST = "127.0.0.1"
 DEFAULT_PORT = 8080
 _MAX_BODY_BYTES = 128 * 1024
-_MAX_DECISIONS = 1_000_000
+_MAX_DECISIONS = 100_000
 _MAX_LISTENERS = 64
 _HEARTBEAT_SECONDS = 15.0
 _CLOSE_SECONDS = 1.0
@@ -126,6 +131,8 @@ class DecisionFile:
         os.close(self._descriptor)
 
     def _write(self, data: bytes) -> None:
+        if os.fstat(self._descriptor).st_size + len(data) > MAX_DECISIONS_BYTES:
+            raise OSError(errno.EFBIG, "the file is full")  # more could not be read again
         try:
             while data:
                 data = data[os.write(self._descriptor, data) :]

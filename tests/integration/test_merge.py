@@ -301,3 +301,12 @@ def test_a_few_lines_that_speak_of_more_pairs_than_there_is_memory_for(folder) -
     (folder / "decisions.jsonl").write_bytes((one.to_json() + b"\n") * 300)
     with pytest.raises(InputError, match="line 252: expected at most 5,000,000 pairs"):
         streamproc.merge(folder)
+
+
+def test_a_file_of_decisions_that_is_too_large_is_not_read(folder) -> None:
+    """Nobody decides that much, and each decision takes memory."""
+    path = folder / "decisions.jsonl"
+    path.touch()
+    os.truncate(path, 1 << 40)
+    with pytest.raises(InputError, match="expected at most 134,217,728 bytes"):
+        streamproc.merge(folder)
