@@ -18,7 +18,7 @@ from streamproc.errors import MachineError, UsageError
 from streamproc.gallery.identities import Identities, pair_of, statements_of
 from streamproc.ids import person_key_of
 from streamproc.offline.artifacts import ARTIFACT_NAMES
-from streamproc.offline.replay_folder import read_decisions, read_folder
+from streamproc.offline.replay_folder import FOUND_TRACKS_NAME, read_decisions, read_folder
 from streamproc.offline.report import keys_of, likeliest_first
 from streamproc.tracks import (
     ENDINGS,
@@ -170,7 +170,7 @@ def _inputs(folder: ReplayFolder, decisions: Path | None) -> Iterator[Path]:
     yield decisions or folder.decisions_path
     yield from (folder.path / name for name in ARTIFACT_NAMES)
     for video in folder.videos:
-        yield from (Path(str(video[name])) for name in ("tracks_path", "path"))
+        yield from (_tracks_path(folder, video), Path(str(video["path"])))
 
 
 def _file_names(merged: Merged) -> dict[str, str]:
@@ -191,12 +191,24 @@ def _file_names(merged: Merged) -> dict[str, str]:
     }
 
 
+def _were_found(video: Mapping[str, Any]) -> bool:
+    return video.get("tracks_from") == "detector"
+
+
+def _tracks_path(folder: ReplayFolder, video: Mapping[str, Any]) -> Path:
+    if not _were_found(video):
+        return Path(str(video["tracks_path"]))
+    inner = folder.path / str(video["video_id"]) / FOUND_TRACKS_NAME
+    return inner if inner.exists() else folder.path / FOUND_TRACKS_NAME
+
+
 def _tracks(folder: ReplayFolder, video: Mapping[str, Any]) -> tuple[Track, ...]:
     """Return the tracks that a video was replayed with."""
     try:
-        path = Path(str(video["tracks_path"]))
+        path = _tracks_path(folder, video)
         options = ReadOptions(**video["tracks_options"])
-        expected = str(video["tracks_sha256"])
+        # Tracks that replay found are written with run.json, and in its folder.
+        expected = None if _were_found(video) else str(video["tracks_sha256"])
         size = np.array([video["width_px"], video["height_px"]] * 2, np.float32)
         _ = str(video["path"])
     except (KeyError, TypeError, ValueError) as error:
@@ -210,7 +222,7 @@ def _tracks(folder: ReplayFolder, video: Mapping[str, Any]) -> tuple[Track, ...]
             "folder where `streamproc replay` was called"
         )
     found = read_tracks(path, options)
-    if expected != found.sha256:
+    if expected not in (None, found.sha256):
         raise UsageError(
             f"{path}: the tracks have changed since {folder.path} was written: replay again"
         )

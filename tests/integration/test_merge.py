@@ -310,3 +310,15 @@ def test_a_file_of_decisions_that_is_too_large_is_not_read(folder) -> None:
     os.truncate(path, 1 << 40)
     with pytest.raises(InputError, match="expected at most 134,217,728 bytes"):
         streamproc.merge(folder)
+
+
+def test_tracks_that_replay_found_itself_are_merged(tmp_path, sample) -> None:
+    """Of a video alone: they are in the folder, also after it was moved, and are not replaced."""
+    video = shutil.copy(sample / "sample.mp4", tmp_path / "alone.mp4")
+    done = run_streamproc("replay", video, "--out", tmp_path / "first", "--no-animations")
+    assert done.returncode == 0, done.stderr
+    out = (tmp_path / "first").rename(tmp_path / "out")
+    merged = streamproc.merge(out, tmp_path / "merged.txt")
+    assert merged.identity_count == merged.track_count > 1
+    with pytest.raises(UsageError, match="would be replaced"):
+        streamproc.merge(out, out / "tracks.npz")
