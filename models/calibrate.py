@@ -1,6 +1,7 @@
 """Fit the calibration curve of re-identification weights.
 
     PYTHONPATH=. python models/calibrate.py DATA WEIGHTS...
+    PYTHONPATH=. python models/calibrate.py --leave-out VIDEO --out FILE
 
 WEIGHTS are files or names of the manifest; `osnet_x0_25_ours` is the package's own. Each gets its
 entry, by sha256, in `models/calibration.json`, which the package carries; entries made by an older
@@ -14,6 +15,11 @@ logistic regressions are fitted on galleries drawn at random from these identiti
 several see people: with 1 to 5 tracks a person, with vetoes or without, and with some tracks
 shortened. The identities are split in three: those of a gallery have no part in the mean and
 covariance that it is judged with, as in use.
+
+What judges the pairs of closed videos is fitted elsewhere, by `models/linking/evaluate.py`. Its
+coefficients are in `models/linking/learned`, and are copied into each curve. With `--leave-out`
+nothing is fitted: the curves as they are get the coefficients that were fitted without a video, one
+of Venice-2, PETS09-S2L1 and TUD-Campus. FILE is for `STREAMPROC_CLUSTERING__CALIBRATION`.
 """
 
 from __future__ import annotations
@@ -40,6 +46,7 @@ from models.known_people import (
     test_pictures,
     train_pictures,
 )
+from models.linking.learned import all_coefficients
 from streamproc.events import PersonEmbedding
 from streamproc.gallery import Curve, GalleryScorer, load_curves
 from streamproc.gallery.calibration.curve import (
@@ -354,6 +361,14 @@ def known_curves(path: Path) -> dict[str, Curve]:
     return load_curves(path)
 
 
+def with_linking(curves: Mapping[str, Curve], left_out: str | None = None) -> dict[str, Curve]:
+    """Return the curves with the coefficients of `models/linking/learned`."""
+    learned_of = all_coefficients(without=left_out)
+    return {
+        sha256: replace(curve, linking=learned_of.get(sha256)) for sha256, curve in curves.items()
+    }
+
+
 def print_metrics(
     data: Path, embedder: Embedder, weights: str, curve: Curve, rng: np.random.Generator
 ) -> dict[str, Judged]:
@@ -378,14 +393,22 @@ def print_metrics(
 def main() -> None:
     """Fit, write, and print the metrics of each weights file."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("data", type=Path)
-    parser.add_argument("weights", nargs="+")
+    parser.add_argument("data", type=Path, nargs="?")
+    parser.add_argument("weights", nargs="*")
     parser.add_argument("--out", type=Path, default=CURVES)
     parser.add_argument(
         "--diagram", type=Path, help="reliability diagrams of what was not fitted on, SVG"
     )
     parser.add_argument("--figures-only", action="store_true", help="of the curves as they are")
+    parser.add_argument("--leave-out", metavar="VIDEO", help="write curves that never saw it")
     args = parser.parse_args()
+    if args.leave_out is not None:
+        if args.data is not None or args.out == CURVES:
+            parser.error("--leave-out takes --out FILE, another one than the package's, alone")
+        args.out.write_bytes(curves_to_json(with_linking(load_curves(CURVES), args.leave_out)))
+        return
+    if not args.weights:
+        parser.error("expected DATA and WEIGHTS")
     curves = known_curves(args.out)
     pictures = None if args.figures_only else train_pictures(args.data)
     rows: list[tuple[str, list[Panel]]] = []
@@ -396,7 +419,7 @@ def main() -> None:
         rng = np.random.default_rng(1)
         if pictures is not None:
             curves[sha256] = fit(embed_all(embedder, pictures), sha256, rng)
-            args.out.write_bytes(curves_to_json(curves))
+            args.out.write_bytes(curves_to_json(with_linking(curves)))
         judged = print_metrics(args.data, embedder, name, curves[sha256], rng)
         rows.append((embedder.name, panels_of(judged)))
     if args.diagram is not None:

@@ -94,6 +94,16 @@ class Clustering(_Section):
             "0 shows all."
         ),
     )
+    min_ungrouped_probability: float = Field(
+        default=0.7,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description=(
+            "The same for two tracks of one video that are in no group together: a tracker that "
+            "breaks people into many pieces makes many such pairs."
+        ),
+    )
     likely_probability: float = Field(
         default=0.9,
         ge=0,

@@ -23,14 +23,14 @@ import numpy as np
 
 from models.calibrate import known_galleries, learned
 from models.known_people import embed_all, train_pictures
-from models.linking.fit_linking import fit_looks, fit_moving, fit_purity, joined, to_json
-from models.linking.galleries import draw_galleries, gallery_pairs, looks_of, tracked_pairs
+from models.linking.fit_linking import fit_looks, fit_moving, fit_purity, joined
+from models.linking.galleries import draw_galleries, gallery_pairs, tracked_pairs
 from models.linking.judge import candidates, final_odds, judge_groups
-from models.linking.pair_model import sigmoid
 from models.linking.purity import find_suspect, suspicion
 from models.linking.rows import VIDEOS, split, tracked_files
 from models.linking.scores import Truth, score, switches, together
 from streamproc.gallery.calibration.reliability import calibration_error
+from streamproc.gallery.linking.pair_model import sigmoid
 from streamproc.reid.embedder import Embedder
 from streamproc.reid.export import find_weights
 
@@ -39,10 +39,10 @@ if TYPE_CHECKING:
 
     from models.known_people import Tracks
     from models.linking.fit_linking import KnownPairs
-    from models.linking.pair_features import LooksModel
-    from models.linking.pair_model import PairModel
     from models.linking.purity import Suspect
     from models.linking.rows import TrackedFile
+    from streamproc.gallery.linking.pair_features import LooksModel
+    from streamproc.gallery.linking.pair_model import PairModel
 
 LEAST_SUSPICION = 0.5
 STILL_LEAST = 0.2
@@ -171,7 +171,7 @@ def evaluate(data: Path, weights: str, cache: Path) -> dict[str, object]:
     kept = cache / sha256[:8]
     kept.mkdir(parents=True, exist_ok=True)
     tracks = known_tracks(data, embedder, kept)
-    looks = looks_of(learned(tracks, {who for who, _, _ in tracks}))
+    looks = learned(tracks, {who for who, _, _ in tracks}).looks()
     files = list(tracked_files(data, weights, kept))
     truths = [Truth(file) for file in files]
     today = [score(*both, both[0].listed, both[1]) for both in zip(files, truths, strict=True)]
@@ -187,7 +187,7 @@ def evaluate(data: Path, weights: str, cache: Path) -> dict[str, object]:
     fitted = {"all": models["in sample"]["Venice-2"]} | {
         f"without {video}": model for video, model in models["left out"].items()
     }
-    both = {name: to_json(joined(model, still)) for name, model in fitted.items()}
+    both = {name: joined(model, still).to_json() for name, model in fitted.items()}
     return {"sha256": sha256, **both}
 
 

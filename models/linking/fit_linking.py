@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from models.linking.motion import PositionModel
-from models.linking.pair_features import ACROSS, MOVING, STILL
-from models.linking.pair_model import (
+from models.linking.purity import PurityModel
+from streamproc.gallery.calibration.fitting import logistic
+from streamproc.gallery.linking.motion import PositionModel
+from streamproc.gallery.linking.pair_features import ACROSS, MOVING, STILL
+from streamproc.gallery.linking.pair_model import (
     FINAL,
     FIRST,
     GalleryPairs,
@@ -27,16 +29,14 @@ from models.linking.pair_model import (
     group_features,
     group_tracklets,
 )
-from models.linking.purity import PurityModel
-from streamproc.gallery.calibration.fitting import logistic
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     import numpy.typing as npt
 
-    from models.linking.pair_features import LooksModel
     from models.linking.purity import Suspect
+    from streamproc.gallery.linking.pair_features import LooksModel
 
     FloatArray = npt.NDArray[np.float64]
     IntArray = npt.NDArray[np.int64]
@@ -78,12 +78,12 @@ class KnownPairs:
 
 def fit_looks(drawn: Sequence[KnownPairs], looks: LooksModel) -> PairModel:
     """Fit `still` and `across` on galleries of still pictures."""
-    return _fit_kinds((STILL, ACROSS), drawn, PairModel(looks, POSITION, {}, {}, _NO_GROUPS))
+    return _fit_kinds((STILL, ACROSS), drawn, PairModel(POSITION, {}, {}, _NO_GROUPS, looks))
 
 
 def fit_moving(tracked: Sequence[KnownPairs], looks: LooksModel) -> PairModel:
     """Fit `moving` and the groups on videos with tracks."""
-    fitted = _fit_kinds((MOVING,), tracked, PairModel(looks, POSITION, {}, {}, _NO_GROUPS))
+    fitted = _fit_kinds((MOVING,), tracked, PairModel(POSITION, {}, {}, _NO_GROUPS, looks))
     return replace(fitted, group=_fit_groups(tracked, fitted))
 
 
@@ -159,20 +159,3 @@ def fit_purity(suspects: Sequence[Suspect], impure: BoolArray) -> PurityModel:
     rows = np.array([[s.split, s.rest, s.share] for s in suspects])
     ridge = (_NO_RIDGE, PURITY_RIDGE)
     return PurityModel(*logistic(rows, impure, np.ones(len(rows)), ridge=ridge))
-
-
-def to_json(model: PairModel) -> Mapping[str, object]:
-    """Coefficients by kind; the looks stay in the curve's fields mean, basis, spread and rest."""
-    position = {name: getattr(model.position, name) for name in model.position.__slots__}
-    named = {
-        stage: {
-            kind: dict(zip(("intercept", *names[kind]), values, strict=True))
-            for kind, values in coefficients.items()
-        }
-        for stage, names, coefficients in (
-            ("first", FIRST, model.first),
-            ("final", FINAL, model.final),
-        )
-    }
-    group = dict(zip(("intercept", "weakest", "log_size"), model.group, strict=True))
-    return {"position": position, **named, "group": group}

@@ -10,9 +10,9 @@ import numpy as np
 from models.calibrate import FOLDS, SHORTENED, THRESHOLD, learned
 from models.known_people import KINDS, draw, draw_by
 from models.linking.fit_linking import POSITION, KnownPairs
-from models.linking.pair_features import LooksModel, close_video
-from models.linking.pair_model import measure
 from models.linking.scores import NOBODY, is_unclear
+from streamproc.gallery.linking.pair_features import LooksModel, close_video
+from streamproc.gallery.linking.pair_model import measure
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,25 +20,17 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from models.known_people import Chosen, Track, Tracks
-    from models.linking.pair_features import Video
     from models.linking.rows import TrackedFile
     from models.linking.scores import Truth
     from streamproc.events import PersonEmbedding
-    from streamproc.gallery import Curve
     from streamproc.gallery.calibration.fitting import KnownGallery
+    from streamproc.gallery.linking.pair_features import Video
 
     IntArray = npt.NDArray[np.int64]
 
 GALLERIES = 120
 """Of each kind."""
 MOST_PIECES, LEAST_WANTED, MOST_WANTED = 6, 15, 120
-
-
-def looks_of(curve: Curve) -> LooksModel:
-    """Return what a curve has learned of the vectors of its weights."""
-    basis = curve.basis.astype(np.float64)
-    variances = curve.basis_variances.astype(np.float64)
-    return LooksModel(curve.mean.astype(np.float64), basis, variances, curve.rest_variance)
 
 
 def tracked_pairs(file: TrackedFile, truth: Truth, looks: LooksModel) -> KnownPairs:
@@ -132,7 +124,7 @@ def draw_galleries(tracks: Tracks, sha256: str, rng: np.random.Generator) -> lis
     drawn = []
     for fold in range(FOLDS):
         held_out = set(people[fold::FOLDS])
-        looks = looks_of(learned(tracks, set(people) - held_out))
+        looks = learned(tracks, set(people) - held_out).looks()
         for i in range(GALLERIES // FOLDS):
             shortened = SHORTENED if i % 2 else 0.0
             galleries = {

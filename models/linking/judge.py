@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from models.linking.groups import same_group
-from models.linking.pair_model import (
+from models.linking.rows import Listed
+from models.linking.scores import NOBODY
+from streamproc.gallery.linking.groups import same_group
+from streamproc.gallery.linking.pair_model import (
     add_context,
     final_log_odds,
     first_log_odds,
@@ -15,16 +17,14 @@ from models.linking.pair_model import (
     group_tracklets,
     sigmoid,
 )
-from models.linking.rows import Listed
-from models.linking.scores import NOBODY
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     from models.linking.fit_linking import KnownPairs
-    from models.linking.groups import Clustering
-    from models.linking.pair_model import PairModel
     from models.linking.rows import TrackedFile
+    from streamproc.gallery.linking.groups import Clustering
+    from streamproc.gallery.linking.pair_model import PairModel
 
     FloatArray = npt.NDArray[np.float64]
 

@@ -10,11 +10,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from models.linking.galleries import looks_of
-from models.linking.motion import PositionModel
-from models.linking.pair_model import PairModel
 from models.linking.purity import PurityModel
 from streamproc.gallery import load_curves
+from streamproc.gallery.linking.pair_model import Coefficients, PairModel
 
 FOLDER = Path(__file__).resolve().parent / "learned"
 CURVES = FOLDER.parents[1] / "calibration.json"
@@ -24,17 +22,21 @@ def load_linking(name: str = "own", *, without: str | None = None) -> PairModel:
     """Read the model of weights `own`, `A` or `B`, that of all videos or `without` one of them."""
     values = json.loads((FOLDER / f"linking.{name}.json").read_bytes())
     chosen = values["all" if without is None else f"without {without}"]
-    first, final = (
-        {kind: list(named.values()) for kind, named in chosen[stage].items()}
-        for stage in ("first", "final")
-    )
-    return PairModel(
-        looks_of(load_curves(CURVES)[values["sha256"]]),
-        PositionModel(**chosen["position"]),
-        first,
-        final,
-        list(chosen["group"].values()),
-    )
+    looks = load_curves(CURVES)[values["sha256"]].looks()
+    return PairModel.of(looks, Coefficients.from_json(chosen))
+
+
+def all_coefficients(*, without: str | None = None) -> dict[str, Coefficients]:
+    """Read the coefficients of all weights, by sha256; `without` what one video would tell."""
+    chosen = "all" if without is None else f"without {without}"
+    found = {}
+    for path in sorted(FOLDER.glob("linking.*.json")):
+        values = json.loads(path.read_bytes())
+        if chosen not in values:
+            known = ", ".join(name.removeprefix("without ") for name in values if " " in name)
+            raise ValueError(f"expected one of {known} to leave out, got {without!r}")
+        found[values["sha256"]] = Coefficients.from_json(values[chosen])
+    return found
 
 
 def load_purity(name: str = "own") -> PurityModel:

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from models.linking.pair_features import close_video
-from models.linking.trajectory import Trajectory, thin_trajectory
 from streamproc import replay
 from streamproc.crops.overlaps import find_overlaps
+from streamproc.crops.trajectory import thinned
+from streamproc.gallery.linking.pair_features import close_video
 from streamproc.ids import person_key_of
 from streamproc.pipeline import run as pipeline_run
 from streamproc.reid.embedder import person_vector
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from models.linking.pair_features import LooksModel, Video
+    from streamproc.gallery.linking.pair_features import LooksModel, Video
 
     FloatArray = npt.NDArray[np.float64]
     IntArray = npt.NDArray[np.int64]
@@ -89,13 +89,12 @@ class TrackedFile:
     def closed(self, looks: LooksModel) -> Video:
         """Return what is known of the video when it closes."""
         own = [self.fitted[int(i)] for i in self.ids]
-        boxes = [(track.frame_indices, track.boxes_xyxy.astype(np.float64)) for track in own]
         return close_video(
             looks,
             self.vectors(),
             np.array([len(vectors) for vectors in self.crop_vectors]),
             self.vetoes,
-            [Trajectory(*thin_trajectory(*each)) for each in boxes],
+            [thinned(track.frame_indices, track.boxes_xyxy) for track in own],
             width=self.size[0],
             height=self.size[1],
             frames_per_second=self.frames_per_second,

@@ -3,9 +3,11 @@
 from streamproc.gallery.calibration.curve import Curve, load_curves
 from streamproc.gallery.calibration.scorer import Calibration, GalleryScorer
 from streamproc.gallery.gallery import Gallery, Row, Snapshot, VideoRecord, Writes
-from streamproc.gallery.matcher import FLOAT32_SLACK, UNCALIBRATED, MatchResult, apply, expire
+from streamproc.gallery.matcher import UNCALIBRATED, MatchResult, apply, expire
 from streamproc.gallery.pairs import (
+    FLOAT32_SLACK,
     Candidate,
+    Evidence,
     Judgement,
     candidate_id_of,
     has_veto,
@@ -18,6 +20,7 @@ __all__ = [
     "Calibration",
     "Candidate",
     "Curve",
+    "Evidence",
     "Gallery",
     "GalleryScorer",
     "Judgement",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     import numpy.typing as npt
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from streamproc.types import Float32Array
 
 _FIRST_CAPACITY = 16
+_ROWS_AT_ONCE = 128
 _LEAST_ROWS_TO_PRECOMPUTE = 200  # fewer stay in the processor's cache from event to event
 
 Order = tuple[float, str]
@@ -92,6 +93,10 @@ class _Block:
             return rows @ vector
         # Rows were only added since: `remove` forgets what was precomputed.
         return np.concatenate([known, rows[len(known) :] @ vector])
+
+    def select(self, keys: Sequence[str]) -> Float32Array:
+        """Return the vectors (k, dim) of some rows."""
+        return self.vectors[[self._index[key] for key in keys]]
 
     def add(self, key: str, vector: Float32Array) -> None:
         if len(self.keys) == len(self.vectors):
@@ -214,6 +219,21 @@ class Gallery:
             return
         if vectors.shape[1] == block.vectors.shape[1]:
             block.precompute(vectors)
+
+    def all_similar(
+        self, keys: Sequence[str], weights_sha256: str, least: float
+    ) -> Iterator[tuple[str, list[str]]]:
+        """Yield for each of `keys`, tracklets of these weights, whose cosine is above `least`.
+
+        Each is among its own. Many are compared in one product.
+        """
+        block = self._blocks[weights_sha256]
+        rows = block.vectors[: len(block.keys)]
+        for start in range(0, len(keys), _ROWS_AT_ONCE):
+            chunk = keys[start : start + _ROWS_AT_ONCE]
+            is_above = block.select(chunk) @ rows.T > least  # (chunk, rows)
+            for key, row in zip(chunk, is_above, strict=True):
+                yield key, [block.keys[i] for i in np.flatnonzero(row).tolist()]
 
     def is_current(self, key: str, candidate: Candidate) -> bool:
         """Return whether `key` still belongs to the run that a candidate names."""

@@ -17,7 +17,7 @@ kept, since they may become likely, but they are not announced, or are withdrawn
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,38 +25,44 @@ from streamproc.errors import EventError
 from streamproc.events import PersonEmbedding
 from streamproc.gallery.announcements import Announcer
 from streamproc.gallery.calibration.scorer import Calibration
+from streamproc.gallery.closing import decide_pairs
 from streamproc.gallery.gallery import Row, VideoRecord, Writes, order_of
-from streamproc.gallery.pairs import MAX_SECONDS, Candidate, has_veto, pair_similarity
+from streamproc.gallery.pairs import (
+    FLOAT32_SLACK,
+    MAX_SECONDS,
+    Candidate,
+    PairKey,
+    has_veto,
+    pair_key,
+    pair_similarity,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
     from streamproc.events import DuplicateCandidate, VideoClosed, VideoProgress
+    from streamproc.gallery.closing import Decided
     from streamproc.gallery.gallery import Gallery
-    from streamproc.gallery.pairs import Judgement
 
 UNCALIBRATED = Calibration()
 """No weights have a curve: every pair above the similarity threshold is a candidate."""
 MAX_CANDIDATES = 20
 """So many candidates are kept for a tracklet when it comes, the most similar ones."""
-FLOAT32_SLACK = 1e-4
-"""Float32 cosines this far below a threshold are computed again in double precision."""
 _UNIT_TOLERANCE = 1e-3
-
-PairKey = tuple[str, str]
-"""Two person keys, the smaller first."""
 
 
 @dataclass(frozen=True, slots=True)
 class MatchResult:
     """What follows from one event: `events` to publish first, then `writes` to carry out.
 
-    `not_compared` counts the rows of other weights, which the tracklet was not compared with.
+    `not_compared` counts the rows of other weights, which the tracklet was not compared with,
+    `not_kept` the pairs of a closing that were not among the likeliest of their tracklets.
     """
 
     writes: Writes = field(default_factory=Writes)
     events: tuple[DuplicateCandidate | VideoProgress, ...] = ()
     not_compared: int = 0
+    not_kept: int = 0
 
 
 def apply(
@@ -211,13 +217,16 @@ class _Step:
             return MatchResult(events=(self.announcer.done(event, known.candidate_count),))
         own = set(self.gallery.keys_of_video(event.video_id))
         removed = {key for key in own if not self._stays(self._tracklet(key), event)}
-        changed, events = self._judge_again(removed)
-        count = self._count_candidates(own - removed, removed, changed)
+        stored = self._pairs_without(removed)
+        decided = self._decide(event.video_id, removed, stored)
+        events = list(self._announce(decided, stored))
+        rows = dict.fromkeys(sorted(removed)) | self._rows_with(decided, stored)
+        count = _count_candidates(own - removed, stored, decided)
         record = VideoRecord(order_of(event), closed=True, candidate_count=count)
-        rows = dict.fromkeys(sorted(removed)) | self._rows_with(changed, removed)
         return MatchResult(
             Writes(rows, {event.video_id: record}),
             (*self._removals(removed), *events, self.announcer.done(event, count)),
+            not_kept=decided.not_kept,
         )
 
     @staticmethod
@@ -235,37 +244,41 @@ class _Step:
                     pair = (self._tracklet(key), self._tracklet(other))
                     yield self.announcer.removal(*pair, candidate)
 
-    def _judge_again(
-        self, removed: Collection[str]
-    ) -> tuple[dict[PairKey, Candidate], list[DuplicateCandidate]]:
-        """Judge all similar pairs by the gallery as it is without `removed`.
+    def _decide(
+        self, video_id: str, removed: Collection[str], stored: Mapping[PairKey, Candidate]
+    ) -> Decided:
+        """Judge the pairs of the gallery as it is without `removed`.
 
-        Returns the candidates that change, and what to announce of them.
+        Those of weights that have no model of pairs are judged by their curve alone.
         """
         tracklets = {
             key: row.tracklet for key, row in self.gallery.rows.items() if key not in removed
         }
-        candidates = self._pairs_without(removed)
-        judgements = self.calibration.at_close(tracklets, sorted(candidates))
-        changed: dict[PairKey, Candidate] = {}
-        events: list[DuplicateCandidate] = []
-        for pair, judgement in sorted(judgements.items()):
-            old = candidates[pair]
-            new = self._judged(old, judgement)
-            if new.judgement == old.judgement and new.is_suppressed == old.is_suppressed:
-                continue
-            changed[pair] = new
-            if not (new.is_suppressed and old.is_suppressed):
-                events.append(self.announcer.candidate(tracklets[pair[0]], tracklets[pair[1]], new))
-        return changed, events
+        decided = decide_pairs(self.announcer, self.calibration, video_id, tracklets, stored)
+        by_curve = self.calibration.without_pair_model(tracklets)
+        pairs = sorted(pair for pair in stored if pair[0] in by_curve and pair[1] in by_curve)
+        for pair, judgement in self.calibration.at_close(by_curve, pairs).items():
+            is_shown = not self.calibration.suppresses(judgement)
+            decided.candidates[pair] = stored[pair].judged(judgement, is_shown=is_shown)
+        return decided
 
-    def _judged(self, old: Candidate, judgement: Judgement) -> Candidate:
-        state: Literal["proposed", "updated", "suppressed"] = "updated"
-        if self.calibration.suppresses(judgement):
-            state = "suppressed"
-        elif old.is_suppressed:
-            state = "proposed"
-        return replace(old, state=state, judgement=judgement)
+    def _announce(
+        self, decided: Decided, stored: Mapping[PairKey, Candidate]
+    ) -> Iterator[DuplicateCandidate]:
+        """Yield what readers must know of pairs that were decided."""
+        for pair in sorted(decided.dropped):
+            if not stored[pair].is_suppressed:
+                yield self._candidate_event(pair, replace(stored[pair], state="suppressed"))
+        for pair, new in sorted(decided.candidates.items()):
+            old = stored.get(pair)
+            was_shown = old is not None and not old.is_suppressed
+            is_said = old is not None and new.says_as(old)
+            if not is_said and (was_shown or not new.is_suppressed):
+                yield self._candidate_event(pair, new)
+
+    def _candidate_event(self, pair: PairKey, candidate: Candidate) -> DuplicateCandidate:
+        one, other = pair
+        return self.announcer.candidate(self._tracklet(one), self._tracklet(other), candidate)
 
     def _pairs_without(self, removed: Collection[str]) -> dict[PairKey, Candidate]:
         """Return all pairs that count, suppressed ones as well, but those of `removed`."""
@@ -275,49 +288,51 @@ class _Step:
                 continue
             for other, candidate in row.candidates.items():
                 if other not in removed and self.gallery.is_current(other, candidate):
-                    found[_pair_key(key, other)] = candidate
+                    found[pair_key(key, other)] = candidate
         return found
 
-    def _count_candidates(
-        self,
-        kept: Collection[str],
-        removed: Collection[str],
-        changed: Mapping[PairKey, Candidate],
-    ) -> int:
-        """Return how many pairs of the tracklets `kept` will be announced, each pair once."""
-        pairs: set[PairKey] = set()
-        for key in kept:
-            for other, old in self.gallery.candidates_of(key, with_suppressed=True).items():
-                pair = _pair_key(key, other)
-                if other not in removed and not changed.get(pair, old).is_suppressed:
-                    pairs.add(pair)
-        return len(pairs)
-
     def _rows_with(
-        self, changed: Mapping[PairKey, Candidate], removed: Collection[str]
+        self, decided: Decided, stored: Mapping[PairKey, Candidate]
     ) -> dict[str, Row | None]:
-        """Return the rows that keep changed candidates, as they become."""
-        keys: set[str] = set()
-        for pair in changed:
-            keys.update(pair)
-        rows: dict[str, Row | None] = {}
-        for key in sorted(keys.difference(removed)):
-            row = self.gallery.rows[key]
-            new = {
-                other: changed[_pair_key(key, other)]
-                for other, candidate in row.candidates.items()
-                if _pair_key(key, other) in changed and self.gallery.is_current(other, candidate)
-            }
-            if new:
-                rows[key] = Row(row.tracklet, {**row.candidates, **new})
-        return rows
+        """Return the rows that change with what was decided, as they become."""
+        changed: dict[str, dict[str, Candidate]] = {}
+
+        def candidates_of(key: str) -> dict[str, Candidate]:
+            return changed.setdefault(key, dict(self.gallery.rows[key].candidates))
+
+        for pair in decided.dropped:
+            for key, other in (pair, pair[::-1]):
+                if self._keeps(key, other):
+                    del candidates_of(key)[other]
+        for pair, new in decided.candidates.items():
+            if pair not in stored:
+                owner = decided.owners[pair]
+                candidates_of(owner)[pair[0] if owner == pair[1] else pair[1]] = new
+            elif new != stored[pair]:
+                for key, other in (pair, pair[::-1]):
+                    if self._keeps(key, other):
+                        candidates_of(key)[other] = new
+        rows = self.gallery.rows
+        return {key: Row(rows[key].tracklet, own) for key, own in sorted(changed.items())}
+
+    def _keeps(self, key: str, other: str) -> bool:
+        candidate = self.gallery.rows[key].candidates.get(other)
+        return candidate is not None and self.gallery.is_current(other, candidate)
 
     def _tracklet(self, key: str) -> PersonEmbedding:
         return self.gallery.rows[key].tracklet
 
 
-def _pair_key(a: str, b: str) -> PairKey:
-    return (a, b) if a < b else (b, a)
+def _count_candidates(
+    keys: Collection[str], stored: Mapping[PairKey, Candidate], decided: Decided
+) -> int:
+    """Return how many pairs of these tracklets are announced once `decided` holds."""
+    after = {**stored, **decided.candidates}
+    return sum(
+        not candidate.is_suppressed and pair not in decided.dropped
+        for pair, candidate in after.items()
+        if pair[0] in keys or pair[1] in keys
+    )
 
 
 def _check_times(event: PersonEmbedding) -> None:

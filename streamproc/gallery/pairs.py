@@ -6,7 +6,7 @@ a person; whether two tracklets are the same person is what a gallery estimates.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,6 +21,12 @@ MAX_SECONDS = 1e12
 """No tracklet is seen farther from its video's begin: 30,000 years."""
 _SIMILARITY_DIGITS = 6
 _MAX_GAP_SECONDS = 4 * MAX_SECONDS  # of rows that an older version stored without a check
+
+FLOAT32_SLACK = 1e-4
+"""Float32 cosines this far below a threshold are computed again in double precision."""
+
+PairKey = tuple[str, str]
+"""Two person keys, the smaller first."""
 
 Band = Literal["likely", "uncertain"]
 
@@ -39,13 +45,26 @@ class Judgement:
 
 
 @dataclass(frozen=True, slots=True)
+class Evidence:
+    """What is kept of how a pair of closed videos was judged; made by `closing`.
+
+    `first` are the log-odds by the two tracklets alone, `local` the final ones without what other
+    videos say of a pair of two videos.
+    """
+
+    first: float
+    local: float
+
+
+@dataclass(frozen=True, slots=True)
 class Candidate:
     """A pair of similar tracklets, as the gallery keeps it in the row of one of the two.
 
     `similarity` is the cosine of their vectors. `run_id` is the run of the other tracklet: once
     that belongs to another run, this candidate no longer counts. `state` is "proposed" or "updated"
     as last announced, or "suppressed": not announced, or withdrawn, since its probability is too
-    low so far. `judgement` is None where the weights have no curve.
+    low so far. `judgement` is None where the weights have no curve, `evidence` before both videos
+    are closed, and where the weights have no model of pairs.
 
     This is the only form in memory. `wire_fields` makes the one on the wire of it, an
     `events.DuplicateCandidate`; `services.matcher.table` stores it.
@@ -55,6 +74,23 @@ class Candidate:
     run_id: str
     state: Literal["proposed", "updated", "suppressed"]
     judgement: Judgement | None = None
+    evidence: Evidence | None = None
+
+    def judged(
+        self, judgement: Judgement, evidence: Evidence | None = None, *, is_shown: bool
+    ) -> Candidate:
+        """Return the pair as a new judgement leaves it; not `is_shown`: it is suppressed."""
+        state: Literal["proposed", "updated", "suppressed"] = "updated"
+        if not is_shown:
+            state = "suppressed"
+        elif self.is_suppressed:
+            state = "proposed"
+        new = replace(self, state=state, judgement=judgement, evidence=evidence)
+        return replace(new, state=self.state) if new.says_as(self) else new
+
+    def says_as(self, other: Candidate) -> bool:
+        """Return whether both say the same to whoever reads the candidates."""
+        return (self.judgement, self.is_suppressed) == (other.judgement, other.is_suppressed)
 
     @property
     def is_suppressed(self) -> bool:
@@ -65,6 +101,11 @@ class Candidate:
         """Return the fields of a `DuplicateCandidate` that this holds, by their names there."""
         judged = {} if self.judgement is None else asdict(self.judgement)
         return {"similarity": self.similarity, **judged}
+
+
+def pair_key(a: str, b: str) -> PairKey:
+    """Return two person keys as one key, the same in either order."""
+    return (a, b) if a < b else (b, a)
 
 
 def pair_similarity(a: PersonEmbedding, b: PersonEmbedding) -> float:

@@ -114,7 +114,12 @@ def calibration_of(clustering: Clustering) -> Calibration:
             curves |= load_curves(clustering.calibration.expanduser())
         except WeightsError as error:
             raise UsageError(f"clustering.calibration: {error}") from error
-    return Calibration(curves, clustering.min_probability, clustering.likely_probability)
+    return Calibration(
+        curves,
+        min_probability=clustering.min_probability,
+        likely_probability=clustering.likely_probability,
+        min_ungrouped_probability=clustering.min_ungrouped_probability,
+    )
 
 
 @dataclass(slots=True)

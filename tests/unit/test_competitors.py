@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamproc.gallery.calibration import competitors as module
 from streamproc.gallery.calibration.competitors import competitor_strength
+from streamproc.gallery.linking import context as module
 
 
 def drawn(seed, count, share):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from streamproc.crops import CropOptions
 from streamproc.crops.growing import GrowingBuckets
 from streamproc.crops.overlaps import find_overlaps, overlaps_in_frame
-from streamproc.crops.trajectory import END_BOXES, MAX_BOXES, GrowingTrajectory, thinned
+from streamproc.crops.trajectory import GrowingTrajectory, thinned
 from streamproc.types import Crop, FrameBoxes, Track
 
 SIZE = {"width": 640, "height": 480}
@@ -131,19 +131,3 @@ def test_a_growing_trajectory_is_that_of_the_whole_track(start, steps) -> None:
     whole = thinned(frames, boxes)
     np.testing.assert_array_equal(growing.finish().frame_indices, whole.frame_indices)
     np.testing.assert_array_equal(growing.finish().boxes_xyxy, whole.boxes_xyxy)
-
-
-@given(st.integers(0, 5000), st.integers(1, 400), st.integers(0, 5000), st.integers(1, 400))
-def test_a_trajectory_has_both_ends_and_frames_in_common_with_others(a, m, b, n) -> None:
-    """At most 64 boxes stay, the ends whole, and between them multiples of a power of two."""
-    one, other = (
-        thinned(np.arange(start, start + count), np.zeros((count, 4), np.float32)).frame_indices
-        for start, count in ((a, m), (b, n))
-    )
-    assert len(one) == min(m, len(one)) <= MAX_BOXES
-    ends = min(m, END_BOXES)
-    assert one[:ends].tolist() == list(range(a, a + ends))
-    assert one[-ends:].tolist() == list(range(a + m - ends, a + m))
-    common = range(max(a, b), min(a + m, b + n))
-    if len(common) >= 64:  # longer than any step of tracks of 400 frames
-        assert set(one.tolist()) & set(other.tolist())

@@ -8,16 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.linking import gta_link
-from models.linking.context import competition, support
-from models.linking.groups import cluster, components, same_group
 from models.linking.learned import load_linking
-from models.linking.motion import PositionModel, motion_pairs, position_log_odds
-from models.linking.pair_features import LooksModel, close_video, features_within
-from models.linking.pair_model import FINAL, FIRST, log_duplicates, measure
 from models.linking.rows import Listed, TrackedFile, split
 from models.linking.scores import Truth, score
-from models.linking.trajectory import END_BOXES, MAX_BOXES, Trajectory, ends_of, thin_trajectory
-from streamproc.types import Track
+from streamproc.crops.trajectory import END_BOXES, MAX_BOXES, thinned
+from streamproc.gallery.linking.context import competition, support
+from streamproc.gallery.linking.ends import ends_of
+from streamproc.gallery.linking.groups import cluster, components, same_group
+from streamproc.gallery.linking.motion import PositionModel, motion_pairs, position_log_odds
+from streamproc.gallery.linking.pair_features import LooksModel, close_video, features_within
+from streamproc.gallery.linking.pair_model import FINAL, FIRST, log_duplicates, measure
+from streamproc.types import Track, Trajectory
 
 MODEL = PositionModel(0.97, 8.0, 0.1, 0.1, 2.5, 0.7, 0.55)
 FLOOR, STOP = -3.0, 0.0
@@ -28,7 +29,7 @@ def walker(start: int, count: int, x: float, speed: float, width: float = 40.0) 
     frames = np.arange(start, start + count)
     left = x + speed * (frames - start)
     boxes = np.stack([left, np.full(count, 200.0), left + width, np.full(count, 300.0)], axis=1)
-    return Trajectory(*thin_trajectory(frames, boxes))
+    return thinned(frames, boxes.astype(np.float32))
 
 
 def graph_of(seed: int) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
@@ -62,7 +63,9 @@ def test_a_thinned_track_keeps_both_ends_and_at_most_64_boxes(frames: list[int])
     """The first and last ten boxes stay, and never more than 64 in all."""
     indices = np.array(sorted(frames))
     boxes = np.tile(indices[:, None].astype(float), (1, 4))
-    kept, kept_boxes = thin_trajectory(indices, boxes)
+    found = thinned(indices, boxes.astype(np.float32))
+    kept = found.frame_indices
+    kept_boxes = found.boxes_xyxy
     assert len(kept) <= MAX_BOXES or len(indices) <= MAX_BOXES
     assert kept[:END_BOXES].tolist() == indices[:END_BOXES].tolist()
     assert kept[-END_BOXES:].tolist() == indices[-END_BOXES:].tolist()
@@ -76,7 +79,7 @@ def test_two_thinned_tracks_share_frames(a: int, b: int, n: int, m: int) -> None
     grids = []
     for start, count in ((a, n), (b, m)):
         indices = np.arange(start, start + count)
-        kept, _ = thin_trajectory(indices, np.zeros((count, 4)))
+        kept = thinned(indices, np.zeros((count, 4), np.float32)).frame_indices
         grids.append(set(kept[END_BOXES:-END_BOXES].tolist()))
     low, high = max(a, b) + END_BOXES, min(a + n, b + m) - END_BOXES
     inside = [{frame for frame in grid if low <= frame < high} for grid in grids]

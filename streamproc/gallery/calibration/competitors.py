@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from streamproc.gallery.linking.context import triangles
 
+if TYPE_CHECKING:
     import numpy.typing as npt
 
     Float64Array = npt.NDArray[np.float64]
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 # One further tracklet of a person that is certain would drown all other terms in rounding.
 _LARGEST_LOG_ODDS = 20.0
-_WEDGES_AT_ONCE = 1 << 20  # 8 MiB for each array of indices
 
 
 def competitor_strength(pairs: Int64Array, log_odds: Float64Array) -> Float64Array:
@@ -38,7 +37,7 @@ def competitor_strength(pairs: Int64Array, log_odds: Float64Array) -> Float64Arr
     probability = odds / (1 + odds)
     odds_of_tracklet = np.bincount(pairs.ravel(), np.repeat(odds, 2))
     against = odds_of_tracklet[pairs] - odds[:, None]  # (p, 2): of the first and of the second
-    for triangle in _triangles(pairs):
+    for triangle in triangles(pairs):
         # Each side of a triangle in turn is the pair (a, b); the others are (a, c) and (b, c).
         for turn in range(3):
             pair = triangle[turn]
@@ -53,39 +52,3 @@ def competitor_strength(pairs: Int64Array, log_odds: Float64Array) -> Float64Arr
             against[:, 1] -= np.bincount(pair, second, len(pairs))
     strength: Float64Array = np.log1p(np.maximum(against, 0)).sum(1)
     return strength
-
-
-def _triangles(pairs: Int64Array) -> Iterator[tuple[Int64Array, Int64Array, Int64Array]]:
-    """Yield all triples of pairs among three tracklets, many at once, as positions in `pairs`.
-
-    The tracklets are ranked by how many pairs they have, and each pair is listed under its tracklet
-    of lower rank. Two pairs under one tracklet are a wedge, and a triangle where the third pair
-    exists. A tracklet that is similar to all others has no pairs listed under it, so the number of
-    wedges stays small: with at most 20 candidates a tracklet, a few dozen a pair (Chiba and
-    Nishizeki, SIAM Journal on Computing 1985).
-    """
-    count = pairs.max() + 1
-    rank = np.empty(count, np.int64)
-    rank[np.argsort(np.bincount(pairs.ravel()), kind="stable")] = np.arange(count)
-    low, high = np.sort(rank[pairs], axis=1).T
-    order = np.lexsort((high, low))
-    low = low[order]
-    high = high[order]
-    keys = low * count + high  # one ascending number a pair, to look pairs up
-    # How many pairs come after each one under the same tracklet: its wedges.
-    wedges = np.searchsorted(low, low, side="right") - np.arange(len(low)) - 1
-    wedges_so_far = np.cumsum(wedges)
-    start = 0
-    while start < len(low):
-        done = wedges_so_far[start] - wedges[start]
-        end = int(np.searchsorted(wedges_so_far, done + _WEDGES_AT_ONCE, side="right"))
-        end = max(start + 1, end)
-        counts = wedges[start:end]
-        one = np.repeat(np.arange(start, end), counts)
-        first_wedge = np.repeat(wedges_so_far[start:end] - counts - done, counts)
-        other = one + 1 + np.arange(len(one)) - first_wedge
-        wanted = high[one] * count + high[other]
-        third = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-        is_triangle = keys[third] == wanted
-        yield order[one[is_triangle]], order[other[is_triangle]], order[third[is_triangle]]
-        start = end

@@ -14,6 +14,8 @@ import numpy as np
 import orjson
 
 from streamproc.errors import WeightsError
+from streamproc.gallery.linking.pair_features import LooksModel
+from streamproc.gallery.linking.pair_model import Coefficients, PairModel
 from streamproc.ids import hash_of
 
 if TYPE_CHECKING:
@@ -54,7 +56,8 @@ class Curve:
     `arrival_coefficients` are an intercept and the weight of the similarity. `pair_coefficients`
     are an intercept and the weights of `GalleryScorer.pair_features`, `closing_coefficients` those
     of `GalleryScorer.features`. `beta_coefficients` calibrate what the last give, see
-    `beta_calibrate`.
+    `beta_calibrate`. Where there is `linking`, pairs of closed videos are judged by it instead
+    (`gallery.linking`): the coefficients of closing count for curves of users.
 
     Raises ValueError where shapes or lengths do not fit together.
     """
@@ -68,6 +71,7 @@ class Curve:
     pair_coefficients: tuple[float, ...]
     closing_coefficients: tuple[float, ...]
     beta_coefficients: tuple[float, float, float]
+    linking: Coefficients | None = None
 
     def __post_init__(self) -> None:
         k, dim = self.basis.shape
@@ -91,6 +95,17 @@ class Curve:
     def __repr__(self) -> str:
         return f"Curve({self.calibration_id}, basis {self.basis.shape})"
 
+    def looks(self) -> LooksModel:
+        """Return what was learned of the vectors, as `gallery.linking` takes it."""
+        basis = self.basis.astype(np.float64)
+        variances = self.basis_variances.astype(np.float64)
+        return LooksModel(self.mean.astype(np.float64), basis, variances, self.rest_variance)
+
+    @cached_property
+    def pair_model(self) -> PairModel | None:
+        """What judges the pairs of closed videos, None where the curve's own coefficients do."""
+        return None if self.linking is None else PairModel.of(self.looks(), self.linking)
+
     def covariance(self) -> Float64Array:
         """Return the covariance within persons (dim, dim), of trace 1."""
         basis = self.basis.astype(np.float64)
@@ -105,6 +120,7 @@ class Curve:
         The keys are older than the names of the fields. They must stay: they are part of
         `calibration_id`.
         """
+        linking = {} if self.linking is None else {"linking": self.linking.to_json()}
         return {
             "method": METHOD,
             "dim": len(self.mean),
@@ -117,6 +133,7 @@ class Curve:
             "alone": list(self.pair_coefficients),
             "closed": list(self.closing_coefficients),
             "bent": list(self.beta_coefficients),
+            **linking,
         }
 
     @classmethod
@@ -136,8 +153,11 @@ class Curve:
                 pair_coefficients=tuple(map(float, values["alone"])),
                 closing_coefficients=tuple(map(float, values["closed"])),
                 beta_coefficients=(shift, low, high),
+                linking=Coefficients.from_json(linking)
+                if (linking := values.get("linking"))
+                else None,
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"expected a curve, got one without or with another {error}"
             ) from error

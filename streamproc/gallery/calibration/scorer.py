@@ -1,8 +1,10 @@
 """How likely a pair is one person, by a curve for its weights and by what its gallery tells.
 
 When a tracklet comes, the probability of its pairs follows from their similarity alone, so it does
-not depend on what came before. When a video closes, all similar pairs of its gallery are judged
-again, by features that need no labels:
+not depend on what came before. When a video closes, its pairs are judged again: by the model in
+`gallery.linking` where the curve has its coefficients, as those of the package have; else, as by
+the curves that `streamproc calibrate` makes, all similar pairs of the gallery are, by features that
+need no labels:
 
 - The whitened cosine (`whitening`). From each vector the mean of its video is subtracted, since
   each camera has its own; that mean is shrunk towards the gallery's, and the gallery's towards the
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
 
     Float64Array = npt.NDArray[np.float64]
     Int64Array = npt.NDArray[np.int64]
+    BoolArray = npt.NDArray[np.bool_]
 
 MOST_CROPS = 8
 """More crops count as so many: curves are fitted on means of 1 to 8 crops."""
@@ -81,7 +84,7 @@ class GalleryScorer:
         }
         self._whitened = WhitenedSimilarity(curve, self._tracklets)
         self._log_others = self._count_others()
-        self._log_crops = np.log([_crops_embedded(tracklet) for tracklet in self._tracklets])
+        self._log_crops = np.log([crops_embedded(tracklet) for tracklet in self._tracklets])
 
     def _count_others(self) -> Float64Array:
         """Return the log (n,) of how many others each tracklet may be: not those seen beside it."""
@@ -174,7 +177,7 @@ def with_gallery_features(
     return np.column_stack([pair_features, competitor_strength(positions, log_odds), log_rates])
 
 
-def _crops_embedded(tracklet: PersonEmbedding) -> int:
+def crops_embedded(tracklet: PersonEmbedding) -> int:
     """Return how many crops the vector is the mean of, at most `MOST_CROPS`."""
     # `crop_count` counts what was cut for the animation, up to 50; the network saw `crops` only.
     return min(max(len(tracklet.crops) or tracklet.crop_count, 1), MOST_CROPS)
@@ -185,12 +188,15 @@ class Calibration:
     """The curves by `weights_sha256`, and the limits on probabilities. Used by `apply`.
 
     Pairs below `min_probability` are suppressed; from `likely_probability` on they are in the band
-    "likely". Weights without a curve are not judged.
+    "likely". `min_ungrouped_probability` holds for pairs of one video that were judged by their
+    boxes as well and are in no group of the gallery: one tracker makes many such pairs. Weights
+    without a curve are not judged.
     """
 
     curves: Mapping[str, Curve] = field(default_factory=dict)
     min_probability: float = 0.2
     likely_probability: float = 0.9
+    min_ungrouped_probability: float = 0.7
 
     def at_arrival(self, weights_sha256: str, similarity: float) -> Judgement | None:
         """Judge a pair by its similarity alone; None where the weights have no curve."""
@@ -199,7 +205,7 @@ class Calibration:
             return None
         intercept, slope = curve.arrival_coefficients
         log_odds = np.array([intercept + slope * similarity])
-        return self._judgement(curve, float(sigmoid(log_odds)[0]))
+        return self.judgement(curve, float(sigmoid(log_odds)[0]))
 
     def at_close(
         self, tracklets: Mapping[str, PersonEmbedding], pairs: Sequence[tuple[str, str]]
@@ -219,14 +225,29 @@ class Calibration:
             own = [pair for pair in pairs if weights_of[pair[0]] == weights]
             probabilities = GalleryScorer(curve, group).probabilities(own).tolist()
             for pair, probability in zip(own, probabilities, strict=True):
-                judged[pair] = self._judgement(curve, probability)
+                judged[pair] = self.judgement(curve, probability)
         return judged
+
+    def without_pair_model(
+        self, tracklets: Mapping[str, PersonEmbedding]
+    ) -> dict[str, PersonEmbedding]:
+        """Return the tracklets whose weights have a curve that says nothing of motion."""
+        weights = {name for name, curve in self.curves.items() if curve.pair_model is None}
+        return {key: one for key, one in tracklets.items() if one.model.weights_sha256 in weights}
 
     def suppresses(self, judgement: Judgement | None) -> bool:
         """Return whether a pair is not likely enough to be announced."""
         return judgement is not None and judgement.probability < self.min_probability
 
-    def _judgement(self, curve: Curve, probability: float) -> Judgement:
+    def least_probabilities(self, grouped: BoolArray, moves: BoolArray) -> Float64Array:
+        """Return what pairs (p,) need at least: those `grouped`, and those judged by boxes."""
+        if not self.min_probability:  # all are asked for
+            return np.zeros(len(moves))
+        ungrouped = max(self.min_probability, self.min_ungrouped_probability)
+        return np.where(~grouped & moves, ungrouped, self.min_probability)
+
+    def judgement(self, curve: Curve, probability: float) -> Judgement:
+        """Return what a probability says."""
         rounded = round(probability, _PROBABILITY_DIGITS)
         band: Band = "likely" if rounded >= self.likely_probability else "uncertain"
         return Judgement(rounded, band, curve.calibration_id)

@@ -23,6 +23,7 @@ from streamproc.gallery import (
     UNCALIBRATED,
     Calibration,
     Candidate,
+    Evidence,
     Gallery,
     Judgement,
     MatchResult,
@@ -80,9 +81,11 @@ class _Stored(BaseModel):
 _StoredState = Literal["proposed", "updated", "held"]
 _StoredJudgement = tuple[float, Literal["likely", "uncertain"], str]
 _StoredCandidate = (
-    tuple[float, str, _StoredState] | tuple[float, str, _StoredState, _StoredJudgement]
+    tuple[float, str, _StoredState]
+    | tuple[float, str, _StoredState, _StoredJudgement]
+    | tuple[float, str, _StoredState, _StoredJudgement, tuple[float, float]]
 )
-"""Similarity, run id, state, and the judgement where there is one: see `gallery.Candidate`."""
+"""Similarity, run id, state, judgement and evidence where there are: see `gallery.Candidate`."""
 
 
 class _StoredRow(_Stored):
@@ -132,16 +135,22 @@ def _stored(candidate: Candidate) -> _StoredCandidate:
     if judgement is None:
         return (candidate.similarity, candidate.run_id, state)
     judged = (judgement.probability, judgement.band, judgement.calibration_id)
-    return (candidate.similarity, candidate.run_id, state, judged)
+    evidence = candidate.evidence
+    if evidence is None:
+        return (candidate.similarity, candidate.run_id, state, judged)
+    known = (evidence.first, evidence.local)
+    return (candidate.similarity, candidate.run_id, state, judged, known)
 
 
 def _candidate_from(stored: _StoredCandidate) -> Candidate:
-    similarity, run_id, stored_state, *judged = stored
+    similarity, run_id, stored_state = stored[:3]
+    judged = stored[3:]
     return Candidate(
         similarity,
         run_id,
         state="suppressed" if stored_state == "held" else stored_state,
         judgement=Judgement(*judged[0]) if judged else None,
+        evidence=Evidence(*judged[1]) if len(judged) > 1 else None,
     )
 
 

@@ -1,9 +1,4 @@
-"""Where a tracklet was: few boxes that stand for all of them, and how it begins and ends.
-
-A `person` event carries at most 64 boxes of its track. The first ten and the last ten say how it
-begins and ends; those in between have frame indices that are multiples of a power of two, so that
-two tracklets, or two runs of one video, have frames in common where they overlap.
-"""
+"""How tracklets begin and end: where, how tall, how fast, and whether at the picture's edge."""
 
 from __future__ import annotations
 
@@ -15,41 +10,14 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy.typing as npt
+    from streamproc.types import BoolArray, Float64Array, Int64Array, Trajectory
 
-    FloatArray = npt.NDArray[np.float64]
-    IntArray = npt.NDArray[np.int64]
-    BoolArray = npt.NDArray[np.bool_]
-
-MAX_BOXES = 64
 END_BOXES = 10
-"""So many boxes at each end are kept, and give its position, size and velocity."""
+"""So many boxes at each end give its position, size and velocity."""
 VELOCITY_RIDGE_SECONDS = 0.3
 """A velocity is held towards 0 as if one more box, this far away in time, had not moved."""
 EDGE_SHARE = 0.02
 """A box this near to the edge, as a share of the picture's width or height, touches it."""
-
-
-def thin_trajectory(frame_indices: IntArray, boxes_xyxy: FloatArray) -> tuple[IntArray, FloatArray]:
-    """Keep at most 64 boxes of a track: frame indices (k,) ascending and boxes (k, 4)."""
-    kept = kept_rows(frame_indices)
-    return frame_indices[kept], boxes_xyxy[kept]
-
-
-def kept_rows(frame_indices: IntArray) -> IntArray:
-    """Which rows (k,) of a track's ascending frame indices (n,) are kept."""
-    count = len(frame_indices)
-    rows: IntArray = np.arange(count)
-    if count <= MAX_BOXES:
-        return rows
-    at_end = (rows < END_BOXES) | (rows >= count - END_BOXES)
-    step = 1
-    while True:
-        kept = at_end | (frame_indices % step == 0)
-        if kept.sum() <= MAX_BOXES:
-            chosen: IntArray = rows[kept]
-            return chosen
-        step *= 2
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,26 +29,15 @@ class Ends:
     `at_edge` (n,): whether that box touches the picture's edge. `known` (n,): has a trajectory.
     """
 
-    frame: IntArray
-    position: FloatArray
-    height: FloatArray
-    velocity: FloatArray
+    frame: Int64Array
+    position: Float64Array
+    height: Float64Array
+    velocity: Float64Array
     at_edge: BoolArray
     known: BoolArray
 
     def __repr__(self) -> str:
         return f"Ends({len(self.frame)} tracklets, {int(self.known.sum())} known)"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Trajectory:
-    """A thinned track: frame indices (k,) ascending, boxes (k, 4) xyxy in px of the picture."""
-
-    frame_indices: IntArray
-    boxes_xyxy: FloatArray
-
-    def __repr__(self) -> str:
-        return f"Trajectory({len(self.frame_indices)} boxes)"
 
 
 def ends_of(
@@ -108,7 +65,7 @@ def ends_of(
         known[i] = True
         chosen = slice(-END_BOXES, None) if last else slice(0, END_BOXES)
         frames = trajectory.frame_indices[chosen]
-        boxes = trajectory.boxes_xyxy[chosen]
+        boxes = trajectory.boxes_xyxy[chosen].astype(np.float64)
         end = -1 if last else 0
         frame[i] = frames[end]
         position[i], velocity[i] = _position_and_velocity(frames, boxes, end, frames_per_second)
@@ -118,10 +75,10 @@ def ends_of(
 
 
 def _position_and_velocity(
-    frames: IntArray, boxes: FloatArray, end: int, frames_per_second: float
-) -> tuple[FloatArray, FloatArray]:
+    frames: Int64Array, boxes: Float64Array, end: int, frames_per_second: float
+) -> tuple[Float64Array, Float64Array]:
     """Centre (2,) of the box at `end` in px, and px a second by a ridge regression on time."""
-    centres = (boxes[:, :2] + boxes[:, 2:]).astype(np.float64) / 2
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
     seconds = frames / frames_per_second
     from_mean = seconds - seconds.mean()
     spread = float(from_mean @ from_mean) + VELOCITY_RIDGE_SECONDS**2
@@ -129,7 +86,7 @@ def _position_and_velocity(
     return centres[end], velocity
 
 
-def _touches_edge(box: FloatArray, width: int, height: int) -> bool:
+def _touches_edge(box: Float64Array, width: int, height: int) -> bool:
     x0, y0, x1, y1 = box
     near_x = EDGE_SHARE * width
     near_y = EDGE_SHARE * height

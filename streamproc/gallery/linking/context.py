@@ -13,10 +13,7 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import numpy.typing as npt
-
-    FloatArray = npt.NDArray[np.float64]
-    IntArray = npt.NDArray[np.int64]
+    from streamproc.types import Float64Array, Int64Array
 
 LARGEST_LOG_ODDS = 6.0
 """Of one pair, where it speaks for or against others: nobody is surer than that of a third one."""
@@ -24,7 +21,7 @@ NO_SUPPORT = -3.0
 _WEDGES_AT_ONCE = 1 << 20  # 8 MiB for each array of indices
 
 
-def competition(pairs: IntArray, log_odds: FloatArray, video: IntArray) -> FloatArray:
+def competition(pairs: Int64Array, log_odds: Float64Array, video: Int64Array) -> Float64Array:
     """How strong the competitors of each pair are, (p,), 0 where it has none.
 
     `pairs` (p, 2), none twice, with log-odds (p,) by looks and motion; `video` (n,) of each
@@ -46,20 +43,20 @@ def competition(pairs: IntArray, log_odds: FloatArray, video: IntArray) -> Float
         of_second = np.where(first_in_one, from_other, from_one)
         against[:, 0] -= np.bincount(pair, of_first, len(pairs))
         against[:, 1] -= np.bincount(pair, of_second, len(pairs))
-    strength: FloatArray = np.log1p(np.maximum(against, 0)).sum(1)
+    strength: Float64Array = np.log1p(np.maximum(against, 0)).sum(1)
     return strength
 
 
-def support(pairs: IntArray, log_odds: FloatArray, video: IntArray) -> FloatArray:
+def support(pairs: Int64Array, log_odds: Float64Array, video: Int64Array) -> Float64Array:
     """The best way around (p,): over all c, the weaker of (a, c) and (c, b), in [-3, 6]."""
-    best: FloatArray = np.full(len(pairs), NO_SUPPORT)
+    best: Float64Array = np.full(len(pairs), NO_SUPPORT)
     for pair, one, other in _wedges(pairs, video):
         np.maximum.at(best, pair, np.minimum(log_odds[one], log_odds[other]))
-    capped: FloatArray = np.minimum(best, LARGEST_LOG_ODDS)
+    capped: Float64Array = np.minimum(best, LARGEST_LOG_ODDS)
     return capped
 
 
-def _odds_of_others(pairs: IntArray, odds: FloatArray, video: IntArray) -> FloatArray:
+def _odds_of_others(pairs: Int64Array, odds: Float64Array, video: Int64Array) -> Float64Array:
     """Odds (p, 2) of all other pairs that the first, and the second, has.
 
     Where both are of one video, only pairs within it count.
@@ -69,14 +66,16 @@ def _odds_of_others(pairs: IntArray, odds: FloatArray, video: IntArray) -> Float
     both = np.repeat(odds, 2)
     anywhere = np.bincount(pairs.ravel(), both, count)
     inside = np.bincount(pairs.ravel(), both * np.repeat(within, 2), count)
-    of_all: FloatArray = np.where(within[:, None], inside[pairs], anywhere[pairs])
+    of_all: Float64Array = np.where(within[:, None], inside[pairs], anywhere[pairs])
     return of_all - odds[:, None]
 
 
-def _wedges(pairs: IntArray, video: IntArray) -> Iterator[tuple[IntArray, IntArray, IntArray]]:
+def _wedges(
+    pairs: Int64Array, video: Int64Array
+) -> Iterator[tuple[Int64Array, Int64Array, Int64Array]]:
     """A pair, and the two pairs of its tracklets with a third: positions in `pairs`, (w,) each."""
     within = video[pairs[:, 0]] == video[pairs[:, 1]]
-    for triangle in _triangles(pairs):
+    for triangle in triangles(pairs):
         for turn in range(3):
             pair = triangle[turn]
             one = triangle[turn - 1]
@@ -85,7 +84,7 @@ def _wedges(pairs: IntArray, video: IntArray) -> Iterator[tuple[IntArray, IntArr
             yield pair[counts], one[counts], other[counts]
 
 
-def _triangles(pairs: IntArray) -> Iterator[tuple[IntArray, IntArray, IntArray]]:
+def triangles(pairs: Int64Array) -> Iterator[tuple[Int64Array, Int64Array, Int64Array]]:
     """All triples of pairs among three tracklets, as positions in `pairs`, many at once.
 
     Each pair is led by the tracklet with fewer pairs, so that who is like everybody starts none:
@@ -115,7 +114,7 @@ def _triangles(pairs: IntArray) -> Iterator[tuple[IntArray, IntArray, IntArray]]
         start = end
 
 
-def _by_lead(pairs: IntArray, count: int) -> tuple[IntArray, IntArray, IntArray]:
+def _by_lead(pairs: Int64Array, count: int) -> tuple[Int64Array, Int64Array, Int64Array]:
     """The order of pairs by the rank of their lead, and both ranks in that order, (p,) each."""
     rank = np.empty(count, np.int64)
     rank[np.argsort(np.bincount(pairs.ravel()), kind="stable")] = np.arange(count)

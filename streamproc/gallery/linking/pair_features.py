@@ -13,16 +13,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from models.linking.motion import PositionModel, motion_pairs
-from models.linking.trajectory import Ends, Trajectory, ends_of
+from streamproc.gallery.linking.ends import Ends, ends_of
+from streamproc.gallery.linking.motion import PositionModel, motion_pairs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    import numpy.typing as npt
-
-    FloatArray = npt.NDArray[np.float64]
-    IntArray = npt.NDArray[np.int64]
+    from streamproc.types import Float64Array, Int64Array, Trajectory
 
 MOVING, STILL, ACROSS = "moving", "still", "across"
 MAX_CROPS = 8
@@ -45,24 +42,26 @@ class LooksModel:
     of `basis` (k, dim) and `rest` in every other direction.
     """
 
-    mean: FloatArray
-    basis: FloatArray
-    spread: FloatArray
+    mean: Float64Array
+    basis: Float64Array
+    spread: Float64Array
     rest: float
 
-    def centred(self, vectors: FloatArray) -> FloatArray:
+    def centred(self, vectors: Float64Array) -> Float64Array:
         """Vectors (n, dim) of one video without what its camera gives to all of them."""
         total = vectors.sum(0) + PRIOR_TRACKLETS * self.mean
-        centred: FloatArray = vectors - total / (len(vectors) + PRIOR_TRACKLETS)
+        centred: Float64Array = vectors - total / (len(vectors) + PRIOR_TRACKLETS)
         return centred
 
-    def whitened(self, centred: FloatArray) -> FloatArray:
+    def whitened(self, centred: Float64Array) -> Float64Array:
         """Divide out what differs within persons (WCCN: Hatch et al. 2006); (n, dim)."""
         flat = IDENTITY_SHARE / len(self.mean)
         along = 1 / np.sqrt((1 - IDENTITY_SHARE) * self.spread + flat)
         elsewhere = 1 / np.sqrt((1 - IDENTITY_SHARE) * self.rest + flat)
         projected = centred @ self.basis.T
-        whitened: FloatArray = centred * elsewhere + (projected * (along - elsewhere)) @ self.basis
+        whitened: Float64Array = (
+            centred * elsewhere + (projected * (along - elsewhere)) @ self.basis
+        )
         return whitened
 
 
@@ -75,11 +74,11 @@ class Video:
     `vetoes` (v, 2): pairs seen apart in the same frames. `trajectories`: None where unknown.
     """
 
-    centred: FloatArray
-    whitened: FloatArray
-    log_crops: FloatArray
-    log_others: FloatArray
-    vetoes: IntArray
+    centred: Float64Array
+    whitened: Float64Array
+    log_crops: Float64Array
+    log_others: Float64Array
+    vetoes: Int64Array
     trajectories: Sequence[Trajectory | None]
     begins: Ends
     ends: Ends
@@ -95,9 +94,9 @@ class Video:
 
 def close_video(
     looks: LooksModel,
-    vectors: FloatArray,
-    crop_counts: IntArray,
-    vetoes: IntArray,
+    vectors: Float64Array,
+    crop_counts: Int64Array,
+    vetoes: Int64Array,
     trajectories: Sequence[Trajectory | None],
     *,
     width: int,
@@ -131,7 +130,9 @@ def close_video(
     )
 
 
-def features_within(video: Video, pairs: IntArray, model: PositionModel) -> dict[str, FloatArray]:
+def features_within(
+    video: Video, pairs: Int64Array, model: PositionModel
+) -> dict[str, Float64Array]:
     """Features by name, (p,) each, of pairs (p, 2) of one video; 0 where motion is not known."""
     motion = motion_pairs(
         pairs,
@@ -151,12 +152,12 @@ def features_within(video: Video, pairs: IntArray, model: PositionModel) -> dict
     }
 
 
-def features_across(first: Video, second: Video, pairs: IntArray) -> dict[str, FloatArray]:
+def features_across(first: Video, second: Video, pairs: Int64Array) -> dict[str, Float64Array]:
     """Features by name, (p,) each, of pairs (p, 2) of a tracklet of each of two videos."""
     return _looks(first, second, pairs)
 
 
-def _looks(first: Video, second: Video, pairs: IntArray) -> dict[str, FloatArray]:
+def _looks(first: Video, second: Video, pairs: Int64Array) -> dict[str, Float64Array]:
     one, other = pairs.T
     whitened = np.einsum("pd,pd->p", first.whitened[one], second.whitened[other])
     log_crops = (first.log_crops[one] + second.log_crops[other]) / 2
@@ -170,16 +171,16 @@ def _looks(first: Video, second: Video, pairs: IntArray) -> dict[str, FloatArray
 
 
 def log_odds_of(
-    features: Mapping[str, FloatArray], names: Sequence[str], coefficients: Sequence[float]
-) -> FloatArray:
+    features: Mapping[str, Float64Array], names: Sequence[str], coefficients: Sequence[float]
+) -> Float64Array:
     """Log-odds (p,): intercept, then a coefficient for each of the named features."""
     intercept, *weights = coefficients
     columns = np.stack([features[name] for name in names], axis=1)
-    log_odds: FloatArray = columns @ np.array(weights) + intercept
+    log_odds: Float64Array = columns @ np.array(weights) + intercept
     return log_odds
 
 
-def _unit(rows: FloatArray) -> FloatArray:
+def _unit(rows: Float64Array) -> Float64Array:
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    units: FloatArray = rows / np.maximum(lengths, 1e-12)
+    units: Float64Array = rows / np.maximum(lengths, 1e-12)
     return units

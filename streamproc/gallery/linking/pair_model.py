@@ -8,14 +8,15 @@ log-odds are a logistic regression of these (Platt 1999). Last, all tracklets ar
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from models.linking.context import competition, support
-from models.linking.groups import Clustering, cluster
-from models.linking.pair_features import (
+from streamproc.gallery.linking.context import competition, support
+from streamproc.gallery.linking.groups import Clustering, cluster
+from streamproc.gallery.linking.motion import PositionModel
+from streamproc.gallery.linking.pair_features import (
     ACROSS,
     MOVING,
     STILL,
@@ -31,11 +32,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from models.linking.motion import PositionModel
-
-    FloatArray = npt.NDArray[np.float64]
-    IntArray = npt.NDArray[np.int64]
-    BoolArray = npt.NDArray[np.bool_]
+    from streamproc.types import Float64Array, Int64Array
 
 FIRST: dict[str, tuple[str, ...]] = {
     MOVING: ("centred", "position", "height_change", "reappears"),
@@ -49,28 +46,77 @@ FINAL: dict[str, tuple[str, ...]] = {
     ACROSS: (*FIRST[ACROSS], "competition"),
 }
 """Features of the final ones."""
-JOIN_FLOOR, JOIN_STOP, LARGEST_JOINED = -3.0, -2.9, 6.0
-"""Of the clustering within a video: what a pair that nobody judged counts, the least log-odds at
-which clusters are joined, and beyond which they say nothing more."""
+JOIN_FLOOR = -3.0
+"""In a clustering, what a pair that nobody judged counts."""
+JOIN_STOP = -2.9
+"""The least log-odds at which clusters of one video are joined."""
+LARGEST_JOINED = 6.0
+"""Beyond these log-odds the place where two are joined says nothing more."""
 GROUP_STOP = 0.5
 """Log-odds: parts of a group are joined where it is likelier than not by e^0.5 to 1."""
 _LARGEST_LOGIT = 40.0
-_PRIOR_DUPLICATES, _PRIOR_TRACKLETS = 0.5, 1.5
+_PRIOR_DUPLICATES = 0.5
+_PRIOR_TRACKLETS = 1.5
+_GROUP = ("weakest", "log_size")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class PairModel:
-    """Learned for one set of weights by `fit_linking.py`: coefficients by kind of pair.
+class Coefficients:
+    """Learned of pairs by `models/linking/fit_linking.py`: coefficients by kind of pair.
 
     `first` and `final`: intercept and a coefficient for each of `FIRST` and `FINAL`. `group`:
     intercept and weights of what makes a group's probability (`group_probabilities`).
     """
 
-    looks: LooksModel
     position: PositionModel
     first: Mapping[str, Sequence[float]]
     final: Mapping[str, Sequence[float]]
     group: Sequence[float]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the coefficients by name, as JSON values."""
+        return {
+            "position": asdict(self.position),
+            "first": {kind: _named(FIRST[kind], own) for kind, own in self.first.items()},
+            "final": {kind: _named(FINAL[kind], own) for kind, own in self.final.items()},
+            "group": _named(_GROUP, self.group),
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Coefficients:
+        """Read what `to_json` gave; raises KeyError, TypeError or ValueError for anything else."""
+        position = {name: float(value) for name, value in values["position"].items()}
+        first = {kind: _listed(names, values["first"][kind]) for kind, names in FIRST.items()}
+        final = {kind: _listed(names, values["final"][kind]) for kind, names in FINAL.items()}
+        coefficients = cls(
+            PositionModel(**position), first, final, _listed(_GROUP, values["group"])
+        )
+        numbers = [*position.values(), *coefficients.group]
+        for own in (*first.values(), *final.values()):
+            numbers += own
+        if not np.isfinite(numbers).all():
+            raise ValueError("expected finite coefficients")
+        return coefficients
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PairModel(Coefficients):
+    """The coefficients for one set of weights, and what was learned of their vectors."""
+
+    looks: LooksModel
+
+    @classmethod
+    def of(cls, looks: LooksModel, learned: Coefficients) -> Self:
+        """Put both together."""
+        return cls(learned.position, learned.first, learned.final, learned.group, looks)
+
+
+def _named(names: Sequence[str], values: Sequence[float]) -> dict[str, float]:
+    return dict(zip(("intercept", *names), values, strict=True))
+
+
+def _listed(names: Sequence[str], values: Mapping[str, float]) -> list[float]:
+    return [float(values[name]) for name in ("intercept", *names)]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,20 +127,20 @@ class GalleryPairs:
     whose each is. `kind` (p,): of `FIRST`. `features` by name, (p,) each.
     """
 
-    pairs: IntArray
-    video: IntArray
+    pairs: Int64Array
+    video: Int64Array
     kind: npt.NDArray[np.str_]
-    features: dict[str, FloatArray]
+    features: dict[str, Float64Array]
 
 
-def measure(videos: Sequence[Video], pairs: IntArray, model: PositionModel) -> GalleryPairs:
+def measure(videos: Sequence[Video], pairs: Int64Array, model: PositionModel) -> GalleryPairs:
     """Measure pairs (p, 2) of tracklets, numbered through all videos in order."""
     sizes = [len(video) for video in videos]
     starts = np.concatenate([[0], np.cumsum(sizes)])
     number = np.repeat(np.arange(len(videos)), sizes)
     ordered = np.sort(pairs, axis=1)
     of = number[ordered]  # (p, 2)
-    features: dict[str, FloatArray] = {}
+    features: dict[str, Float64Array] = {}
     for first, second in np.unique(of, axis=0).tolist():
         rows = np.flatnonzero((of == (first, second)).all(1))
         local = ordered[rows] - starts[[first, second]]
@@ -109,12 +155,12 @@ def measure(videos: Sequence[Video], pairs: IntArray, model: PositionModel) -> G
     return GalleryPairs(ordered, number, kind, features)
 
 
-def first_log_odds(measured: GalleryPairs, model: PairModel) -> FloatArray:
+def first_log_odds(measured: GalleryPairs, model: PairModel) -> Float64Array:
     """Log-odds (p,) by the two tracklets alone."""
     return _by_kind(measured, FIRST, model.first)
 
 
-def add_context(measured: GalleryPairs, first: FloatArray, vetoes: IntArray) -> None:
+def add_context(measured: GalleryPairs, first: Float64Array, vetoes: Int64Array) -> None:
     """Add what the pairs that share a tracklet say; `vetoes` (v, 2) number all tracklets."""
     pairs = measured.pairs
     video = measured.video
@@ -125,7 +171,7 @@ def add_context(measured: GalleryPairs, first: FloatArray, vetoes: IntArray) -> 
     measured.features["joined"] = joined_within(measured, first, vetoes)
 
 
-def final_log_odds(measured: GalleryPairs, model: PairModel) -> FloatArray:
+def final_log_odds(measured: GalleryPairs, model: PairModel) -> Float64Array:
     """Log-odds (p,) with the context."""
     return _by_kind(measured, FINAL, model.final)
 
@@ -134,7 +180,7 @@ def _by_kind(
     measured: GalleryPairs,
     names: Mapping[str, Sequence[str]],
     coefficients: Mapping[str, Sequence[float]],
-) -> FloatArray:
+) -> Float64Array:
     log_odds = np.zeros(len(measured.pairs))
     for kind in coefficients:
         own = measured.kind == kind
@@ -144,9 +190,9 @@ def _by_kind(
     return log_odds
 
 
-def log_duplicates(pairs: IntArray, log_odds: FloatArray, video: IntArray) -> FloatArray:
+def log_duplicates(pairs: Int64Array, log_odds: Float64Array, video: Int64Array) -> Float64Array:
     """Log of how many duplicates a tracklet has on average in the two videos of a pair, (p,)."""
-    of = np.sort(video[pairs], axis=1)
+    of = np.sort(video[pairs], axis=1)  # (p, 2)
     which, place = np.unique(of, axis=0, return_inverse=True)
     place = place.ravel()
     expected = np.bincount(place, sigmoid(log_odds), len(which))
@@ -154,11 +200,13 @@ def log_duplicates(pairs: IntArray, log_odds: FloatArray, video: IntArray) -> Fl
     tracklets = size[which].mean(1)
     tracklets = np.where(which[:, 0] == which[:, 1], tracklets / 2, tracklets)
     rate = (expected + _PRIOR_DUPLICATES) / (tracklets + _PRIOR_TRACKLETS)
-    logs: FloatArray = np.log(rate)[place]
+    logs: Float64Array = np.log(rate)[place]
     return logs
 
 
-def joined_within(measured: GalleryPairs, log_odds: FloatArray, vetoes: IntArray) -> FloatArray:
+def joined_within(
+    measured: GalleryPairs, log_odds: Float64Array, vetoes: Int64Array
+) -> Float64Array:
     """At which log-odds a clustering of its video joins each pair (p,); of `across` -3."""
     joined = np.full(len(log_odds), JOIN_FLOOR)
     video = measured.video
@@ -178,13 +226,13 @@ def joined_within(measured: GalleryPairs, log_odds: FloatArray, vetoes: IntArray
 
 
 def group_tracklets(
-    pairs: IntArray, log_odds: FloatArray, vetoes: IntArray, count: int
+    pairs: Int64Array, log_odds: Float64Array, vetoes: Int64Array, count: int
 ) -> Clustering:
     """Decide all pairs together, by their final log-odds."""
     return cluster(pairs, log_odds, vetoes, count, stop=GROUP_STOP, floor=JOIN_FLOOR)
 
 
-def group_features(clustering: Clustering, members: Sequence[IntArray]) -> FloatArray:
+def group_features(clustering: Clustering, members: Sequence[Int64Array]) -> Float64Array:
     """What says that a group is one person (g, 2): its weakest join, and its log size."""
     weakest = [clustering.weakest[own[0]] for own in members]
     sizes = [len(own) for own in members]
@@ -192,14 +240,14 @@ def group_features(clustering: Clustering, members: Sequence[IntArray]) -> Float
 
 
 def group_probabilities(
-    clustering: Clustering, members: Sequence[IntArray], model: PairModel
-) -> FloatArray:
+    clustering: Clustering, members: Sequence[Int64Array], model: PairModel
+) -> Float64Array:
     """The probability (g,) that all tracklets of each group are one person."""
     intercept, *weights = model.group
     return sigmoid(group_features(clustering, members) @ np.array(weights) + intercept)
 
 
-def sigmoid(log_odds: FloatArray) -> FloatArray:
+def sigmoid(log_odds: Float64Array) -> Float64Array:
     """Probabilities of log-odds."""
-    chances: FloatArray = 1 / (1 + np.exp(-np.clip(log_odds, -_LARGEST_LOGIT, _LARGEST_LOGIT)))
+    chances: Float64Array = 1 / (1 + np.exp(-np.clip(log_odds, -_LARGEST_LOGIT, _LARGEST_LOGIT)))
     return chances

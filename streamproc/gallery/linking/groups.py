@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    FloatArray = npt.NDArray[np.float64]
-    IntArray = npt.NDArray[np.int64]
+    from streamproc.types import Float64Array, Int64Array
 
 MAX_TRACKLETS = 200
 """Of a group."""
@@ -41,11 +40,11 @@ class Clustering:
     cluster that a label names, the lowest log-odds at which parts of it were joined, inf for one.
     """
 
-    label: IntArray
-    merged_at: FloatArray
-    weakest: FloatArray
+    label: Int64Array
+    merged_at: Float64Array
+    weakest: Float64Array
 
-    def members(self) -> list[IntArray]:
+    def members(self) -> list[Int64Array]:
         """The clusters of two tracklets or more, each ascending, by their smallest."""
         order = np.argsort(self.label, kind="stable")
         starts = np.flatnonzero(np.diff(self.label[order], prepend=-1))
@@ -53,9 +52,9 @@ class Clustering:
 
 
 def cluster(
-    pairs: IntArray,
-    log_odds: FloatArray,
-    vetoes: IntArray,
+    pairs: Int64Array,
+    log_odds: Float64Array,
+    vetoes: Int64Array,
     count: int,
     *,
     stop: float,
@@ -69,7 +68,7 @@ def cluster(
     """
     state = _Clusters(count, max_tracklets, floor)
     state.forbid(vetoes)
-    values: FloatArray = np.round(np.maximum(log_odds, floor), _DIGITS).astype(np.float64)
+    values: Float64Array = np.round(np.maximum(log_odds, floor), _DIGITS).astype(np.float64)
     state.link(pairs, values)
     merged_at = np.full(len(pairs), -np.inf)
     while (best := state.pop(stop)) is not None:
@@ -109,12 +108,12 @@ class _Clusters:
         self._floor = floor
         self.weakest = np.full(count, np.inf)
 
-    def forbid(self, vetoes: IntArray) -> None:
+    def forbid(self, vetoes: Int64Array) -> None:
         for one, other in vetoes.tolist():
             self._vetoed[one].add(other)
             self._vetoed[other].add(one)
 
-    def link(self, pairs: IntArray, values: FloatArray) -> None:
+    def link(self, pairs: Int64Array, values: Float64Array) -> None:
         for row, ((one, other), value) in enumerate(
             zip(pairs.tolist(), values.tolist(), strict=True)
         ):
@@ -148,7 +147,7 @@ class _Clusters:
                 self._push(kept, other)
         return between
 
-    def labels(self) -> IntArray:
+    def labels(self) -> Int64Array:
         label = np.zeros(len(self._members), np.int64)
         for smallest, members in enumerate(self._members):
             label[members] = smallest
@@ -178,7 +177,7 @@ class _Clusters:
             heapq.heappush(self._queue, (-strength, kept, gone, *sizes))
 
 
-def components(pairs: IntArray, count: int) -> IntArray:
+def components(pairs: Int64Array, count: int) -> Int64Array:
     """The connected component (n,) of each tracklet, named by its smallest tracklet."""
     parent = list(range(count))
     for one, other in pairs.tolist():
@@ -195,7 +194,7 @@ def _root(parent: list[int], node: int) -> int:
     return node
 
 
-def same_group(pairs: IntArray, label: Iterable[int]) -> npt.NDArray[np.bool_]:
+def same_group(pairs: Int64Array, label: Iterable[int]) -> npt.NDArray[np.bool_]:
     """Whether both of each pair (p, 2) are in one cluster, (p,)."""
     of = np.asarray(list(label), np.int64)
     return np.asarray(of[pairs[:, 0]] == of[pairs[:, 1]])

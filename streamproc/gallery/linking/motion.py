@@ -22,13 +22,8 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy.typing as npt
-
-    from models.linking.trajectory import Ends, Trajectory
-
-    FloatArray = npt.NDArray[np.float64]
-    IntArray = npt.NDArray[np.int64]
-    BoolArray = npt.NDArray[np.bool_]
+    from streamproc.gallery.linking.ends import Ends
+    from streamproc.types import BoolArray, Float64Array, Int64Array, Trajectory
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,16 +54,16 @@ class MotionPairs:
     begins there. `known`: both have trajectories; where not, all else is 0.
     """
 
-    gap_seconds: FloatArray
-    position: FloatArray
-    height_change: FloatArray
+    gap_seconds: Float64Array
+    position: Float64Array
+    height_change: Float64Array
     lost_inside: BoolArray
     found_inside: BoolArray
     known: BoolArray
 
 
 def motion_pairs(
-    pairs: IntArray,
+    pairs: Int64Array,
     begins: Ends,
     ends: Ends,
     trajectories: Sequence[Trajectory | None],
@@ -97,7 +92,7 @@ def motion_pairs(
     )
 
 
-def in_time_order(pairs: IntArray, begins: Ends, ends: Ends) -> tuple[IntArray, IntArray]:
+def in_time_order(pairs: Int64Array, begins: Ends, ends: Ends) -> tuple[Int64Array, Int64Array]:
     """Which of each pair (p, 2) began first, and which later, (p,) each."""
     one = pairs[:, 0]
     other = pairs[:, 1]
@@ -111,13 +106,13 @@ def in_time_order(pairs: IntArray, begins: Ends, ends: Ends) -> tuple[IntArray, 
 
 
 def _extrapolated_miss(
-    earlier: IntArray,
-    later: IntArray,
+    earlier: Int64Array,
+    later: Int64Array,
     begins: Ends,
     ends: Ends,
-    gap_seconds: FloatArray,
+    gap_seconds: Float64Array,
     damping_seconds: float,
-) -> FloatArray:
+) -> Float64Array:
     """How far (p, 2), in px, the prediction misses: the mean of forward and backward.
 
     A velocity is believed less and less: after g seconds it has carried as far as the full one
@@ -126,11 +121,11 @@ def _extrapolated_miss(
     carried = damping_seconds * (1 - np.exp(-np.maximum(gap_seconds, 0) / damping_seconds))
     velocity = (ends.velocity[earlier] + begins.velocity[later]) / 2
     moved = begins.position[later] - ends.position[earlier]
-    miss: FloatArray = moved - velocity * carried[:, None]
+    miss: Float64Array = moved - velocity * carried[:, None]
     return miss
 
 
-def _overlapping_miss(earlier: Trajectory | None, later: Trajectory | None) -> FloatArray:
+def _overlapping_miss(earlier: Trajectory | None, later: Trajectory | None) -> Float64Array:
     """How far apart (2,), in px, two tracklets are while both are there."""
     if earlier is None or later is None:
         return np.zeros(2)
@@ -138,11 +133,11 @@ def _overlapping_miss(earlier: Trajectory | None, later: Trajectory | None) -> F
     stop = min(earlier.frame_indices[-1], later.frame_indices[-1])
     frames = np.unique([start, (start + stop) // 2, stop])
     apart = _centres_at(earlier, frames) - _centres_at(later, frames)
-    distance: FloatArray = np.sqrt((apart**2).mean(0))
+    distance: Float64Array = np.sqrt((apart**2).mean(0))
     return distance
 
 
-def _centres_at(trajectory: Trajectory, frames: IntArray) -> FloatArray:
+def _centres_at(trajectory: Trajectory, frames: Int64Array) -> Float64Array:
     """Centres (f, 2) in px at frames, between the boxes that there are."""
     boxes = trajectory.boxes_xyxy.astype(np.float64)
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
@@ -151,8 +146,8 @@ def _centres_at(trajectory: Trajectory, frames: IntArray) -> FloatArray:
 
 
 def position_log_odds(
-    miss_heights: FloatArray, gap_seconds: FloatArray, area: FloatArray, model: PositionModel
-) -> FloatArray:
+    miss_heights: Float64Array, gap_seconds: Float64Array, area: Float64Array, model: PositionModel
+) -> Float64Array:
     """Log-odds (p,) of misses (p, 2), in heights, in pictures of an `area` (p,) in heights²."""
     gap = np.maximum(gap_seconds, 0)
     scale = model.scale_heights + model.scale_heights_a_second * gap
@@ -161,5 +156,5 @@ def position_log_odds(
     density = (1 + distance / model.tail) ** (-(model.tail + 2) / 2)
     density = density / (2 * np.pi * scale**2 * model.vertical)
     followed = model.followed * np.exp(-gap / model.follow_seconds)
-    log_odds: FloatArray = np.log(followed * density * area + 1 - followed)
+    log_odds: Float64Array = np.log(followed * density * area + 1 - followed)
     return log_odds
