@@ -47,8 +47,8 @@ from models.known_people import (
     train_pictures,
 )
 from models.linking.learned import all_coefficients
-from streamproc.events import PersonEmbedding
-from streamproc.gallery import Curve, GalleryScorer, load_curves
+from streamproc.events import PersonEmbedding, VideoClosed
+from streamproc.gallery import Curve, Gallery, GalleryScorer, apply, load_curves
 from streamproc.gallery.calibration.curve import (
     FEATURES,
     METHOD,
@@ -248,11 +248,11 @@ class Judged:
         rows = []
         for gallery in galleries:
             pairs, cosines, same = gallery.similar_pairs(THRESHOLD)
-            close = calibration.at_close(gallery.tracklets, pairs)
+            close = judged_at_close(gallery.tracklets, calibration)
             for pair, cosine, truth in zip(pairs, cosines.tolist(), same.tolist(), strict=True):
                 first = calibration.at_arrival(sha256, cosine)
                 assert first is not None
-                rows.append((cosine, first.probability, close[pair].probability, truth))
+                rows.append((cosine, first.probability, close.get(pair, 0.0), truth))
         columns = np.array(rows, np.float64).reshape(-1, 4)
         return cls(*columns.T[:3], columns[:, 3].astype(bool))
 
@@ -263,6 +263,43 @@ class Judged:
             np.concatenate([getattr(part, name) for part in parts]) for name in cls.__slots__
         ]
         return cls(*columns)
+
+
+def judged_at_close(
+    tracklets: Mapping[str, PersonEmbedding], calibration: Calibration
+) -> dict[tuple[str, str], float]:
+    """Return the probability of each pair of keys that a gallery keeps once all is closed."""
+    first = next(iter(tracklets.values()))
+    gallery = Gallery(first.gallery_id)
+    events: list[PersonEmbedding | VideoClosed] = list(tracklets.values())
+    for video_id in sorted({one.video_id for one in tracklets.values()}):
+        own = [one for one in tracklets.values() if one.video_id == video_id]
+        events.append(
+            VideoClosed.make(
+                gallery_id=first.gallery_id,
+                video_id=video_id,
+                run_id=own[0].run_id,
+                submitted_at=own[0].submitted_at,
+                outcome="done",
+                person_ids=[one.person_id for one in own],
+                frame_count=0,
+            )
+        )
+    for event in events:
+        result = apply(
+            gallery,
+            event,
+            similarity_threshold=THRESHOLD,
+            occurred_at=first.submitted_at,
+            calibration=calibration,
+        )
+        gallery.write(result.writes)
+    return {
+        pair: entry.judgement.probability
+        for key in tracklets
+        for other, entry in gallery.candidates_of(key, with_suppressed=True).items()
+        if entry.judgement is not None and (pair := (min(key, other), max(key, other)))
+    }
 
 
 def pets_gallery(data: Path, weights: str, sha256: str) -> KnownGallery:

@@ -19,6 +19,7 @@ from streamproc.decisions import Decided
 from streamproc.events import (
     AnimationReady,
     DuplicateCandidate,
+    DuplicateGroup,
     GalleryExpired,
     PersonEmbedding,
     VideoCancel,
@@ -66,6 +67,12 @@ TOPICS: dict[str, Topic] = {
         key="gallery_id",
         action="send",
         summary="A pair that may be one person, or that is no longer thought to be.",
+    ),
+    "duplicate-groups": Topic(
+        event=DuplicateGroup,
+        key="gallery_id",
+        action="send",
+        summary="Persons who are proposed as one, or no longer are: all pairs decided together.",
     ),
     "animation-ready": Topic(
         event=AnimationReady,

@@ -494,8 +494,9 @@ class DuplicateCandidate(Event):
     Topic `duplicate-candidates`.
 
     `probability` and `band` are there where the weights have a calibration curve; `calibration_id`
-    names it and the method. They are first estimates until the video is `done`: then all pairs of
-    the gallery are judged again.
+    names it and the method. They are first estimates until both videos are `done`: then all pairs
+    are judged again, together. `group_id` is the group of both as this was said; the event does not
+    come again because that changes, as `duplicate-groups` says what is in a group.
     """
 
     topic: ClassVar[str] = "duplicate-candidates"
@@ -524,10 +525,39 @@ class DuplicateCandidate(Event):
     probability: Share | None = None
     band: Literal["likely", "uncertain"] | None = None
     calibration_id: Id | None = None
+    group_id: Id | None = None
     time_gap_seconds: Finite | None = None
     vetoes_checked: list[str] = ["seen-apart"]
     model: ModelInfo
     gallery_person_count: Count
+
+
+class DuplicateGroup(Event):
+    """Persons of a gallery who are proposed as one, or are no longer. Topic `duplicate-groups`.
+
+    Decided when a video is `done`, of all pairs together. `person_keys` ascend; `group_id` is a
+    hash of the gallery and the smallest of them. `probability`, absent where a group is withdrawn,
+    is that all are one person.
+    """
+
+    topic: ClassVar[str] = "duplicate-groups"
+    key_field: ClassVar[str] = "gallery_id"
+    identity: ClassVar[tuple[str, ...]] = (
+        "group_id",
+        "state",
+        "person_keys",
+        "probability",
+        "band",
+        "calibration_id",
+    )
+
+    group_id: Id
+    gallery_id: Id
+    state: Literal["proposed", "updated", "withdrawn"]
+    person_keys: Annotated[list[Id], Field(min_length=2)]
+    probability: Share | None = None
+    band: Literal["likely", "uncertain"] | None = None
+    calibration_id: Id | None = None
 
 
 class Fault(_Model):

@@ -94,15 +94,22 @@ class Clustering(_Section):
             "0 shows all."
         ),
     )
+    min_grouped_probability: float = Field(
+        default=0.6,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description=(
+            "The same for two tracks of one video that were judged by their boxes as well and are "
+            "in one group: a tracker that breaks people into many pieces makes many such pairs."
+        ),
+    )
     min_ungrouped_probability: float = Field(
         default=0.7,
         ge=0,
         le=1,
         allow_inf_nan=False,
-        description=(
-            "The same for two tracks of one video that are in no group together: a tracker that "
-            "breaks people into many pieces makes many such pairs."
-        ),
+        description="The same for two tracks of one video that are in no group together.",
     )
     likely_probability: float = Field(
         default=0.9,
@@ -336,6 +343,7 @@ class TopicsSettings(_Section):
     video_ready: _VideoReadyTopic = _VideoReadyTopic()
     person_embeddings: _PersonEmbeddingsTopic = _PersonEmbeddingsTopic()
     duplicate_candidates: _CandidatesTopic = _CandidatesTopic()
+    duplicate_groups: _CandidatesTopic = _CandidatesTopic()
     animation_ready: TopicSettings = TopicSettings()
     video_progress: TopicSettings = TopicSettings()
     video_cancel: _CancelTopic = _CancelTopic()

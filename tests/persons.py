@@ -8,13 +8,16 @@ from streamproc.events import (
     CandidatePerson,
     CropInfo,
     DuplicateCandidate,
+    DuplicateGroup,
     ModelInfo,
     PersonEmbedding,
     Segments,
+    Trajectory,
     Vector,
     VideoClosed,
 )
 from streamproc.gallery import candidate_id_of
+from streamproc.gallery.pairs import group_id_of
 from streamproc.ids import person_key_of
 
 
@@ -39,6 +42,7 @@ def person(
     similarity_threshold=None,
     segments=None,
     crops=0,
+    trajectory=None,
 ) -> PersonEmbedding:
     """A person event; `minute` sets when its run was submitted, `crops` how many have infos."""
     values = unit_vector(vector) if normalise else np.asarray(vector, np.float64)
@@ -66,7 +70,17 @@ def person(
         frames_tracked=11,
         seen_with=list(seen_with),
         similarity_threshold=similarity_threshold,
+        trajectory=trajectory,
     )
+
+
+def walk(start, count, x, speed) -> Trajectory:
+    """Somebody 100 px tall who walks to the right, `speed` px a frame, at 25 frames a second."""
+    frames = np.arange(start, start + count)
+    left = x + speed * (frames - start)
+    boxes = np.stack([left, left * 0 + 200, left + 40, left * 0 + 300], axis=1)
+    size = {"width_px": 1920, "height_px": 1080, "frames_per_second": 25}
+    return Trajectory.of(frames.tolist(), boxes.astype(np.float32), **size)
 
 
 def closed(person_ids, *, video_id="v", run="r1", minute=0, outcome="done") -> VideoClosed:
@@ -133,4 +147,19 @@ def candidate(key_a, key_b, similarity, **fields) -> DuplicateCandidate:
         model=ModelInfo(name="test", weights_sha256="a" * 64),
         gallery_person_count=2,
         **fields,
+    )
+
+
+def duplicate_group(*keys, probability=0.95) -> DuplicateGroup:
+    """A proposed group of person keys."""
+    ordered = sorted(keys)
+    return DuplicateGroup.make(
+        occurred_at="2026-11-24T09:00:00Z",
+        group_id=group_id_of("g", ordered[0]),
+        gallery_id="g",
+        state="proposed",
+        person_keys=ordered,
+        probability=probability,
+        band="likely",
+        calibration_id="0123456789abcdef",
     )

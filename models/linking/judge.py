@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
     FloatArray = npt.NDArray[np.float64]
 
-IN_GROUP, APART, LIKELY = 0.2, 0.7, 0.9
-"""The least probability of a candidate whose two are in one group, of another one in a video with
-boxes, and of a likely one."""
+IN_GROUP, APART, LIKELY = 0.6, 0.7, 0.9
+"""The least probability of a candidate in a video with boxes whose two are in one group, of another
+one there, and of a likely one: the product's defaults."""
 
 
 def final_odds(known: KnownPairs, model: PairModel) -> FloatArray:

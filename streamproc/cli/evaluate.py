@@ -19,37 +19,65 @@ _SIMILARITIES = (0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 
 
 @click.command(epilog=EXIT_CODES)
-@click.argument("output", type=NamedPath())
+@click.argument("outputs", metavar="OUTPUT...", nargs=-1, required=True, type=NamedPath())
 @click.option(
     "--truth",
+    "truths",
     required=True,
+    multiple=True,
     type=NamedPath(),
-    help="MOT Challenge text whose ids are the true persons.",
+    help="MOT Challenge text whose ids are the true persons: one for all, or one for each OUTPUT.",
 )
 @click.option(
     "--persons",
+    "persons",
+    multiple=True,
     type=NamedPath(),
-    help="Track file. [default: the one that run.json of OUTPUT names]",
+    help="Track file, one for each OUTPUT. [default: the one that run.json of OUTPUT names]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print a machine-readable summary.")
-def evaluate(output: Path, truth: Path, persons: Path | None, *, as_json: bool) -> None:
+def evaluate(
+    outputs: tuple[Path, ...], truths: tuple[Path, ...], persons: tuple[Path, ...], *, as_json: bool
+) -> None:
     """Compare OUTPUT, a folder that `streamproc replay` wrote for one video, with the truth.
 
-    Prints precision and recall of the candidates over thresholds, and the tracks' IDF1 before and
-    after merging them.
+    Prints precision and recall of the candidates over thresholds, the tracks' IDF1 and HOTA as they
+    are, merged, and merged by the truth, and which share of that gain was reached. Of several
+    folders also the medians of these shares.
     """
     with faults_in_one_line():
-        found, measure = _evaluated(output, truth, persons)
+        found = _evaluated_each(outputs, truths, persons)
     if as_json:
-        _print_json(found, measure)
-    else:
-        _print_table(found, measure)
+        _print_json(found)
+        return
+    for output, (evaluation, measure) in zip(outputs, found, strict=True):
+        if len(outputs) > 1:
+            click.echo(f"{output}:")
+        _print_table(evaluation, measure)
+    if len(outputs) > 1:
+        _print_medians([evaluation for evaluation, _ in found])
 
 
-def _print_json(found: Evaluation, measure: str) -> None:
+def _evaluated_each(
+    outputs: tuple[Path, ...], truths: tuple[Path, ...], persons: tuple[Path, ...]
+) -> list[tuple[Evaluation, str]]:
+    from streamproc.errors import UsageError
+
+    count = len(outputs)
+    if len(truths) not in (1, count):
+        raise UsageError(f"expected one --truth, or one for each OUTPUT, got {len(truths)}")
+    if len(persons) not in (0, count):
+        raise UsageError(f"expected no --persons, or one for each OUTPUT, got {len(persons)}")
+    of_each = truths if len(truths) == count else truths * count
+    tracks = persons or (None,) * count
+    return [_evaluated(*each) for each in zip(outputs, of_each, tracks, strict=True)]
+
+
+def _print_json(found: list[tuple[Evaluation, str]]) -> None:
     import orjson
 
-    content = {"measure": measure} | asdict(found)
+    each = [{"measure": measure} | asdict(evaluation) for evaluation, measure in found]
+    content = each[0] if len(each) == 1 else {"outputs": each}
     options = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
     sys.stdout.buffer.write(orjson.dumps(content, option=options))
 
@@ -69,6 +97,24 @@ def _print_table(found: Evaluation, measure: str) -> None:
         precision = _share(row.precision)
         recall = _share(row.recall)
         click.echo(f"{row.least:.2f}\t{row.candidates}\t{precision}\t{recall}\t{row.idf1:.3f}")
+    click.echo("merged by\tIDF1\tHOTA\tshare of the gain in IDF1\tin HOTA")
+    for way in found.merged:
+        shares = f"{_share(way.idf1_share)}\t{_share(way.hota_share)}"
+        click.echo(f"{way.by}\t{way.idf1:.3f}\t{way.hota:.3f}\t{shares}")
+
+
+def _print_medians(found: list[Evaluation]) -> None:
+    """Print the median share of the gain of each way to merge, over the folders with a gain."""
+    from statistics import median
+
+    click.echo(f"{len(found)} folders, medians:")
+    click.echo("merged by\tshare of the gain in IDF1\tin HOTA")
+    for place, way in enumerate(found[0].merged):
+        rows = [evaluation.merged[place] for evaluation in found]
+        idf1 = [row.idf1_share for row in rows if row.idf1_share is not None]
+        hota = [row.hota_share for row in rows if row.hota_share is not None]
+        shares = (_share(median(known) if known else None) for known in (idf1, hota))
+        click.echo("\t".join((way.by, *shares)))
 
 
 def _share(value: float | None) -> str:
@@ -80,17 +126,41 @@ def _evaluated(output: Path, truth: Path, persons: Path | None) -> tuple[Evaluat
     from streamproc.offline import evaluation
     from streamproc.tracks import read_tracks
 
-    candidates, tracks_path = _read(output)
+    candidates, groups, tracks_path = _read(output)
     is_calibrated = bool(candidates) and all("probability" in event for event in candidates)
     measure = "probability" if is_calibrated else "similarity"
     pairs = [_pair_of(output, event, measure) for event in candidates]
+    likely = [
+        pair[:2]
+        for pair, event in zip(pairs, candidates, strict=True)
+        if event.get("band") == "likely"
+    ]
+    ways = {
+        "likely": likely,
+        "all": [pair[:2] for pair in pairs],
+        "groups": [pair for event in groups for pair in _pairs_of_group(output, event)],
+    }
     found = evaluation.evaluate(
         read_tracks(persons or tracks_path).tracks,
         read_tracks(truth).tracks,
         pairs,
         _PROBABILITIES if is_calibrated else _SIMILARITIES,
+        ways,
     )
     return found, measure
+
+
+def _pairs_of_group(output: Path, event: Any) -> list[tuple[int, int]]:
+    """The first person's id of a group with each other's, as an output folder says."""
+    from streamproc.errors import UsageError
+
+    try:
+        ids = [int(key.rpartition("/")[2]) for key in event["person_keys"]]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UsageError(
+            f"{output}: expected groups as `streamproc replay` writes them ({error!r})"
+        ) from error
+    return [(ids[0], other) for other in ids[1:]]
 
 
 def _pair_of(output: Path, event: Any, measure: str) -> tuple[int, int, float]:
@@ -106,8 +176,11 @@ def _pair_of(output: Path, event: Any, measure: str) -> tuple[int, int, float]:
         ) from error
 
 
-def _read(output: Path) -> tuple[list[dict[str, Any]], Path]:
-    """Return the candidates and the track file of an output folder. Raises UsageError."""
+def _read(output: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]], Path]:
+    """Return candidates, groups and track file of an output folder. Raises UsageError.
+
+    Folders of older versions have no groups.
+    """
     import orjson
 
     from streamproc.errors import UsageError
@@ -116,6 +189,9 @@ def _read(output: Path) -> tuple[list[dict[str, Any]], Path]:
         run = orjson.loads((output / "run.json").read_bytes())
         lines = (output / "duplicate_candidates.jsonl").read_bytes().splitlines()
         candidates = [orjson.loads(line) for line in lines]
+        path = output / "duplicate_groups.jsonl"
+        known = path.read_bytes().splitlines() if path.is_file() else []
+        groups = [orjson.loads(line) for line in known]
         videos = run["videos"]
         tracks_path = Path(videos[0]["tracks_path"])
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
@@ -127,4 +203,4 @@ def _read(output: Path) -> tuple[list[dict[str, Any]], Path]:
             f"{output}: expected the output of one video, got {len(videos)}: "
             "give one of its subfolders"
         )
-    return candidates, tracks_path
+    return candidates, groups, tracks_path

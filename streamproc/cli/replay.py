@@ -277,5 +277,6 @@ def _summary(result: Result) -> dict[str, Any]:
         "page": _page(result),
         "person_ids": list(result.person_ids),
         "candidates": candidates,
+        "groups": [group.model_dump(mode="json", exclude_none=True) for group in result.groups],
         "exit_code": _exit_code([result]),
     }

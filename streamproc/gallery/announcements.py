@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from streamproc.events import CandidatePerson, DuplicateCandidate, VideoProgress
+from streamproc.events import (
+    CandidatePerson,
+    DuplicateCandidate,
+    DuplicateGroup,
+    VideoProgress,
+)
 from streamproc.gallery.pairs import (
     candidate_id_of,
     has_veto,
@@ -18,7 +23,7 @@ if TYPE_CHECKING:
 
     from streamproc.events import PersonEmbedding, VideoClosed
     from streamproc.gallery.gallery import Gallery
-    from streamproc.gallery.pairs import Candidate
+    from streamproc.gallery.pairs import Candidate, Group
 
 _Reason = Literal["below-threshold", "below-probability", "veto", "person-removed"]
 
@@ -27,12 +32,14 @@ _Reason = Literal["below-threshold", "below-probability", "veto", "person-remove
 class Announcer:
     """Makes the events that follow from one event to a gallery. Used by `matcher`.
 
-    `threshold` is the similarity threshold of tracklets whose event names none.
+    `threshold` is the similarity threshold of tracklets whose event names none. `group_ids` says in
+    which group a tracklet is, by its key, once the event has been applied.
     """
 
     gallery: Gallery
     threshold: float
     occurred_at: str
+    group_ids: Mapping[str, str] = field(default_factory=dict)
 
     def candidate(
         self, a: PersonEmbedding, b: PersonEmbedding, candidate: Candidate
@@ -41,6 +48,9 @@ class Announcer:
         fields = candidate.wire_fields()
         if candidate.is_suppressed:
             return self._withdrawal(a, b, fields, "below-probability")
+        group_id = self.group_ids.get(a.person_key)
+        if group_id is not None and group_id == self.group_ids.get(b.person_key):
+            fields["group_id"] = group_id
         return self._event(a, b, {**fields, "state": candidate.state})
 
     def no_longer_similar(self, new: PersonEmbedding, other: PersonEmbedding) -> DuplicateCandidate:
@@ -56,6 +66,20 @@ class Announcer:
         """Withdraw a pair, one of whose tracklets is removed."""
         fields = {"similarity": candidate.similarity}
         return self._withdrawal(removed, other, fields, "person-removed")
+
+    def group(
+        self, group_id: str, group: Group, state: Literal["proposed", "updated", "withdrawn"]
+    ) -> DuplicateGroup:
+        """Announce a group of the gallery, or withdraw it."""
+        judged = {} if state == "withdrawn" else asdict(group.judgement)
+        return DuplicateGroup.make(
+            occurred_at=self.occurred_at,
+            group_id=group_id,
+            gallery_id=self.gallery.gallery_id,
+            state=state,
+            person_keys=list(group.person_keys),
+            **judged,
+        )
 
     def done(self, event: VideoClosed, candidate_count: int) -> VideoProgress:
         """Say that all candidates of a video are out."""

@@ -26,6 +26,7 @@ from streamproc.gallery.linking.pair_model import (
     add_context,
     final_log_odds,
     first_log_odds,
+    group_probabilities,
     group_tracklets,
     measure,
     sigmoid,
@@ -34,7 +35,9 @@ from streamproc.gallery.pairs import (
     FLOAT32_SLACK,
     Candidate,
     Evidence,
+    Group,
     PairKey,
+    group_id_of,
     pair_key,
     pair_similarity,
 )
@@ -63,13 +66,15 @@ class Decided:
     """What a closing comes to.
 
     `candidates` are all pairs of closed videos, as they become; `dropped` those that are no longer
-    kept. `owners` says whose row keeps a pair that no row had. `not_kept` counts the pairs above
-    the similarity threshold that are not among the likeliest of either tracklet.
+    kept. `owners` says whose row keeps a pair that no row had. `groups` are all of the gallery, by
+    id. `not_kept` counts the pairs above the similarity threshold that are not among the likeliest
+    of either tracklet.
     """
 
     candidates: dict[PairKey, Candidate] = field(default_factory=dict)
     dropped: set[PairKey] = field(default_factory=set)
     owners: dict[PairKey, str] = field(default_factory=dict)
+    groups: dict[str, Group] = field(default_factory=dict)
     not_kept: int = 0
 
 
@@ -327,6 +332,7 @@ class _Linking:
         log_odds = self._with_competition(judged)
         chances = np.round(sigmoid(log_odds), _PROBABILITY_DIGITS)
         grouped = self._group(judged.pairs, log_odds, chances)
+        self._add_groups(grouped, decided)
         together = same_group(judged.pairs, grouped.label)
         least = self._calibration.least_probabilities(together, judged.moves)
         for row, (one, other) in enumerate(judged.pairs.tolist()):
@@ -339,6 +345,15 @@ class _Linking:
             old = self._stored.get(pair) or self._new_candidate(one, other, decided.owners[pair])
             is_shown = bool(chances[row] >= least[row])
             decided.candidates[pair] = old.judged(judgement, evidence, is_shown=is_shown)
+
+    def _add_groups(self, grouped: Clustering, decided: Decided) -> None:
+        members = grouped.members()
+        chances = group_probabilities(grouped, members, self._model)
+        gallery_id = self._announcer.gallery.gallery_id
+        for own, chance in zip(members, chances.tolist(), strict=True):
+            keys = tuple(self._keys[i] for i in own.tolist())
+            judgement = self._calibration.judgement(self._curve, chance)
+            decided.groups[group_id_of(gallery_id, keys[0])] = Group(keys, judgement)
 
     def _new_candidate(self, one: int, other: int, owner: str) -> Candidate:
         """Return a pair that no row has, as the row of `owner` keeps it."""

@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from streamproc.gallery.pairs import group_ids_of
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     import numpy.typing as npt
 
     from streamproc.events import PersonEmbedding, VideoClosed
-    from streamproc.gallery.pairs import Candidate
+    from streamproc.gallery.pairs import Candidate, Group
     from streamproc.types import Float32Array
 
 _FIRST_CAPACITY = 16
@@ -58,10 +60,14 @@ class VideoRecord:
 
 @dataclass(frozen=True, slots=True)
 class Writes:
-    """What an event changes: rows by person key, records by video id; None removes."""
+    """What an event changes; None removes.
+
+    Rows by person key, records by video id, groups by their ids.
+    """
 
     rows: Mapping[str, Row | None] = field(default_factory=dict)
     videos: Mapping[str, VideoRecord | None] = field(default_factory=dict)
+    groups: Mapping[str, Group | None] = field(default_factory=dict)
 
 
 class _Block:
@@ -165,6 +171,8 @@ class Gallery:
         self.max_persons = max_persons
         self.rows: dict[str, Row] = {}
         self.videos: dict[str, VideoRecord] = {}
+        self.groups: dict[str, Group] = {}
+        self.group_ids: dict[str, str] = {}  # by person key: the group that it is in
         self._blocks: dict[str, _Block] = {}  # by weights_sha256
         self._keys_of_video: dict[str, set[str]] = {}
         # By person key: the keys of the rows that have it among their candidates.
@@ -185,6 +193,16 @@ class Gallery:
                 self.videos.pop(video_id, None)
             else:
                 self.videos[video_id] = record
+        self._write_groups(writes.groups)
+
+    def _write_groups(self, groups: Mapping[str, Group | None]) -> None:
+        for group_id in groups:
+            old = self.groups.pop(group_id, None)
+            for key in () if old is None else old.person_keys:
+                self.group_ids.pop(key, None)
+        new = {group_id: group for group_id, group in groups.items() if group is not None}
+        self.groups |= new
+        self.group_ids |= group_ids_of(new)
 
     def keys_of_video(self, video_id: str) -> Iterable[str]:
         """Return the keys of the rows of one video."""

@@ -17,7 +17,7 @@ kept, since they may become likely, but they are not announced, or are withdrawn
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -31,7 +31,9 @@ from streamproc.gallery.pairs import (
     FLOAT32_SLACK,
     MAX_SECONDS,
     Candidate,
+    Group,
     PairKey,
+    group_ids_of,
     has_veto,
     pair_key,
     pair_similarity,
@@ -40,7 +42,12 @@ from streamproc.gallery.pairs import (
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
-    from streamproc.events import DuplicateCandidate, VideoClosed, VideoProgress
+    from streamproc.events import (
+        DuplicateCandidate,
+        DuplicateGroup,
+        VideoClosed,
+        VideoProgress,
+    )
     from streamproc.gallery.closing import Decided
     from streamproc.gallery.gallery import Gallery
 
@@ -60,7 +67,7 @@ class MatchResult:
     """
 
     writes: Writes = field(default_factory=Writes)
-    events: tuple[DuplicateCandidate | VideoProgress, ...] = ()
+    events: tuple[DuplicateCandidate | DuplicateGroup | VideoProgress, ...] = ()
     not_compared: int = 0
     not_kept: int = 0
 
@@ -82,7 +89,7 @@ def apply(
     known = gallery.videos.get(event.video_id)
     if known is not None and known.order > order_of(event):
         return MatchResult()  # of an older run: it never overwrites a newer one
-    announcer = Announcer(gallery, similarity_threshold, occurred_at)
+    announcer = Announcer(gallery, similarity_threshold, occurred_at, gallery.group_ids)
     step = _Step(gallery, announcer, calibration)
     if isinstance(event, PersonEmbedding):
         return step.take_tracklet(event)
@@ -94,7 +101,9 @@ def expire(gallery: Gallery) -> Writes:
 
     Its candidates are not withdrawn: they are no longer kept.
     """
-    return Writes(dict.fromkeys(gallery.rows), dict.fromkeys(gallery.videos))
+    return Writes(
+        dict.fromkeys(gallery.rows), dict.fromkeys(gallery.videos), dict.fromkeys(gallery.groups)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,12 +228,16 @@ class _Step:
         removed = {key for key in own if not self._stays(self._tracklet(key), event)}
         stored = self._pairs_without(removed)
         decided = self._decide(event.video_id, removed, stored)
-        events = list(self._announce(decided, stored))
+        announcer = replace(self.announcer, group_ids=group_ids_of(decided.groups))
+        events: list[DuplicateCandidate | DuplicateGroup] = [
+            *_Step(self.gallery, announcer, self.calibration).announce(decided, stored),
+            *self._announce_groups(decided.groups),
+        ]
         rows = dict.fromkeys(sorted(removed)) | self._rows_with(decided, stored)
         count = _count_candidates(own - removed, stored, decided)
         record = VideoRecord(order_of(event), closed=True, candidate_count=count)
         return MatchResult(
-            Writes(rows, {event.video_id: record}),
+            Writes(rows, {event.video_id: record}, self._changed_groups(decided.groups)),
             (*self._removals(removed), *events, self.announcer.done(event, count)),
             not_kept=decided.not_kept,
         )
@@ -262,7 +275,7 @@ class _Step:
             decided.candidates[pair] = stored[pair].judged(judgement, is_shown=is_shown)
         return decided
 
-    def _announce(
+    def announce(
         self, decided: Decided, stored: Mapping[PairKey, Candidate]
     ) -> Iterator[DuplicateCandidate]:
         """Yield what readers must know of pairs that were decided."""
@@ -275,6 +288,25 @@ class _Step:
             is_said = old is not None and new.says_as(old)
             if not is_said and (was_shown or not new.is_suppressed):
                 yield self._candidate_event(pair, new)
+
+    def _announce_groups(self, groups: Mapping[str, Group]) -> Iterator[DuplicateGroup]:
+        known = self.gallery.groups
+        for group_id, group in sorted(self._changed_groups(groups).items()):
+            if group is None:
+                yield self.announcer.group(group_id, known[group_id], "withdrawn")
+            else:
+                state: Literal["proposed", "updated"] = (
+                    "updated" if group_id in known else "proposed"
+                )
+                yield self.announcer.group(group_id, group, state)
+
+    def _changed_groups(self, groups: Mapping[str, Group]) -> dict[str, Group | None]:
+        """Return the groups that change, None for those that are no more."""
+        known = self.gallery.groups
+        changed: dict[str, Group | None] = {
+            group_id: group for group_id, group in groups.items() if known.get(group_id) != group
+        }
+        return changed | dict.fromkeys(known.keys() - groups.keys())
 
     def _candidate_event(self, pair: PairKey, candidate: Candidate) -> DuplicateCandidate:
         one, other = pair

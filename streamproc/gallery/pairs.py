@@ -15,6 +15,8 @@ import numpy as np
 from streamproc.ids import hash_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from streamproc.events import PersonEmbedding
 
 MAX_SECONDS = 1e12
@@ -101,6 +103,30 @@ class Candidate:
         """Return the fields of a `DuplicateCandidate` that this holds, by their names there."""
         judged = {} if self.judgement is None else asdict(self.judgement)
         return {"similarity": self.similarity, **judged}
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Tracklets of a gallery that are proposed as one person, decided together by `closing`.
+
+    `person_keys` are sorted, at least two. `judgement` is how likely all of them are one.
+    """
+
+    person_keys: tuple[str, ...]
+    judgement: Judgement
+
+
+def group_id_of(gallery_id: str, smallest_key: str) -> str:
+    """Return the id of the group of a gallery whose smallest person key is this one."""
+    return hash_of(gallery_id, smallest_key)
+
+
+def group_ids_of(groups: Mapping[str, Group]) -> dict[str, str]:
+    """Return the id of each tracklet's group by its key, for those that are in one of `groups`."""
+    found: dict[str, str] = {}
+    for group_id, group in groups.items():
+        found |= dict.fromkeys(group.person_keys, group_id)
+    return found
 
 
 def pair_key(a: str, b: str) -> PairKey:

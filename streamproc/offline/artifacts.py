@@ -28,6 +28,7 @@ ARTIFACT_NAMES = (
     "embeddings.json",
     "embeddings.npy",
     "duplicate_candidates.jsonl",
+    "duplicate_groups.jsonl",
     "person_embeddings.jsonl",
     "run.json",
 )
@@ -48,6 +49,7 @@ def artifacts(report: GalleryReport) -> Iterator[tuple[str, bytes]]:
         yield "person_embeddings.jsonl", _lines(report.person_events)
     candidates = (candidate.to_json() for candidate in report.candidates)
     yield "duplicate_candidates.jsonl", _lines(candidates)
+    yield "duplicate_groups.jsonl", _lines(group.to_json() for group in report.groups)
     yield "run.json", to_json(report.run, indent=True) + b"\n"
 
 

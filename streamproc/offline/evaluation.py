@@ -1,9 +1,10 @@
-"""How good candidates are, compared with the truth.
+"""How good candidates and groups are, compared with the truth.
 
 Precision and recall are those of the pairs. IDF1 (Ristani et al., ECCV Workshops 2016) is that of
 the tracks, before and after the pairs are merged: tracks and true persons are assigned to each
 other one to one so that the most boxes agree, with an IoU of at least a half in the same frame;
-IDF1 is twice the number of those boxes over the number of all boxes of both.
+IDF1 is twice the number of those boxes over the number of all boxes of both. HOTA: see `hota`. Of
+both also the share of the gain is computed that merging by the truth would give.
 """
 
 from __future__ import annotations
@@ -11,22 +12,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import lap
 import numpy as np
+
+from streamproc.offline.assignment import assign
+from streamproc.offline.hota import Overlapping
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    import numpy.typing as npt
+    from streamproc.types import Float32Array, Int64Array, Track
 
-    from streamproc.types import Float32Array, Track
-
-    Int64Array = npt.NDArray[np.int64]
+__all__ = ["Evaluation", "Merged", "Scored", "assign", "evaluate", "merge", "owners"]
 
 LEAST_IOU = 0.5
 _OWN_SHARE = 0.5
 """A track is a person's where at least this share of its boxes lie on that person."""
 _NOBODY = -1
+_LEAST_GAIN = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +46,31 @@ class Scored:
 
 
 @dataclass(frozen=True, slots=True)
+class Merged:
+    """The tracks merged in one way, and the share of the gain that the truth would give.
+
+    A share is None where the truth gives no gain.
+    """
+
+    by: str
+    idf1: float
+    hota: float
+    idf1_share: float | None
+    hota_share: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluation:
-    """The true pairs among the tracks, IDF1 of the tracks as they are, and a row a threshold."""
+    """The true pairs among the tracks, IDF1 of the tracks as they are, and a row a threshold.
+
+    `merged` are the tracks as they are, merged in each way that was asked for, and by the truth.
+    """
 
     true_pairs: int
     tracks_without_person: int
     idf1: float
     scored: tuple[Scored, ...]
+    merged: tuple[Merged, ...] = ()
 
 
 def evaluate(
@@ -58,10 +78,12 @@ def evaluate(
     truth: Sequence[Track],
     candidates: Sequence[tuple[int, int, float]],
     thresholds: Iterable[float],
+    ways: Mapping[str, Sequence[tuple[int, int]]] | None = None,
 ) -> Evaluation:
     """Compare tracks and `candidates` with the `truth`, whose ids are persons.
 
-    A candidate is two ids of tracks and its probability or similarity.
+    A candidate is two ids of tracks and its probability or similarity. `ways` are names of ways to
+    merge, each with the pairs of ids that it merges.
     """
     shared = shared_boxes(tracks, truth)
     owner = _owners(shared, tracks)
@@ -85,7 +107,50 @@ def evaluate(
             )
         )
     without_person = int((owner == _NOBODY).sum())
-    return Evaluation(true_pairs, without_person, _idf1(shared, box_count), tuple(scored))
+    rows_of = {
+        name: [(row_of[a], row_of[b]) for a, b in pairs] for name, pairs in (ways or {}).items()
+    }
+    merged_ways = _merged_ways(tracks, truth, shared, rows_of) if rows_of else ()
+    idf1 = _idf1(shared, box_count)
+    return Evaluation(true_pairs, without_person, idf1, tuple(scored), merged_ways)
+
+
+def _merged_ways(
+    tracks: Sequence[Track],
+    truth: Sequence[Track],
+    shared: Int64Array,
+    ways: Mapping[str, Sequence[tuple[int, int]]],
+) -> tuple[Merged, ...]:
+    """Measure the tracks as they are, merged in each way (pairs of rows), and by the truth."""
+    box_count = sum(len(track) for track in (*tracks, *truth))
+    overlapping = Overlapping(tracks, truth)
+    measured: dict[str, tuple[float, float]] = {}
+    for name, pairs in {"tracks": [], **ways, "truth": _true_pairs(shared)}.items():
+        groups = _connected(len(tracks), pairs)
+        names = np.unique(groups, return_inverse=True)[1]
+        idf1 = _idf1(merge(shared, pairs), box_count)
+        measured[name] = (idf1, overlapping.hota(names.tolist()))
+    start = measured["tracks"]
+    best = measured["truth"]
+
+    def share(value: float, which: int) -> float | None:
+        gain = best[which] - start[which]
+        return (value - start[which]) / gain if gain > _LEAST_GAIN else None
+
+    return tuple(
+        Merged(name, idf1, hota, share(idf1, 0), share(hota, 1))
+        for name, (idf1, hota) in measured.items()
+    )
+
+
+def _true_pairs(shared: Int64Array) -> list[tuple[int, int]]:
+    """Return pairs of rows that merge each track into whom most of its boxes lie on."""
+    first: dict[int, int] = {}
+    pairs = []
+    for row, boxes in enumerate(shared):
+        if boxes.any():
+            pairs.append((first.setdefault(int(boxes.argmax()), row), row))
+    return pairs
 
 
 def owners(tracks: Sequence[Track], truth: Sequence[Track]) -> list[int | None]:
@@ -128,32 +193,27 @@ def _iou(a: Float32Array, b: Float32Array) -> Float32Array:
 
 def merge(shared: Int64Array, pairs: Iterable[tuple[int, int]]) -> Int64Array:
     """Add up the rows that pairs connect, directly or by way of others."""
-    group = list(range(len(shared)))
+    merged = np.zeros_like(shared)
+    np.add.at(merged, _connected(len(shared), pairs), shared)
+    return merged
+
+
+def _connected(count: int, pairs: Iterable[tuple[int, int]]) -> list[int]:
+    """Return for each of `count` rows one that stands for all that pairs connect it with."""
+    group = list(range(count))
 
     def root(i: int) -> int:
         while group[i] != i:
+            group[i] = group[group[i]]
             i = group[i]
         return i
 
     for a, b in pairs:
         group[root(a)] = root(b)
-    merged = np.zeros_like(shared)
-    np.add.at(merged, [root(i) for i in range(len(shared))], shared)
-    return merged
+    return [root(i) for i in range(count)]
 
 
 def _idf1(shared: Int64Array, box_count: int) -> float:
     rows = shared if shared.shape[0] <= shared.shape[1] else shared.T
     agreed = sum(int(rows[i, j]) for i, j in assign(-rows).items())
     return 2 * agreed / box_count if box_count else 0.0
-
-
-def assign(costs: Int64Array) -> Mapping[int, int]:
-    """Give each row (n) a column (m >= n) of its own, with the least sum of costs.
-
-    This is Jonker and Volgenant's method (Computing 1987), as the library lap has it.
-    """
-    if not costs.size:
-        return {}
-    _, column_of, _ = lap.lapjv(costs.astype(np.float64), extend_cost=True)
-    return dict(enumerate(column_of.tolist()))

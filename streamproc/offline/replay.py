@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING
 from pydantic import TypeAdapter, ValidationError
 
 from streamproc.errors import InputError, MachineError, UsageError, WeightsError
-from streamproc.events import DuplicateCandidate, Id, PersonEmbedding, VideoClosed, now
+from streamproc.events import (
+    DuplicateCandidate,
+    DuplicateGroup,
+    Id,
+    PersonEmbedding,
+    VideoClosed,
+    now,
+)
 from streamproc.files import on_one_line
 from streamproc.gallery import UNCALIBRATED, apply
 from streamproc.offline.past_decisions import PastDecisions, lines_of, read_past, tracks_of
@@ -218,6 +225,8 @@ class Replay:
         )
         candidates = self._state.candidates.setdefault(event.gallery_id, [])
         candidates += [out for out in result.events if isinstance(out, DuplicateCandidate)]
+        groups = self._state.groups.setdefault(event.gallery_id, [])
+        groups += [out for out in result.events if isinstance(out, DuplicateGroup)]
         gallery.write(result.writes)
 
     def _write_animation(self, run: RunIds, bucket: Bucket) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from datetime import datetime
 
-    from streamproc.events import DuplicateCandidate
+    from streamproc.events import DuplicateCandidate, DuplicateGroup
     from streamproc.types import Float32Array
 
 PersonId = int | str
@@ -69,7 +69,7 @@ class GalleryReport:
 
     `embeddings` (N, D) float32 unit rows and `similarity` (N, N) float32 symmetric are in the order
     of `embedded_ids`. Both are None where similarity was skipped; a notice should then say why.
-    `candidates` are the events that the stream would publish last of each pair. `vetoed_pairs` are
+    `candidates` and `groups` are the events that the stream would publish last. `vetoed_pairs` are
     above `similarity_threshold` as well. `person_events` are the JSON of one event a person.
     `model` says at least "name", "architecture" and "weights_sha256". `notices` are shown on top of
     the page. `run` becomes run.json. `timestamp` must have a time zone and is converted to UTC.
@@ -86,6 +86,7 @@ class GalleryReport:
     embeddings: Float32Array | None = None
     similarity: Float32Array | None = None
     candidates: tuple[DuplicateCandidate, ...] = ()
+    groups: tuple[DuplicateGroup, ...] = ()
     vetoed_pairs: tuple[VetoedPair, ...] = ()
     person_events: tuple[bytes, ...] = ()
     model: dict[str, Any] | None = None
@@ -116,6 +117,8 @@ class GalleryReport:
         known = {key_of[person_id] for person_id in embedded & key_of.keys()}
         for candidate in self.candidates:
             strangers |= set(keys_of(candidate)) - known
+        for group in self.groups:
+            strangers |= set(group.person_keys) - known
         for pair in self.vetoed_pairs:
             strangers |= set(pair.person_keys) - known
         if strangers:

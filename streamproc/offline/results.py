@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from streamproc.errors import InputError
-    from streamproc.events import DuplicateCandidate
+    from streamproc.events import DuplicateCandidate, DuplicateGroup
     from streamproc.gallery import Row
     from streamproc.offline.past_decisions import CurrentDecisions
     from streamproc.offline.sources import ReplaySource
@@ -73,9 +73,9 @@ class Result:
 
     `person_ids` are ints for one video and "video_id/person_id" for several in one gallery.
     `similarity` (N, N) and `embeddings` (N, D) are in their order; both are None where the network
-    did not run. `candidates` are the likeliest first, `vetoed_pairs` the most similar first.
-    `notices` say what was ignored or not done; `partial` is true where something that was asked for
-    was not done.
+    did not run. `candidates` and `groups` are the likeliest first, `vetoed_pairs` the most similar
+    first. `notices` say what was ignored or not done; `partial` is true where something that was
+    asked for was not done.
     """
 
     gallery_id: str
@@ -83,6 +83,7 @@ class Result:
     similarity: Float32Array | None
     embeddings: Float32Array | None
     candidates: tuple[DuplicateCandidate, ...]
+    groups: tuple[DuplicateGroup, ...]
     vetoed_pairs: tuple[VetoedPair, ...]
     skipped: tuple[Skipped, ...]
     notices: tuple[str, ...]
@@ -96,9 +97,9 @@ class Result:
 class ReplayState:
     """What a replay gathers while it runs. Written by `Replay`, read here.
 
-    `candidates` are all events of each gallery. `hrefs` and `animation_errors` are by (video_id,
-    person_id), `decided` is what reviewers said before, by gallery. `partial`: something that was
-    asked for was not done.
+    `candidates` and `groups` are all events of each gallery. `hrefs` and `animation_errors` are by
+    (video_id, person_id), `decided` is what reviewers said before, by gallery. `partial`: something
+    that was asked for was not done.
     """
 
     settings: Settings
@@ -106,6 +107,7 @@ class ReplayState:
     out: Path | None
     galleries: dict[str, Gallery] = field(default_factory=dict)
     candidates: dict[str, list[DuplicateCandidate]] = field(default_factory=dict)
+    groups: dict[str, list[DuplicateGroup]] = field(default_factory=dict)
     hrefs: dict[tuple[str, int], str] = field(default_factory=dict)
     animation_errors: dict[tuple[str, int], str] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
@@ -151,6 +153,7 @@ def result_of(
         similarity=similarity,
         embeddings=embeddings,
         candidates=tuple(candidates),
+        groups=tuple(_groups(state, gallery.gallery_id, keys)),
         vetoed_pairs=tuple(_vetoed_pairs(state, gallery, keys, similarity)),
         skipped=tuple(skip for video in videos for skip in _summary(video).skipped),
         notices=tuple(state.notices),
@@ -184,6 +187,21 @@ def _candidates(
         and wanted.issuperset(keys_of(event))
         and not (decided and decided.identities.is_ruled_out(*keys_of(event)))
     )
+
+
+def _groups(state: ReplayState, gallery_id: str, keys: Collection[str]) -> list[DuplicateGroup]:
+    """Return what was announced last of each group, but the withdrawn ones.
+
+    Of one video among several, those that lie within it.
+    """
+    last = {event.group_id: event for event in state.groups.get(gallery_id, ())}
+    wanted = set(keys)
+    standing = [
+        event
+        for event in last.values()
+        if event.state != "withdrawn" and wanted.issuperset(event.person_keys)
+    ]
+    return sorted(standing, key=lambda event: (-(event.probability or 0), event.person_keys))
 
 
 def _vetoed_pairs(
@@ -298,6 +316,7 @@ def report_of(
         embeddings=result.embeddings,
         similarity=result.similarity,
         candidates=result.candidates,
+        groups=result.groups,
         vetoed_pairs=result.vetoed_pairs,
         person_events=tuple(_person_events(state, videos)),
         model=result.summary["model"],

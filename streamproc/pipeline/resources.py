@@ -118,6 +118,7 @@ def calibration_of(clustering: Clustering) -> Calibration:
         curves,
         min_probability=clustering.min_probability,
         likely_probability=clustering.likely_probability,
+        min_grouped_probability=clustering.min_grouped_probability,
         min_ungrouped_probability=clustering.min_ungrouped_probability,
     )
 

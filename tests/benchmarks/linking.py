@@ -4,12 +4,12 @@
 
 IDF1 of the tracks when all pairs of a way are merged:
 
-- *today*: the product's list with all defaults;
+- *ours*: the product's list with all defaults;
 - *cosine*: all pairs above 0.80 without a veto;
 - *GTA-Link*: the linking of Sun et al. 2024, written from the paper;
-- *prepared*: the model in `models/linking`, which the product does not use yet, fitted without the
-  video that it judges; *split*: the same after tracks that seem to hold two people were cut, by a
-  model fitted on all videos.
+- *left out*: the same list by a model that was fitted without the video that it judges;
+- *split*: the same after tracks that seem to hold two people were cut, by a model fitted on all
+  videos.
 
 All see the same crops and the same vectors.
 """
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 COSINE = 0.80
 LEAST_SUSPICION = 0.5
-WAYS = ("tracks", "today", "cosine", "GTA-Link", "prepared", "split", "truth")
+WAYS = ("tracks", "ours", "cosine", "GTA-Link", "left out", "split", "truth")
 MARGIN = 5e-4  # of IDF1, as printed
 
 
@@ -58,8 +58,8 @@ def gta_pairs(file: TrackedFile) -> list[tuple[int, int]]:
     return np.stack([file.ids, file.ids[label]], axis=1).tolist()
 
 
-def prepared(file: TrackedFile) -> Listed:
-    """The candidates of the prepared model, fitted without this video."""
+def left_out(file: TrackedFile) -> Listed:
+    """The candidates of a model that was fitted without this video."""
     model = load_linking(without=file.video)
     return candidates(file, tracked_pairs(file, Truth(file), model.looks), model)
 
@@ -74,15 +74,15 @@ def cut(file: TrackedFile) -> TrackedFile:
 
 
 def measure(file: TrackedFile) -> tuple[list[float], Score, Score]:
-    """IDF1 by `WAYS`, and the scores of the product's list and of the prepared one."""
+    """IDF1 by `WAYS`, and the scores of the product's list and of that of a left-out model."""
     whole = Truth(file)
     parts = cut(file)
-    today = score(file, whole, file.listed, whole)
-    ours = score(file, whole, prepared(file), whole)
-    after_cut = score(parts, Truth(parts), prepared(parts), whole)
-    start, _, by_today, best = today.idf1
+    ours = score(file, whole, file.listed, whole)
+    unseen = score(file, whole, left_out(file), whole)
+    after_cut = score(parts, Truth(parts), left_out(parts), whole)
+    start, _, by_ours, best = ours.idf1
     others = [whole.idf1(cosine_pairs(file)), whole.idf1(gta_pairs(file))]
-    return [start, by_today, *others, ours.idf1[2], after_cut.idf1[2], best], today, ours
+    return [start, by_ours, *others, unseen.idf1[2], after_cut.idf1[2], best], ours, unseen
 
 
 def main() -> None:
@@ -95,20 +95,20 @@ def main() -> None:
     print_machine()
     print("IDF1 merged by all:", ", ".join(WAYS))
     rows = []
-    today = []
     ours = []
+    unseen = []
     for file in tracked_files(SHARED / "data", args.weights, None):
         values, *scores = measure(file)
         rows.append(values)
-        today.append(scores[0])
-        ours.append(scores[1])
+        ours.append(scores[0])
+        unseen.append(scores[1])
         print(f"{scores[0].name}: " + ", ".join(f"{value:.3f}" for value in values), flush=True)
     table = np.array(rows)
     gta = table[:, WAYS.index("GTA-Link")]
     for name, column in zip(WAYS, table.T, strict=True):
         below = int((column < gta - MARGIN).sum())
         print(f"{name}: median {np.median(column):.3f}, below GTA-Link in {below} of {len(gta)}")
-    print(f"list today: {together(today)}\nlist prepared, left out: {together(ours)}")
+    print(f"list ours: {together(ours)}\nlist left out: {together(unseen)}")
 
 
 if __name__ == "__main__":

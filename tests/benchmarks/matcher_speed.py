@@ -2,6 +2,7 @@
 
     matcher_speed.py [--quick]
     matcher_speed.py --against COMMIT [--quick] [--runs N]    beside the matcher of an older commit
+    matcher_speed.py --closing [--against COMMIT] [--runs N]  what closing a gallery costs
 
 The bare agent takes the same events as raw bytes, writes each as a row of the same size
 (`table[key] = value`, rocksdict) and does nothing else: no parsing, no comparing, no waiting for
@@ -430,12 +431,21 @@ def by_commit(tree: Path, *, quick: bool) -> dict[str, float]:
     return figures
 
 
+def closings(tree: Path) -> dict[str, float]:
+    """Processor seconds of a closing by load, of the code of a checkout."""
+    printed = run_python(tree, str(Path(__file__).with_name("closing.py")))
+    print(printed, end="", flush=True)
+    found = re.findall(r"(closing .*): ([\d.]+) s \(", printed)
+    return {name: float(seconds) for name, seconds in found}
+
+
 def main() -> None:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="without the gallery of 100,000")
+    parser.add_argument("--closing", action="store_true", help="of a video of 1,000 persons")
     parser.add_argument("--bare", nargs=3, help=argparse.SUPPRESS)
     add_comparison(parser, runs=3)
     options = parser.parse_args()
@@ -443,6 +453,12 @@ def main() -> None:
         bare(*options.bare)
         return
     print_machine()
+    if options.closing and options.against is None:
+        closings(Path(__file__).resolve().parents[2])
+        return
+    if options.closing:
+        compare_commits(options.against, closings, runs=options.runs)
+        return
     if options.against is not None:
         measure = partial(by_commit, quick=options.quick)
         compare_commits(options.against, measure, runs=options.runs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gallery_samples as samples
 import numpy as np
 import pytest
+from persons import candidate, duplicate_group
 
 from streamproc.animation import encode_webp
 from streamproc.offline.directory import OutputDirectory
@@ -127,6 +128,30 @@ def test_candidates_come_first_and_the_most_similar_of_them_first(usual, open_pa
     assert len(values) == len(report.candidates)
     assert values == sorted(values, reverse=True)
     assert page.locator("h2").first.inner_text() == "Possible duplicates"
+
+
+def test_groups_come_first_with_their_pairs_inside(tmp_path, open_page):
+    """A person in three pieces has one card, in order of time, with its pairs inside."""
+    ids = (1, 2, 3, 4, 5)
+    entries = [samples.entry(i, i) for i in ids]
+    keys = [one.person_key for one in entries]
+    pairs = [(0, 1), (0, 2), (1, 2), (0, 4)]
+    report = samples.report_of(
+        entries,
+        looks=[0] * 5,
+        candidates=tuple(candidate(keys[a], keys[b], 0.9) for a, b in pairs),
+        groups=(duplicate_group(*keys[:3]),),
+        vetoed_pairs=(),
+    )
+    write(tmp_path, report)
+    page = open_page(tmp_path)
+    heatmap(page)
+    assert page.locator("#groups h3").all_inner_texts() == ["3 pieces: 1, 3, 2"]
+    assert page.locator("#candidates > .pair h3").all_inner_texts() == ["1 and 5"]
+    page.locator("#groups summary").click()
+    page.wait_for_function("document.querySelectorAll('#groups .pairs > .pair').length === 3")
+    names = page.locator("#groups .pairs > .pair h3").all_inner_texts()
+    assert sorted(names) == ["1 and 2", "1 and 3", "2 and 3"]
 
 
 def test_a_click_on_a_cell_shows_the_pair(usual, open_page):

@@ -64,6 +64,7 @@ def test_the_sample_gives_the_pair_that_came_back_and_all_files(clip, tmp_path) 
     names = files_in(out)
     assert [name for name in names if not name.startswith("webp_viewer/assets/")] == [
         "duplicate_candidates.jsonl",
+        "duplicate_groups.jsonl",
         "embeddings.json",
         "embeddings.npy",
         "person_embeddings.jsonl",
@@ -85,6 +86,11 @@ def test_the_sample_gives_the_pair_that_came_back_and_all_files(clip, tmp_path) 
     )
     (line,) = (out / "duplicate_candidates.jsonl").read_text().splitlines()
     assert [p["person_id"] for p in json.loads(line)["persons"]] == [1, 6]
+    (line,) = (out / "duplicate_groups.jsonl").read_text().splitlines()
+    group = json.loads(line)
+    assert [key.rpartition("/")[2] for key in group["person_keys"]] == ["1", "6"]
+    candidate = json.loads((out / "duplicate_candidates.jsonl").read_text())
+    assert candidate["group_id"] == group["group_id"]
 
 
 def test_json_is_the_only_thing_on_stdout(clip, tmp_path) -> None:

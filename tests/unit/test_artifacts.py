@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from persons import candidate
+from persons import candidate, duplicate_group
 
 from streamproc.errors import MachineError
 from streamproc.offline import page
@@ -31,6 +31,11 @@ def key_of(person_id):
 def pair(id_a, id_b, similarity, **fields):
     """A candidate of two persons of the report."""
     return candidate(key_of(id_a), key_of(id_b), similarity, **fields)
+
+
+def group(*ids):
+    """A group of persons of the report."""
+    return duplicate_group(*(key_of(person_id) for person_id in ids))
 
 
 def person(person_id, **changes):
@@ -66,6 +71,7 @@ def report(ids=(4, 1, 9), **changes):
         "embeddings": np.eye(3, 5, dtype=np.float32),
         "similarity": similarity,
         "candidates": (pair(ids[0], ids[2], 0.95),),
+        "groups": (group(ids[0], ids[2]),),
         "vetoed_pairs": (VetoedPair((key_of(ids[0]), key_of(ids[1])), 0.8),),
         "person_events": tuple(b'{"person_id":%d}' % i for i in range(len(ids))),
         "model": {"name": "ours", "architecture": "osnet_x0_25", "weights_sha256": "ab" * 32},
@@ -81,6 +87,7 @@ def without_similarity(**changes):
         "embeddings": None,
         "similarity": None,
         "candidates": (),
+        "groups": (),
         "vetoed_pairs": (),
     }
     return report(**(nothing | {"model": None} | changes))
@@ -168,6 +175,8 @@ def test_candidates_and_persons_are_one_event_a_line(tmp_path):
     value = report()
     lines = (written(tmp_path, value) / "duplicate_candidates.jsonl").read_bytes()
     assert lines == value.candidates[0].to_json() + b"\n"
+    lines = (tmp_path / "duplicate_groups.jsonl").read_bytes()
+    assert lines == value.groups[0].to_json() + b"\n"
     lines = (tmp_path / "person_embeddings.jsonl").read_bytes()
     assert lines == b'{"person_id":0}\n{"person_id":1}\n{"person_id":2}\n'
 
@@ -188,6 +197,7 @@ def test_without_embeddings_there_are_no_files_of_similarity(tmp_path):
     }
     assert names == {
         "duplicate_candidates.jsonl",
+        "duplicate_groups.jsonl",
         "run.json",
         "webp_viewer/person_selection.html",
         *(

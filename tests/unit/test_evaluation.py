@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from itertools import permutations
+from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from scenes import SEEDS, drawn_scene
 
 from streamproc.cli import cli
 from streamproc.offline.evaluation import assign, evaluate
@@ -119,3 +122,67 @@ def test_a_folder_that_replay_did_not_write_is_a_usage_mistake(tmp_path):
     done = CliRunner().invoke(cli, ["evaluate", str(tmp_path), "--truth", "none.txt"])
     assert done.exit_code == 2
     assert "expected a folder that `streamproc replay` wrote" in done.stderr
+
+
+TRACKEVAL = json.loads((Path(__file__).parents[1] / "fixtures" / "trackeval.json").read_text())
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_idf1_and_hota_are_those_of_trackeval(seed):
+    """On drawn scenes both agree with what the library itself said."""
+    tracks, truth, _ = drawn_scene(seed)
+    as_they_are = evaluate(tracks, truth, [], [], {"all": []}).merged[0]
+    expected = TRACKEVAL[str(seed)]
+    assert as_they_are.idf1 == pytest.approx(expected["IDF1"], abs=1e-6)
+    assert as_they_are.hota == pytest.approx(expected["HOTA"], abs=1e-6)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_merged_tracks_score_as_tracks_with_these_ids(seed):
+    """Merging pairs gives IDF1 and HOTA of tracks that have one id a person from the start."""
+    tracks, truth, pairs = drawn_scene(seed)
+    merged = evaluate(tracks, truth, [], [], {"true": pairs}).merged[1]
+    together = []
+    for person in range(5):
+        own = [track for track in tracks if track.person_id // 10 == person]
+        together.append(
+            Track(
+                person,
+                np.concatenate([track.frame_indices for track in own]),
+                np.concatenate([track.boxes_xyxy for track in own]),
+                np.concatenate([track.confidences for track in own]),
+            )
+        )
+    whole = evaluate(together, truth, [], [], {"none": []}).merged[0]
+    assert merged.hota == pytest.approx(whole.hota)
+    assert merged.idf1 == pytest.approx(whole.idf1)
+
+
+def test_the_share_of_the_gain_is_that_of_the_truths():
+    """Nothing merged reaches none of it, the true pair all, and without a gain there is none."""
+    ways = {"none": [], "true": [(10, 11)]}
+    found = {row.by: row for row in evaluate(SPLIT, TRUTH, [], [], ways).merged}
+    assert list(found) == ["tracks", "none", "true", "truth"]
+    assert (found["none"].idf1_share, found["none"].hota_share) == (0, 0)
+    assert (found["true"].idf1_share, found["true"].hota_share) == (1, 1)
+    assert (found["truth"].idf1, found["truth"].hota) == (1, pytest.approx(1))
+    (whole, *_) = evaluate(TRUTH, TRUTH, [], [], {"none": []}).merged
+    assert (whole.idf1_share, whole.hota_share) == (None, None)
+
+
+def test_several_folders_are_compared_in_one_call(output, tmp_path):
+    """Each folder has its table, and the medians come last; groups are those of the folder."""
+    other = tmp_path / "other"
+    shutil.copytree(output, other)
+    group = {"group_id": "x", "person_keys": ["v/10", "v/11"], "state": "proposed"}
+    (other / "duplicate_groups.jsonl").write_text(json.dumps(group) + "\n")
+    truth = str(output / "truth.txt")
+    done = CliRunner().invoke(cli, ["evaluate", str(output), str(other), "--truth", truth])
+    assert done.exit_code == 0, done.output
+    lines = [line.split("\t") for line in done.stdout.splitlines()]
+    of_groups = [line for line in lines if line[0] == "groups"]
+    assert [line[1] for line in of_groups[:2]] == ["0.750", "1.000"]
+    assert of_groups[2] == ["groups", "0.50", "0.50"]
+    done = CliRunner().invoke(cli, ["evaluate", str(output), str(other), *["--truth", truth] * 3])
+    assert done.exit_code == 2
+    assert "one --truth, or one for each OUTPUT" in done.stderr

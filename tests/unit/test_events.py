@@ -23,6 +23,7 @@ from streamproc.errors import EventError
 from streamproc.events import (
     AnimationReady,
     DuplicateCandidate,
+    DuplicateGroup,
     GalleryExpired,
     PersonEmbedding,
     Trajectory,
@@ -38,7 +39,14 @@ from streamproc.settings import TopicsSettings
 SCHEMAS = Path(__file__).resolve().parents[2] / "schemas"
 CLASSES = {
     kind.topic: kind
-    for kind in (AnimationReady, DuplicateCandidate, VideoCancel, VideoProgress, VideoReady)
+    for kind in (
+        AnimationReady,
+        DuplicateCandidate,
+        DuplicateGroup,
+        VideoCancel,
+        VideoProgress,
+        VideoReady,
+    )
 }
 KINDS = {
     "person": PersonEmbedding,

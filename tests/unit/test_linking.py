@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.linking import gta_link
-from models.linking.learned import load_linking
+from models.linking.learned import all_coefficients, load_linking
 from models.linking.rows import Listed, TrackedFile, split
 from models.linking.scores import Truth, score
 from streamproc.crops.trajectory import END_BOXES, MAX_BOXES, thinned
+from streamproc.gallery import load_curves
 from streamproc.gallery.linking.context import competition, support
 from streamproc.gallery.linking.ends import ends_of
 from streamproc.gallery.linking.groups import cluster, components, same_group
@@ -20,6 +26,7 @@ from streamproc.gallery.linking.pair_features import LooksModel, close_video, fe
 from streamproc.gallery.linking.pair_model import FINAL, FIRST, log_duplicates, measure
 from streamproc.types import Track, Trajectory
 
+ROOT = Path(__file__).resolve().parents[2]
 MODEL = PositionModel(0.97, 8.0, 0.1, 0.1, 2.5, 0.7, 0.55)
 FLOOR, STOP = -3.0, 0.0
 
@@ -364,6 +371,21 @@ def test_learned_values_have_a_coefficient_for_each_feature(weights, without) ->
     }
     assert model.first["moving"][1] > 0, "who looks more alike is likelier one person"
     assert model.looks.basis.shape[1] == len(model.looks.mean)
+
+
+@pytest.mark.parametrize("video", ["Venice-2", "PETS09-S2L1", "TUD-Campus"])
+def test_curves_that_never_saw_a_video_are_written_and_read(video, tmp_path) -> None:
+    """The file has the package's curves with the coefficients that were fitted without it."""
+    path = tmp_path / "curves.json"
+    script = ROOT / "models" / "calibrate.py"
+    command = [sys.executable, script, "--leave-out", video, "--out", path]
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    curves = load_curves(path)
+    expected = all_coefficients(without=video)
+    assert curves.keys() == expected.keys()
+    for sha256, curve in curves.items():
+        assert curve.linking.to_json() == expected[sha256].to_json()
+        assert curve.linking.to_json() != all_coefficients()[sha256].to_json()
 
 
 # What the figures are made of.

@@ -15,7 +15,9 @@ from streamproc.gallery import (
     Calibration,
     Candidate,
     Curve,
+    Evidence,
     Gallery,
+    Group,
     Judgement,
     Row,
     VideoRecord,
@@ -33,7 +35,7 @@ from streamproc.services.matcher.table import (
 
 TIME = "2026-11-24T12:00:00Z"
 ids = st.text(min_size=1, max_size=20).filter(lambda text: text.isprintable())
-keys = st.builds(EntryKey, ids, st.sampled_from(["person", "video"]), ids)
+keys = st.builds(EntryKey, ids, st.sampled_from(["person", "video", "group"]), ids)
 
 
 @given(keys, keys)
@@ -67,18 +69,14 @@ CALIBRATION = Calibration(
         )
     }
 )
-judgements = st.none() | st.builds(
-    Judgement, st.floats(0, 1), st.sampled_from(["likely", "uncertain"]), ids
-)
+judgements = st.builds(Judgement, st.floats(0, 1), st.sampled_from(["likely", "uncertain"]), ids)
+states = st.sampled_from(["proposed", "updated", "suppressed"])
+groups = st.builds(Group, st.lists(ids, min_size=2, max_size=5).map(tuple), judgements)
+evidence = st.none() | st.builds(Evidence, st.floats(-40, 40), st.floats(-40, 40))
 neighbours = st.dictionaries(
     ids,
-    st.builds(
-        Candidate,
-        st.floats(-1, 1),
-        ids,
-        st.sampled_from(["proposed", "updated", "suppressed"]),
-        judgements,
-    ),
+    st.builds(Candidate, st.floats(-1, 1), ids, states)
+    | st.builds(Candidate, st.floats(-1, 1), ids, states, judgements, evidence),
     max_size=20,
 )
 
@@ -123,6 +121,19 @@ def test_a_record_comes_back_from_its_entry(order, is_closed, count):
     galleries = Galleries(max_persons=10)
     galleries.load(0, key, value)
     assert galleries.get("g").gallery.videos == {"v": record}
+
+
+@given(groups)
+def test_a_group_comes_back_from_its_entry(group):
+    """A group comes back from its table entry unchanged, and a removal takes it away."""
+    [(key, value)] = entries_of("g", Writes(groups={"one": group}), at_ms=5, event=None, raw=b"")
+    galleries = Galleries(max_persons=10)
+    galleries.load(0, key, value)
+    gallery = galleries.get("g").gallery
+    assert gallery.groups == {"one": group}
+    assert gallery.group_ids == dict.fromkeys(group.person_keys, "one")
+    gallery.write(Writes(groups={"one": None}))
+    assert (gallery.groups, gallery.group_ids) == ({}, {})
 
 
 def test_removals_have_no_value_and_rows_go_before_records():

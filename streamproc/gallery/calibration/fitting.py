@@ -246,10 +246,13 @@ def fit_beta(
 
 
 def with_coefficients(curve: Curve, arrival: Sequence[float], closing: Sequence[float]) -> Curve:
-    """Return the curve with other coefficients."""
+    """Return the curve with other coefficients, which judge pairs in place of its pair model."""
     intercept, slope = arrival
     return replace(
-        curve, arrival_coefficients=(intercept, slope), closing_coefficients=tuple(closing)
+        curve,
+        arrival_coefficients=(intercept, slope),
+        closing_coefficients=tuple(closing),
+        linking=None,
     )
 
 

@@ -188,14 +188,15 @@ class Calibration:
     """The curves by `weights_sha256`, and the limits on probabilities. Used by `apply`.
 
     Pairs below `min_probability` are suppressed; from `likely_probability` on they are in the band
-    "likely". `min_ungrouped_probability` holds for pairs of one video that were judged by their
-    boxes as well and are in no group of the gallery: one tracker makes many such pairs. Weights
-    without a curve are not judged.
+    "likely". Pairs of one video that were judged by their boxes as well need more, since a tracker
+    that breaks people into pieces makes many: `min_grouped_probability` where both are in one
+    group, else `min_ungrouped_probability`. Weights without a curve are not judged.
     """
 
     curves: Mapping[str, Curve] = field(default_factory=dict)
     min_probability: float = 0.2
     likely_probability: float = 0.9
+    min_grouped_probability: float = 0.6
     min_ungrouped_probability: float = 0.7
 
     def at_arrival(self, weights_sha256: str, similarity: float) -> Judgement | None:
@@ -243,8 +244,8 @@ class Calibration:
         """Return what pairs (p,) need at least: those `grouped`, and those judged by boxes."""
         if not self.min_probability:  # all are asked for
             return np.zeros(len(moves))
-        ungrouped = max(self.min_probability, self.min_ungrouped_probability)
-        return np.where(~grouped & moves, ungrouped, self.min_probability)
+        by_boxes = np.where(grouped, self.min_grouped_probability, self.min_ungrouped_probability)
+        return np.where(moves, np.maximum(by_boxes, self.min_probability), self.min_probability)
 
     def judgement(self, curve: Curve, probability: float) -> Judgement:
         """Return what a probability says."""

@@ -25,7 +25,7 @@ from streamproc.offline.report import likeliest_first
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from streamproc.events import DuplicateCandidate
+    from streamproc.events import DuplicateCandidate, DuplicateGroup
     from streamproc.offline.report import GalleryReport, PersonEntry, VetoedPair
     from streamproc.types import Float32Array
 
@@ -110,6 +110,8 @@ def _page_data(report: GalleryReport) -> dict[str, Any]:
         "similarities": similarities,
         "candidates": [_candidate(candidate) for candidate in candidates[:_MAX_PAIRS_SHOWN]],
         "candidate_count": len(candidates),
+        "groups": [_group(group) for group in report.groups[:_MAX_PAIRS_SHOWN]],
+        "group_count": len(report.groups),
         "vetoed": [_vetoed(pair) for pair in vetoed[:_MAX_PAIRS_SHOWN]],
         "vetoed_count": len(vetoed),
         "seen_apart": _seen_apart(report),
@@ -169,6 +171,12 @@ def _seen_apart(report: GalleryReport) -> list[list[int]]:
 def _candidate(candidate: DuplicateCandidate) -> dict[str, Any]:
     """Return the event as it is on the wire, without the fields that the page does not need."""
     return candidate.model_dump(mode="json", exclude_none=True, exclude=_CANDIDATE_FIELDS_LEFT_OUT)
+
+
+def _group(group: DuplicateGroup) -> dict[str, Any]:
+    """Return the event as it is on the wire, without the fields that the page does not need."""
+    wanted = {"group_id", "person_keys", "probability", "band"}
+    return group.model_dump(mode="json", exclude_none=True, include=wanted)
 
 
 def _vetoed(pair: VetoedPair) -> dict[str, Any]:

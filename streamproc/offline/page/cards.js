@@ -158,6 +158,25 @@ function pairFigures(pair) {
   return figures;
 }
 
+/** One person in all their pieces, given in the form of `DuplicateGroup` on the wire. `pairCards`
+ * makes the cards of its pairs, once they are asked for. */
+function groupCard({ group, members, pairCount, pairCards, context }) {
+  const percent = `${Math.round(100 * group.probability)} %`;
+  const pairs = element("div", { className: "pairs" });
+  const details = element("details", {},
+    element("summary", {}, plural(pairCount, "pair", "pairs")), pairs);
+  details.addEventListener("toggle", () => {
+    if (!pairs.children.length) pairs.append(...pairCards());
+  });
+  const numbers = members.map((person) => person.number).join(", ");
+  return element("article", { className: "pair group" },
+    element("header", {}, element("h3", {}, `${members.length} pieces: ${numbers}`),
+      figureOf(percent, `one person: ${group.band}`)),
+    element("div", { className: "grid" },
+      ...members.map((person) => personFigure(person, context.severalVideos))),
+    details);
+}
+
 /** Two persons side by side. `status` is "candidate", "vetoed", "above", "below" or "none";
  * `pair` is null where they were not compared. */
 function pairCard({ a, b, status, pair, context }) {

@@ -85,8 +85,35 @@ function candidateCard(candidate) {
 
 /** The candidates that the filter lets through. */
 function listedCandidates() {
-  return data.candidates.filter(
-    ({ persons: [a, b] }) => review.isListed(a.person_key, b.person_key));
+  return data.candidates.filter((candidate) => {
+    const [a, b] = candidate.persons;
+    return !groupOfPair(candidate) && review.isListed(a.person_key, b.person_key);
+  });
+}
+
+/* Groups of three and more have a card each, with their pairs inside. A group of two is a pair. */
+const groups = data.groups.filter((group) => group.person_keys.length > 2);
+const groupOf = new Map(groups.flatMap(
+  (group) => group.person_keys.map((key) => [placeOf.get(key), group])));
+
+/** The group in whose card a candidate is, undefined where it has a card of its own. */
+function groupOfPair(candidate) {
+  const [one, other] = placesOf(candidate).map((place) => groupOf.get(place));
+  return one === other ? one : undefined;
+}
+
+function fillGroups() {
+  byId("groups").append(...groups.map((group) => {
+    const pairs = data.candidates.filter((candidate) => groupOfPair(candidate) === group);
+    return groupCard({
+      group,
+      members: group.person_keys.map((key) => persons[placeOf.get(key)])
+        .sort((a, b) => a.first_seconds - b.first_seconds),
+      pairCount: pairs.length,
+      pairCards: () => pairs.map(candidateCard),
+      context,
+    });
+  }));
 }
 
 function emptyState(title, text) {
@@ -322,6 +349,7 @@ function wireMotion() {
 }
 
 fillFacts();
+fillGroups();
 fillCandidates();
 fillVetoed();
 fillHeatmap();

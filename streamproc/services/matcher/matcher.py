@@ -32,7 +32,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from streamproc.errors import EventError, MachineError
-from streamproc.events import DuplicateCandidate, GalleryExpired, PersonEmbedding, now, timestamp_of
+from streamproc.events import (
+    DuplicateCandidate,
+    DuplicateGroup,
+    GalleryExpired,
+    PersonEmbedding,
+    now,
+    timestamp_of,
+)
 from streamproc.gallery import MatchResult
 from streamproc.kafka.connection import retry_until_stopped
 from streamproc.kafka.publisher import Publisher
@@ -390,9 +397,12 @@ class Matcher:
 
     def _count(self, result: MatchResult) -> None:
         self._metrics.rows_not_compared += result.not_compared
+        self._metrics.pairs_not_kept += result.not_kept
         for event in result.events:
             if isinstance(event, DuplicateCandidate):
                 self._metrics.candidates[event.state] += 1
+            elif isinstance(event, DuplicateGroup):
+                self._metrics.groups[event.state] += 1
 
     async def _send_on(self, message: Any, event: Parsed) -> None:
         """Send an event to its gallery's partition: its producer hashes keys in another way."""

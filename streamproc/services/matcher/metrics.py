@@ -30,6 +30,8 @@ class MatcherMetrics(Collector):
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.strays = 0
         self.rows_not_compared = 0
+        self.groups: Counter[str] = Counter()
+        self.pairs_not_kept = 0
         registry.register(self)
 
     def collect(self) -> Iterator[Metric]:
@@ -38,6 +40,7 @@ class MatcherMetrics(Collector):
         yield _counter_by(
             "candidates", "Duplicate candidates published, by state", "state", self.candidates
         )
+        yield _counter_by("groups", "Duplicate groups published, by state", "state", self.groups)
         yield _counter_by("stage_seconds", "Time spent, by stage", "stage", self.seconds)
         yield CounterMetricFamily(
             "streamproc_strays", "Events sent on to their partition", value=self.strays
@@ -46,6 +49,8 @@ class MatcherMetrics(Collector):
         yield CounterMetricFamily(
             "streamproc_rows_not_compared", text, value=self.rows_not_compared
         )
+        text = "Similar pairs of closings that were not among the likeliest of a person"
+        yield CounterMetricFamily("streamproc_pairs_not_kept", text, value=self.pairs_not_kept)
         for name, value in self._gauges().items():
             yield GaugeMetricFamily(f"streamproc_{name}", _GAUGES[name], value=value)
 

@@ -1,9 +1,9 @@
 """The matcher's table entries: how rows and records are stored as bytes, and where.
 
-There is one entry for each tracklet and one for each video. A tracklet's entry holds its event byte
-for byte as it came, so that it is not serialised again. All entries of a gallery are in the
-partition of its id. What is stored keeps its names and values, since a running matcher reads what
-an older one wrote.
+There is one entry for each tracklet, one for each video and one for each group. A tracklet's entry
+holds its event byte for byte as it came, so that it is not serialised again. All entries of a
+gallery are in the partition of its id. What is stored keeps its names and values, since a running
+matcher reads what an older one wrote.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from streamproc.gallery import (
     Candidate,
     Evidence,
     Gallery,
+    Group,
     Judgement,
     MatchResult,
     Row,
@@ -52,10 +53,10 @@ def now_ms() -> int:
 
 @dataclass(frozen=True, slots=True)
 class EntryKey:
-    """The key of an entry: `id` is a person key or a video id."""
+    """The key of an entry: `id` is a person key, a video id or a group's id."""
 
     gallery_id: str
-    kind: Literal["person", "video"]
+    kind: Literal["person", "video", "group"]
     id: str
 
     def to_bytes(self) -> bytes:
@@ -99,6 +100,11 @@ class _StoredRecord(_Stored):
     candidate_count: int
 
 
+class _StoredGroup(_Stored):
+    person_keys: tuple[str, ...]
+    judgement: _StoredJudgement
+
+
 Entries = list[tuple[bytes, bytes | None]]
 """Table keys and values; None removes."""
 
@@ -106,7 +112,7 @@ Entries = list[tuple[bytes, bytes | None]]
 def entries_of(
     gallery_id: str, writes: Writes, *, at_ms: int, event: PersonEmbedding | None, raw: bytes
 ) -> Entries:
-    """Return the entries to put into the table, those of rows before those of records.
+    """Return the entries to put into the table, those of records last.
 
     `raw` is the JSON of `event`. The record of a closed video is the last entry of its event: if
     writing is cut short, the event is recognised as not yet done when it comes again.
@@ -118,6 +124,9 @@ def entries_of(
             person = raw if row.tracklet is event else row.tracklet.to_json()
             value = _row_bytes(row, person, at_ms)
         entries.append((EntryKey(gallery_id, "person", key).to_bytes(), value))
+    for group_id, group in writes.groups.items():
+        value = None if group is None else _group_bytes(group, at_ms)
+        entries.append((EntryKey(gallery_id, "group", group_id).to_bytes(), value))
     for video_id, record in writes.videos.items():
         value = None if record is None else _record_bytes(record, at_ms)
         entries.append((EntryKey(gallery_id, "video", video_id).to_bytes(), value))
@@ -165,6 +174,12 @@ def _record_bytes(record: VideoRecord, at_ms: int) -> bytes:
     )
 
 
+def _group_bytes(group: Group, at_ms: int) -> bytes:
+    judged = group.judgement
+    judgement = (judged.probability, judged.band, judged.calibration_id)
+    return orjson.dumps({"at": at_ms, "person_keys": group.person_keys, "judgement": judgement})
+
+
 @dataclass(slots=True, eq=False)
 class OwnedGallery:
     """A gallery of a partition that this process owns."""
@@ -181,6 +196,10 @@ class OwnedGallery:
             stored = row = _StoredRow.model_validate_json(value)
             candidates = {other: _candidate_from(entry) for other, entry in row.neighbours.items()}
             self.gallery.write(Writes(rows={key.id: Row(row.person, candidates)}))
+        elif key.kind == "group":
+            stored = group = _StoredGroup.model_validate_json(value)
+            known_group = Group(group.person_keys, Judgement(*group.judgement))
+            self.gallery.write(Writes(groups={key.id: known_group}))
         else:
             stored = record = _StoredRecord.model_validate_json(value)
             known = VideoRecord(record.order, record.closed, record.candidate_count)
