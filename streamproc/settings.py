@@ -376,6 +376,15 @@ class RemoteSettings(_Section):
     timeout_seconds: Seconds = Field(
         default=60, description="Longest wait for one read, in seconds."
     )
+    min_bytes_per_second: float = Field(
+        default=10_000,
+        ge=0,
+        allow_inf_nan=False,
+        description=(
+            "A server that sends less, in each `remote.timeout_seconds`, counts as one that is "
+            "away. 0: any pace."
+        ),
+    )
 
 
 class ServiceSettings(_Section):

@@ -173,7 +173,7 @@ class Pipeline:
         hashing = asyncio.create_task(self._sha256_of(job, stats))
         try:
             video = await run_timed(
-                self.threads.decode, stats.seconds, "index", lambda: self._open(job)
+                self.threads.prepare, stats.seconds, "index", lambda: self._open(job)
             )
         except BaseException:
             _give_up_reading(job)
@@ -191,7 +191,7 @@ class Pipeline:
         if job.sha256 is not None:
             return job.sha256
         return await run_timed(
-            self.threads.crop, stats.seconds, "hash", lambda: sha256_of(job.path)
+            self.threads.prepare, stats.seconds, "hash", lambda: sha256_of(job.path)
         )
 
     def _open(self, job: VideoJob) -> Video:
@@ -219,7 +219,7 @@ class Pipeline:
             run = GrowingRun(context, tracker)
         else:
             planned = partial(_load_and_plan, job.tracks, job.options, video)
-            tracks, plan = await run_timed(self.threads.crop, stats.seconds, "plan", planned)
+            tracks, plan = await run_timed(self.threads.prepare, stats.seconds, "plan", planned)
             problems, hints, tracks_identity = tracks.problems, tracks.hints, tracks.identity
             identity = {"tracks_sha256": tracks.sha256}
             tracks_identity = tracks_identity or tracks.sha256

@@ -28,6 +28,8 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 ANIMATION_THREADS = 2
+PREPARE_THREADS = 128
+"""Two for each of the most videos at once; as many are begun as are needed."""
 
 
 def load_network(settings: Settings) -> Embedder:
@@ -141,10 +143,14 @@ class VideoStats:
 
 
 class Threads:
-    """The long-lived threads of one process beside the network's: decode, crop, two to animate."""
+    """The long-lived threads of one process beside the network's: decode, crop, two to animate.
+
+    Videos are hashed, opened and planned in threads of their own: none waits for another's.
+    """
 
     def __init__(self) -> None:
         self.decode = ThreadPoolExecutor(1, "decode")
+        self.prepare = ThreadPoolExecutor(PREPARE_THREADS, "prepare")
         self.crop = ThreadPoolExecutor(1, "crop")
         self.animation = ThreadPoolExecutor(ANIMATION_THREADS, "animate")
 
@@ -156,7 +162,7 @@ class Threads:
         await asyncio.to_thread(self._shut_down)
 
     def _shut_down(self) -> None:
-        for pool in (self.decode, self.crop, self.animation):
+        for pool in (self.prepare, self.decode, self.crop, self.animation):
             pool.shutdown(wait=True, cancel_futures=True)
 
 

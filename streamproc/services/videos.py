@@ -3,27 +3,40 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from streamproc.errors import EventError, TracksError
 from streamproc.events import TracksRef, VideoReady, timestamp_of
 from streamproc.kafka.records import time_ms_of
 from streamproc.pipeline.job import VideoJob, crop_options
 from streamproc.shown import shown
+from streamproc.storage.media import MediaStoppedError
 from streamproc.tracks import TRACK_FILE_PATTERNS, ReadOptions, tracks_from_file
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from streamproc.crops import CropOptions
     from streamproc.kafka.records import Record
     from streamproc.settings import Settings
     from streamproc.storage.media import MediaAccess
+
+T = TypeVar("T")
+
+_FETCHING = ThreadPoolExecutor(128, "fetch")
+"""Its threads mostly wait. asyncio's own few would have videos wait for each other's servers."""
+_LARGE_BYTES = 64 * 1024 * 1024
+"""Files from this size on are hashed before it is their turn: that takes seconds."""
+_CHUNK_BYTES = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +97,7 @@ async def open_job(
     work later, and MediaStoppedError if `stop` was set while a file was fetched.
     """
     event = request.event
-    tracks = event.tracks or await _tracks_beside(event.video_uri, media)
+    tracks = event.tracks or await _tracks_beside(event.video_uri, media, stop)
     async with (
         _fetched(
             media,
@@ -103,10 +116,13 @@ async def open_job(
             stop=stop,
         ) as video_path,
     ):
+        # One that is announced was checked while the file was fetched.
+        sha256 = event.video_sha256 and event.video_sha256.lower()
+        if sha256 is None:
+            sha256 = await _in_thread(partial(_hash_of, video_path), stop)
         yield VideoJob(
             path=video_path,
-            # Checked while the file was fetched, so it needs not be computed again.
-            sha256=None if event.video_sha256 is None else event.video_sha256.lower(),
+            sha256=sha256,
             video_id=event.video_id,
             gallery_id=event.gallery_id,
             tracks=tracks_from_file(
@@ -127,8 +143,11 @@ async def open_job(
         )
 
 
-async def _tracks_beside(video_uri: str, media: MediaAccess) -> TracksRef:
-    found = await asyncio.to_thread(media.find_tracks, video_uri)
+async def _tracks_beside(video_uri: str, media: MediaAccess, stop: asyncio.Event) -> TracksRef:
+    def find(is_stopped: Callable[[], bool]) -> str | None:
+        return media.find_tracks(video_uri, stop=is_stopped)
+
+    found = await _in_thread(find, stop)
     if found is None:
         names = ", ".join(pattern.format(stem="NAME") for pattern in TRACK_FILE_PATTERNS)
         raise TracksError(
@@ -149,25 +168,52 @@ async def _fetched(
     stop: asyncio.Event,
 ) -> AsyncIterator[Path]:
     """`MediaAccess.open` in a thread; if the wait is cancelled, the download ends as well."""
-    cancelled = threading.Event()
-    manager = media.open(
-        uri,
-        kind=kind,
-        sha256=sha256,
-        size_bytes=size_bytes,
-        stop=lambda: cancelled.is_set() or stop.is_set(),
-    )
-    entering = asyncio.ensure_future(asyncio.to_thread(manager.__enter__))
+
+    def enter(is_stopped: Callable[[], bool]) -> tuple[AbstractContextManager[Path], Path]:
+        manager = media.open(uri, kind=kind, sha256=sha256, size_bytes=size_bytes, stop=is_stopped)
+        return manager, manager.__enter__()
+
+    def leave(entered: tuple[AbstractContextManager[Path], Path]) -> None:
+        entered[0].__exit__(None, None, None)
+
+    entered = await _in_thread(enter, stop, undo=leave)
     try:
-        path = await asyncio.shield(entering)
+        yield entered[1]
+    finally:
+        loop = asyncio.get_running_loop()
+        await asyncio.shield(loop.run_in_executor(_FETCHING, leave, entered))
+
+
+async def _in_thread(
+    work: Callable[[Callable[[], bool]], T],
+    stop: asyncio.Event,
+    undo: Callable[[T], None] = lambda _: None,
+) -> T:
+    """Do what may wait for a server or a disk; it asks whether it is to stop.
+
+    If this is cancelled, it ends soon; `undo` then takes back what it has done all the same.
+    """
+    cancelled = threading.Event()
+    loop = asyncio.get_running_loop()
+    working = loop.run_in_executor(_FETCHING, work, lambda: cancelled.is_set() or stop.is_set())
+    try:
+        return await asyncio.shield(working)
     except asyncio.CancelledError:
         cancelled.set()
-        (entered,) = await asyncio.gather(entering, return_exceptions=True)
-        if not isinstance(entered, BaseException):
-            # The file was there already: remove the copy.
-            await asyncio.to_thread(manager.__exit__, None, None, None)
+        (done,) = await asyncio.gather(working, return_exceptions=True)
+        if not isinstance(done, BaseException):
+            await loop.run_in_executor(_FETCHING, undo, done)
         raise
-    try:
-        yield path
-    finally:
-        await asyncio.shield(asyncio.to_thread(manager.__exit__, None, None, None))
+
+
+def _hash_of(path: Path, is_stopped: Callable[[], bool]) -> str | None:
+    """Return the sha256 of a large file, None for one that is hashed while it is opened."""
+    if path.stat().st_size < _LARGE_BYTES:
+        return None
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            if is_stopped():
+                raise MediaStoppedError
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -60,6 +60,7 @@ class MediaAccess:
         attempts: int = 4,
         backoff_seconds: float = 1.0,
         timeout_seconds: float = 60.0,
+        min_bytes_per_second: float = 10_000.0,
         temporary_folder: Path | None = None,
     ) -> None:
         options = MediaOptions(
@@ -69,6 +70,7 @@ class MediaAccess:
             attempts=attempts,
             backoff_seconds=backoff_seconds,
             timeout_seconds=timeout_seconds,
+            min_bytes_per_second=min_bytes_per_second,
             temporary_folder=temporary_folder,
         )
         self._media_root = media_root
@@ -155,4 +157,5 @@ def media_access(settings: Settings) -> MediaAccess:
         max_file_bytes=settings.limits.max_file_bytes,
         attempts=remote.attempts,
         timeout_seconds=remote.timeout_seconds,
+        min_bytes_per_second=remote.min_bytes_per_second,
     )

@@ -12,9 +12,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import os
 import random
 import re
+import socket
 import tempfile
+import time
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -92,6 +95,14 @@ class RemoteScheme(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Pace:
+    """How fast a server must send: in each so many seconds, so many bytes for each of them."""
+
+    seconds: float
+    min_bytes_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
 class _Body:
     """An opened remote file.
 
@@ -120,8 +131,10 @@ class RemoteFiles:
         attempts: int,
         backoff_seconds: float,
         temporary_folder: Path | None,
+        pace: Pace,
     ) -> None:
         self._scheme = scheme
+        self._pace = pace
         self._attempts = attempts
         self._backoff_seconds = backoff_seconds
         self._temporary_folder = temporary_folder
@@ -133,7 +146,7 @@ class RemoteFiles:
         with temporary_path(file_name, self._temporary_folder) as path:
 
             async def save(body: _Body) -> None:
-                await _save(shown(uri), body, path, expected, stop)
+                await _save(shown(uri), body, path, expected, stop, self._pace)
 
             self._run(uri, save, stop)
             yield path
@@ -244,6 +257,11 @@ class RemoteFiles:
             raise RefusedError(
                 f"{shown(uri)}: is redirected too many times; give the final address"
             ) from error
+        fault = getattr(error, "os_error", None)
+        if isinstance(fault, socket.gaierror) and fault.errno == socket.EAI_NONAME:
+            raise RefusedError(
+                f"{shown(uri)}: there is no host of this name; check the address"
+            ) from error
         status, code = self._scheme.answer_of(error)
         if code in self._scheme.operator_codes:
             raise MachineError(
@@ -307,20 +325,51 @@ def _hang_up(response: ClientResponse) -> None:
 
 
 async def _save(
-    name: str, body: _Body, target: Path, expected: Expected, stop: Callable[[], bool]
+    name: str,
+    body: _Body,
+    target: Path,
+    expected: Expected,
+    stop: Callable[[], bool],
+    pace: Pace,
 ) -> None:
     if body.size_bytes is not None:
         expected.check_size(name, body.size_bytes)
+        _check_room(name, target.parent, body.size_bytes)
     digest = hashlib.sha256()
     size_bytes = 0
+    since_seconds, since_bytes = time.monotonic(), 0
     with _create(target) as write:
         while chunk := await _unless(stop, body.file.read(_CHUNK_BYTES)):
             size_bytes += len(chunk)
             expected.check_limit(name, size_bytes)
             write(chunk)
             digest.update(chunk)
+            if time.monotonic() - since_seconds > pace.seconds:
+                if size_bytes - since_bytes < pace.seconds * pace.min_bytes_per_second:
+                    raise MachineError(
+                        f"{name}: the server sent {size_bytes - since_bytes:,} bytes in "
+                        f"{pace.seconds:g} s; see remote.min_bytes_per_second"
+                    )
+                since_seconds, since_bytes = time.monotonic(), size_bytes
     expected.check_size(name, size_bytes)
     expected.check_sha256(name, digest.hexdigest())
+
+
+def _check_room(name: str, folder: Path, size_bytes: int) -> None:
+    """Refuse a file that can never fit; raise MachineError for one that may fit later."""
+    with _disk_faults(folder / "_"):
+        disk = os.statvfs(folder)
+    total, free = disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize
+    if size_bytes > total:
+        raise RefusedError(
+            f"{name}: its {size_bytes:,} bytes do not fit where files are fetched to ({folder} "
+            f"holds {total:,} in all); set TMPDIR to a folder with more room"
+        )
+    if size_bytes > free:
+        raise MachineError(
+            f"{name}: needs {size_bytes:,} bytes of room, {free:,} are free in {folder}; make room "
+            "there or name another TMPDIR"
+        )
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from streamproc.storage.http import HttpScheme
 from streamproc.storage.local import LocalFiles
-from streamproc.storage.remote import RemoteFiles
+from streamproc.storage.remote import Pace, RemoteFiles
 from streamproc.storage.s3 import S3Scheme
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ class MediaOptions:
     attempts: int
     backoff_seconds: float
     timeout_seconds: float
+    min_bytes_per_second: float
     temporary_folder: Path | None
 
 
@@ -80,6 +81,7 @@ def _remote(scheme: RemoteScheme, options: MediaOptions) -> Files:
         attempts=options.attempts,
         backoff_seconds=options.backoff_seconds,
         temporary_folder=options.temporary_folder,
+        pace=Pace(options.timeout_seconds, options.min_bytes_per_second),
     )
 
 

@@ -6,15 +6,17 @@ What leaves when, what waits for whom, and what a fault in one does to the other
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import threading
 from concurrent.futures import Future
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from streamproc.crops import CropOptions, cut_frames, plan_crops
-from streamproc.errors import MachineError
+from streamproc.errors import MachineError, VideoError
 from streamproc.events import PersonEmbedding, VideoClosed
 from streamproc.pipeline.job import Stop, VideoJob
 from streamproc.pipeline.pipeline import Pipeline
@@ -526,3 +528,23 @@ async def test_a_video_that_is_given_up_ends_the_reading_of_its_tracks(embedder,
         with pytest.raises(asyncio.CancelledError):
             await task
     assert closed.is_set()
+
+
+async def test_a_video_does_not_wait_for_the_hashing_of_another(embedder, sample, tmp_path) -> None:
+    """The sample is done while a file of a GiB, begun before it, is still hashed."""
+    large = tmp_path / "large.mp4"
+    with large.open("wb") as file:
+        file.truncate(2**30)
+    (tmp_path / "large.persons.npz").write_bytes((sample / "sample.persons.npz").read_bytes())
+    ended = []
+    async with pipeline(embedder, Published()) as running:
+        await running.ready()
+
+        async def run(name, a_job):
+            with contextlib.suppress(VideoError):
+                await running.process(a_job, VideoStats(), Stop())
+            ended.append(name)
+
+        other = replace(job(sample, video_id="large"), path=large)
+        await asyncio.gather(run("large", other), run("sample", job(sample)))
+    assert ended == ["sample", "large"]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
+import time
+from types import SimpleNamespace
 
 import pytest
 from media_servers import (
@@ -284,3 +287,54 @@ def test_tracks_beside_a_remote_video(access, server, other_server):
         with pytest.raises(VideoError):
             access().find_tracks(refused)
     assert other_server.asked == []
+
+
+def test_a_server_that_trickles_is_given_up(access, server):
+    """A byte now and then is no answer: the slot is free again after a timeout."""
+
+    def trickle(handler):
+        answer(handler, Content_Length=10**6)
+        while True:
+            handler.wfile.write(b"x")
+            handler.wfile.flush()
+            time.sleep(0.02)
+
+    server.routes["/v.mp4"] = trickle
+    slow = access(timeout_seconds=0.3, min_bytes_per_second=10_000)
+    with pytest.raises(MachineError, match="min_bytes_per_second"):
+        read(slow, f"{server.url}/v.mp4")
+
+
+def test_a_file_larger_than_the_disk_is_refused_and_one_that_may_fit_later_is_not(
+    access, server, monkeypatch
+):
+    """What can never fit is the video's fault, and the text says where more room would be."""
+    server.routes["/v.mp4"] = whole()
+    blocks = len(CONTENT) // 4096
+
+    def disk_of(total, free):
+        disk = SimpleNamespace(f_blocks=total, f_bavail=free, f_frsize=4096)
+        monkeypatch.setattr(os, "statvfs", lambda _: disk)
+
+    disk_of(blocks // 2, blocks // 2)
+    assert "TMPDIR" in refusal(access(), f"{server.url}/v.mp4")
+    disk_of(blocks * 2, blocks // 2)
+    with pytest.raises(MachineError, match="make room"):
+        read(access(), f"{server.url}/v.mp4")
+
+
+def test_a_host_that_does_not_exist_is_refused(access, monkeypatch):
+    """The name service says so; where it says nothing, that is a fault of the machine."""
+
+    def look_up(number):
+        def fail(*_, **__):
+            raise socket.gaierror(number, "no answer")
+
+        monkeypatch.setattr(socket, "getaddrinfo", fail)
+
+    nowhere = access(allowed_hosts=["nowhere.example"])
+    look_up(socket.EAI_NONAME)
+    assert "no host of this name" in refusal(nowhere, "http://nowhere.example/v.mp4")
+    look_up(socket.EAI_AGAIN)
+    with pytest.raises(MachineError):
+        read(nowhere, "http://nowhere.example/v.mp4")
