@@ -16,6 +16,7 @@ WITH_BROKER = {
     "test_intake.py",
     "test_matcher.py",
     "test_older_files.py",
+    "test_poison.py",
     "test_security.py",
     "test_stream.py",
     "test_worker.py",
