@@ -23,7 +23,7 @@ from streamproc.pipeline.resources import VideoStats, find_weights_sha256, video
 from streamproc.services.intake import VideoIntake
 from streamproc.services.logs import log_about
 from streamproc.services.service import Service
-from streamproc.services.videos import open_job, read_request
+from streamproc.services.videos import PeopleFinder, open_job, read_request
 from streamproc.storage.animations import AnimationStore
 from streamproc.storage.media import MediaStoppedError
 
@@ -59,6 +59,7 @@ class _Animator:
         settings = service.settings
         self._settings = settings
         self._intake = VideoIntake(service, self)
+        self._finder = PeopleFinder(settings)
         self._store = AnimationStore(
             settings.animator.output_uri or str(settings.media_root / "animations"),
             media_root=settings.media_root,
@@ -119,7 +120,7 @@ class _Animator:
     async def _process(
         self, request: Request, stats: VideoStats, stop: Stop, turn: Turn
     ) -> VideoSummary:
-        async with open_job(request, self._intake.media, stop) as job, turn:
+        async with open_job(request, self._intake.media, stop, self._finder) as job, turn:
             summary = await self._pipeline.process(job, stats, stop)
             await self._animate.join(request.event.video_id)
         return summary

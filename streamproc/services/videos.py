@@ -16,6 +16,7 @@ from streamproc.errors import EventError, TracksError
 from streamproc.events import TracksRef, VideoReady, timestamp_of
 from streamproc.kafka.records import time_ms_of
 from streamproc.pipeline.job import VideoJob, crop_options
+from streamproc.pipeline.resources import finding_options, load_detector
 from streamproc.shown import shown
 from streamproc.storage.media import MediaStoppedError
 from streamproc.tracks import TRACK_FILE_PATTERNS, ReadOptions, tracks_from_file
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from streamproc.kafka.records import Record
     from streamproc.settings import Settings
     from streamproc.storage.media import MediaAccess
+    from streamproc.tracks import TracksFound, TrackSource
+    from streamproc.tracks.detection.detector import Detector
 
 T = TypeVar("T")
 
@@ -87,9 +90,39 @@ def event_of(record: Record) -> VideoReady | None:
         return None
 
 
+class PeopleFinder:
+    """Finds the tracks of videos that have none. Used by one event loop.
+
+    The detector is loaded for the first such video, as most streams have none.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._detector: Detector | None = None
+        self._loading = asyncio.Lock()
+
+    async def tracks_of(self, video_uri: str) -> TracksFound:
+        """Return tracks that are found while decoding.
+
+        Raises TracksError where nobody may look for people, WeightsError for a bad detector.
+        """
+        from streamproc.tracks.detection.found import tracks_found
+
+        if not self._settings.detector.enabled:
+            names = ", ".join(pattern.format(stem="NAME") for pattern in TRACK_FILE_PATTERNS)
+            raise TracksError(
+                f"{shown(video_uri)}: no tracks found beside it: expected one of {names} there, "
+                "or `tracks` in the event"
+            )
+        async with self._loading:
+            if self._detector is None:
+                self._detector = await asyncio.to_thread(load_detector, self._settings)
+        return tracks_found(self._detector, finding_options(self._settings))
+
+
 @asynccontextmanager
 async def open_job(
-    request: Request, media: MediaAccess, stop: asyncio.Event
+    request: Request, media: MediaAccess, stop: asyncio.Event, finder: PeopleFinder
 ) -> AsyncIterator[VideoJob]:
     """Fetch the video and its tracks, and give the job; copies are removed on leaving.
 
@@ -97,16 +130,8 @@ async def open_job(
     work later, and MediaStoppedError if `stop` was set while a file was fetched.
     """
     event = request.event
-    tracks = event.tracks or await _tracks_beside(event.video_uri, media, stop)
     async with (
-        _fetched(
-            media,
-            tracks.uri,
-            kind="tracks",
-            sha256=tracks.sha256,
-            size_bytes=tracks.size_bytes,
-            stop=stop,
-        ) as tracks_path,
+        _tracks_of(event, media, stop, finder) as tracks,
         _fetched(
             media,
             event.video_uri,
@@ -125,16 +150,7 @@ async def open_job(
             sha256=sha256,
             video_id=event.video_id,
             gallery_id=event.gallery_id,
-            tracks=tracks_from_file(
-                tracks_path,
-                ReadOptions(
-                    first_frame_number=tracks.first_frame_number,
-                    frame_stride=tracks.frame_stride,
-                    format_name=tracks.format,
-                    boxes=tracks.boxes,
-                    is_normalised=tracks.normalised,
-                ),
-            ),
+            tracks=tracks,
             submitted_at=request.submitted_at,
             options=request.options,
             similarity_threshold=request.similarity_threshold,
@@ -143,18 +159,40 @@ async def open_job(
         )
 
 
-async def _tracks_beside(video_uri: str, media: MediaAccess, stop: asyncio.Event) -> TracksRef:
-    def find(is_stopped: Callable[[], bool]) -> str | None:
-        return media.find_tracks(video_uri, stop=is_stopped)
+@asynccontextmanager
+async def _tracks_of(
+    event: VideoReady, media: MediaAccess, stop: asyncio.Event, finder: PeopleFinder
+) -> AsyncIterator[TrackSource]:
+    """Give the tracks: of the file that is named or lies beside the video, else of the frames."""
+    tracks = event.tracks
+    if tracks is None:
 
-    found = await _in_thread(find, stop)
-    if found is None:
-        names = ", ".join(pattern.format(stem="NAME") for pattern in TRACK_FILE_PATTERNS)
-        raise TracksError(
-            f"{shown(video_uri)}: no tracks found beside it: expected one of {names} there, "
-            "or `tracks` in the event"
+        def find(is_stopped: Callable[[], bool]) -> str | None:
+            return media.find_tracks(event.video_uri, stop=is_stopped)
+
+        beside = await _in_thread(find, stop)
+        if beside is None:
+            yield await finder.tracks_of(event.video_uri)
+            return
+        tracks = TracksRef(uri=beside)
+    async with _fetched(
+        media,
+        tracks.uri,
+        kind="tracks",
+        sha256=tracks.sha256,
+        size_bytes=tracks.size_bytes,
+        stop=stop,
+    ) as tracks_path:
+        yield tracks_from_file(
+            tracks_path,
+            ReadOptions(
+                first_frame_number=tracks.first_frame_number,
+                frame_stride=tracks.frame_stride,
+                format_name=tracks.format,
+                boxes=tracks.boxes,
+                is_normalised=tracks.normalised,
+            ),
         )
-    return TracksRef(uri=found)
 
 
 @asynccontextmanager

@@ -22,7 +22,7 @@ from streamproc.pipeline.resources import VideoStats, load_network, video_limits
 from streamproc.services.intake import VideoIntake
 from streamproc.services.logs import log_about
 from streamproc.services.service import Service
-from streamproc.services.videos import event_of, open_job, read_request
+from streamproc.services.videos import PeopleFinder, event_of, open_job, read_request
 from streamproc.shown import shown
 from streamproc.storage.media import MediaStoppedError
 
@@ -66,6 +66,7 @@ class _Worker:
         settings = service.settings
         self._service = service
         self._intake = VideoIntake(service, self)
+        self._finder = PeopleFinder(settings)
         self._pipeline = Pipeline(
             load_network=lambda: load_network(settings),
             publish=self._publish,
@@ -107,7 +108,7 @@ class _Worker:
         reporting = asyncio.create_task(self._report(work))
         try:
             async with contextlib.AsyncExitStack() as stack:
-                opening = open_job(work.request, self._intake.media, work.stop)
+                opening = open_job(work.request, self._intake.media, work.stop, self._finder)
                 with _time_limit(work):
                     job = await stack.enter_async_context(opening)
                 async with turn:  # waiting for it does not count

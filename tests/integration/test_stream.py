@@ -325,3 +325,23 @@ def test_dev_runs_all_three_with_a_broker_of_its_own(jars, tmp_path, sample):
         dev.kill()
     for name in SERVICES:
         assert f"{name} has stopped" in dev.log
+
+
+def test_a_video_without_tracks_gives_the_same_in_stream_and_replay(stream, sample):
+    """Worker and animator find the people in its frames, in runs of one id."""
+    options = {"detector__input_size": 320}
+    stream = stream(detector__input_size="320")
+    (stream.media / "alone.mp4").write_bytes((sample / "sample.mp4").read_bytes())
+    for name in SERVICES:
+        stream.start(name)
+    stream.announce("alone.mp4")
+    stream.eventually(lambda: done(stream, "alone.mp4"), "done")
+    expected = replay(stream.media / "alone.mp4", **options)
+    assert len(expected.person_ids) >= 3
+    found = standing(stream)
+    assert found.keys() == similarities(expected).keys()
+    stream.eventually(lambda: len(animations(stream)) == len(expected.person_ids), "animations")
+    assert set(animations(stream).values()) == {"ready"}
+    (run_id,) = {event["run_id"] for event in stream.events("person-embeddings")}
+    assert run_id == expected.summary["videos"][0]["run_id"]
+    assert {event["run_id"] for event in stream.events("animation-ready")} == {run_id}

@@ -93,7 +93,7 @@ def test_bad_videos_and_broken_events_are_dead_letters_and_harm_no_other(stream)
     (stream.media / "text.mp4").write_text("not a video")
     (stream.media / "text.persons.npz").write_bytes((stream.media / "a.persons.npz").read_bytes())
     (stream.media / "alone.mp4").write_bytes((stream.media / "a.mp4").read_bytes())
-    stream.start("worker")
+    stream.start("worker", detector__enabled="false")
     one_tracks_file = b'"tracks": {"uri": "a.persons.npz"}'
     bad = {
         b"{": "bad-event",
