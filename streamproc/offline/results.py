@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from streamproc.errors import InputError
     from streamproc.events import DuplicateCandidate, DuplicateGroup
     from streamproc.gallery import Row
+    from streamproc.gallery.identities import Identities
     from streamproc.offline.past_decisions import CurrentDecisions
     from streamproc.offline.sources import ReplaySource
     from streamproc.pipeline.pipeline import VideoSummary
@@ -192,16 +194,24 @@ def _candidates(
 def _groups(state: ReplayState, gallery_id: str, keys: Collection[str]) -> list[DuplicateGroup]:
     """Return what was announced last of each group, but the withdrawn ones.
 
-    Of one video among several, those that lie within it.
+    Of one video among several, those that lie within it. A group in which two were called different
+    is no proposal any more; its other pairs are.
     """
+    decided = state.decided.get(gallery_id)
     last = {event.group_id: event for event in state.groups.get(gallery_id, ())}
     wanted = set(keys)
     standing = [
         event
         for event in last.values()
-        if event.state != "withdrawn" and wanted.issuperset(event.person_keys)
+        if event.state != "withdrawn"
+        and wanted.issuperset(event.person_keys)
+        and not (decided and _are_apart(decided.identities, event.person_keys))
     ]
     return sorted(standing, key=lambda event: (-(event.probability or 0), event.person_keys))
+
+
+def _are_apart(identities: Identities, keys: Sequence[str]) -> bool:
+    return any(identities.is_ruled_out(a, b) for a, b in combinations(keys, 2))
 
 
 def _vetoed_pairs(

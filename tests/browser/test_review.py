@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 import sys
+from itertools import combinations
 
 import gallery_samples as samples
 import orjson
 import pytest
+from persons import candidate, duplicate_group
 from processes import Process, eventually
 
 import streamproc
 from streamproc.decisions import parse_decision
 from streamproc.gallery.identities import Identities, statements_of
+from streamproc.offline.directory import OutputDirectory
 from streamproc.offline.replay_folder import read_decisions, read_folder
 
 pytestmark = pytest.mark.browser
@@ -91,6 +94,36 @@ def test_decisions_by_keys_are_kept_in_the_folder_and_shown_after_a_reload(serve
         [],
     ]
     assert parse_decision(lines[0]).shown.similarity is not None
+
+
+def test_a_group_is_decided_at_once_and_somebody_is_left_out(tmp_path, open_at) -> None:
+    """One key for a person in four pieces, of which one is somebody else."""
+    entries = [samples.entry(number, number) for number in (1, 2, 3, 4, 5)]
+    keys = [one.person_key for one in entries]
+    report = samples.report_of(
+        entries,
+        looks=[0] * 5,
+        candidates=tuple(candidate(a, b, 0.9) for a, b in combinations(keys[:4], 2)),
+        groups=(duplicate_group(*keys[:4]),),
+        vetoed_pairs=(),
+    )
+    with OutputDirectory(tmp_path) as out:
+        out.write_report(report)
+        out.commit()
+    page = open_at((tmp_path / "webp_viewer" / "person_selection.html").as_uri())
+    group = page.locator("#groups > .pair")
+    last = group.locator("figure", has_text="Person 4")
+    last.get_by_role("button", name="Leave out").click()
+    page.keyboard.press("j")
+    group.focus()
+    page.keyboard.press("s")
+    page.wait_for_function("document.querySelector('#groups .is-decided') !== null")
+    decisions = page.evaluate("review.store.decisions")
+    assert [(one["kind"], sorted(one["person_keys"])) for one in decisions] == [("group", keys[:3])]
+    group.locator("summary").click()
+    first = group.locator(".pairs > .pair", has_text="1 and 2")
+    assert "Same person" in pressed(first)[0]
+    assert pressed(group.locator(".pairs > .pair", has_text="1 and 4")) == []
 
 
 def test_two_browsers_see_each_others_decisions(served, open_at) -> None:

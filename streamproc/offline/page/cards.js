@@ -160,7 +160,7 @@ function pairFigures(pair) {
 
 /** One person in all their pieces, given in the form of `DuplicateGroup` on the wire. `pairCards`
  * makes the cards of its pairs, once they are asked for. */
-function groupCard({ group, members, pairCount, pairCards, context }) {
+function groupCard({ group, members, figures, pairCount, pairCards }) {
   const percent = `${Math.round(100 * group.probability)} %`;
   const pairs = element("div", { className: "pairs" });
   const details = element("details", {},
@@ -172,8 +172,7 @@ function groupCard({ group, members, pairCount, pairCards, context }) {
   return element("article", { className: "pair group" },
     element("header", {}, element("h3", {}, `${members.length} pieces: ${numbers}`),
       figureOf(percent, `one person: ${group.band}`)),
-    element("div", { className: "grid" },
-      ...members.map((person) => personFigure(person, context.severalVideos))),
+    element("div", { className: "grid" }, ...figures.values()),
     details);
 }
 

@@ -63,7 +63,9 @@ const review = new Review({
   vetoes: data.seen_apart.flatMap((others, place) => others.map(
     (other) => [persons[place].person_key, persons[other].person_key])),
   onFilter: () => {
+    byId("groups").replaceChildren();
     byId("candidates").replaceChildren();
+    fillGroups();
     showMoreCandidates();
   },
 });
@@ -86,8 +88,8 @@ function candidateCard(candidate) {
 /** The candidates that the filter lets through. */
 function listedCandidates() {
   return data.candidates.filter((candidate) => {
-    const [a, b] = candidate.persons;
-    return !groupOfPair(candidate) && review.isListed(a.person_key, b.person_key);
+    const keys = candidate.persons.map((person) => person.person_key);
+    return !groupOfPair(candidate) && review.isListed(keys);
   });
 }
 
@@ -103,17 +105,21 @@ function groupOfPair(candidate) {
 }
 
 function fillGroups() {
-  byId("groups").append(...groups.map((group) => {
-    const pairs = data.candidates.filter((candidate) => groupOfPair(candidate) === group);
-    return groupCard({
-      group,
-      members: group.person_keys.map((key) => persons[placeOf.get(key)])
-        .sort((a, b) => a.first_seconds - b.first_seconds),
-      pairCount: pairs.length,
-      pairCards: () => pairs.map(candidateCard),
-      context,
-    });
-  }));
+  const shown = groups.filter((group) => review.isListed(group.person_keys));
+  byId("groups").append(...shown.map(cardOfGroup));
+}
+
+function cardOfGroup(group) {
+  const pairs = data.candidates.filter((candidate) => groupOfPair(candidate) === group);
+  const members = group.person_keys.map((key) => persons[placeOf.get(key)])
+    .sort((a, b) => a.first_seconds - b.first_seconds);
+  const figures = new Map(members.map(
+    (person) => [person.person_key, personFigure(person, context.severalVideos)]));
+  const card = groupCard({
+    group, members, figures, pairCount: pairs.length, pairCards: () => pairs.map(candidateCard),
+  });
+  review.attachGroup(card, figures);
+  return card;
 }
 
 function emptyState(title, text) {

@@ -247,7 +247,7 @@ class Review {
 
   helpDialog() {
     const keys = [
-      ["s", "same person"], ["d", "different people"], ["u", "not sure"], ["z", "undo"],
+      ["s", "same person; of a group, all one person"], ["d", "different people"], ["u", "not sure"], ["z", "undo"],
       ["j", "next pair, without deciding"], ["k", "pair before"], ["?", "this list"],
     ];
     const rows = keys.map(([key, meaning]) => element("div", {},
@@ -259,14 +259,67 @@ class Review {
     return this.help;
   }
 
-  isListed(a, b) {
-    return FILTERS[this.filter](this.facts(a, b));
+  /** Whether the filter lets a pair or a group through. */
+  isListed(keys) {
+    return FILTERS[this.filter](this.factsOfAll(keys));
+  }
+
+  /** What is decided of tracks that may be one person: of a pair, or of all pairs of a group. */
+  factsOfAll(keys) {
+    const all = [];
+    for (let i = 0; i < keys.length; i += 1) {
+      for (let j = i + 1; j < keys.length; j += 1) all.push(this.facts(keys[i], keys[j]));
+    }
+    const isOne = (verdict) => all.every((facts) => facts.verdict === verdict);
+    return {
+      verdict: ["same", "different", "unsure"].find(isOne) || null,
+      isDirect: all.some((facts) => facts.isDirect),
+      inConflict: all.some((facts) => facts.inConflict),
+    };
   }
 
   /** Add the buttons to a pair's card. */
   attach(card, a, b, pair) {
+    const shown = {};
+    for (const name of ["similarity", "probability", "candidate_id"]) {
+      if (pair && pair[name] !== undefined) shown[name] = pair[name];
+    }
+    this.addButtons({
+      card,
+      keys: () => [a, b],
+      words: DECISION_WORDS,
+      decision: (verdict) => ({ kind: "pair", person_keys: [a, b], verdict, shown }),
+    });
+  }
+
+  /** Add to a group's card that all are one person, but those who are left out. */
+  attachGroup(card, figures) {
+    const leftOut = new Set();
+    for (const [key, figure] of figures) figure.append(this.leaveOutButton(card, key, leftOut));
+    const keys = () => [...figures.keys()].filter((key) => !leftOut.has(key));
+    this.addButtons({
+      card,
+      keys,
+      words: { same: "All one person" },
+      decision: () => (keys().length > 1 ? { kind: "group", person_keys: keys() } : null),
+    });
+  }
+
+  leaveOutButton(card, key, leftOut) {
+    const button = element("button", { type: "button", className: "quiet" }, "Leave out");
+    button.setAttribute("aria-pressed", "false");
+    button.addEventListener("click", () => {
+      if (!leftOut.delete(key)) leftOut.add(key);
+      button.setAttribute("aria-pressed", String(leftOut.has(key)));
+      button.closest("figure").classList.toggle("left-out", leftOut.has(key));
+      this.mark(this.entryOf(card));
+    });
+    return button;
+  }
+
+  addButtons({ card, keys, words, decision }) {
     const word = element("span", { className: "said", role: "status" });
-    const buttons = Object.entries(DECISION_WORDS).map(([verdict, text]) => {
+    const buttons = Object.entries(words).map(([verdict, text]) => {
       const button = element("button", { type: "button" }, text);
       button.dataset.verdict = verdict;
       button.addEventListener("click", () => this.decide(card, verdict));
@@ -274,16 +327,17 @@ class Review {
     });
     card.append(element("footer", { className: "decide" }, ...buttons, word));
     card.tabIndex = -1;
-    const shown = {};
-    for (const name of ["similarity", "probability", "candidate_id"]) {
-      if (pair && pair[name] !== undefined) shown[name] = pair[name];
-    }
-    this.cards.add({ card, a, b, word, buttons, shown });
-    this.mark({ card, a, b, word, buttons });
+    const entry = { card, keys, words, decision, word, buttons };
+    this.cards.add(entry);
+    this.mark(entry);
   }
 
-  mark({ card, a, b, word, buttons }) {
-    const { verdict, isDirect, inConflict } = this.facts(a, b);
+  entryOf(card) {
+    return [...this.cards].find((entry) => entry.card === card);
+  }
+
+  mark({ card, keys, word, buttons }) {
+    const { verdict, isDirect, inConflict } = this.factsOfAll(keys());
     card.classList.toggle("is-decided", verdict === "same" || verdict === "different");
     card.classList.toggle("in-conflict", inConflict);
     for (const button of buttons) {
@@ -326,12 +380,10 @@ class Review {
   }
 
   async decide(card, verdict) {
-    const entry = [...this.cards].find((one) => one.card === card);
+    const entry = this.entryOf(card);
     // The next card comes at once: the next key must not fall on this one.
     if (card.contains(document.activeElement)) this.step(card, 1);
-    const kept = await this.keep(() => ({
-      kind: "pair", person_keys: [entry.a, entry.b], verdict, shown: entry.shown,
-    }));
+    const kept = await this.keep(() => entry.decision(verdict));
     if (!kept) card.focus();
   }
 
@@ -343,7 +395,7 @@ class Review {
   }
 
   listed() {
-    return [...document.querySelectorAll("#candidates .pair")];
+    return [...document.querySelectorAll("#groups > .pair, #candidates > .pair")];
   }
 
   step(card, by) {
@@ -361,7 +413,8 @@ class Review {
     if (isTyping || event.ctrlKey || event.metaKey || event.altKey) return;
     const card = document.activeElement.closest(".pair");
     const verdict = { s: "same", d: "different", u: "unsure" }[event.key];
-    if (verdict && card && this.listed().includes(card)) this.decide(card, verdict);
+    const entry = verdict && this.entryOf(card);
+    if (entry && verdict in entry.words) this.decide(card, verdict);
     else if (event.key === "j") this.step(card, 1);
     else if (event.key === "k") this.step(card, -1);
     else if (event.key === "z") this.undo();
