@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from streamproc.events import (
@@ -40,6 +40,7 @@ class Announcer:
     threshold: float
     occurred_at: str
     group_ids: Mapping[str, str] = field(default_factory=dict)
+    _persons: dict[tuple[str, str], CandidatePerson] = field(default_factory=dict)
 
     def candidate(
         self, a: PersonEmbedding, b: PersonEmbedding, candidate: Candidate
@@ -71,7 +72,7 @@ class Announcer:
         self, group_id: str, group: Group, state: Literal["proposed", "updated", "withdrawn"]
     ) -> DuplicateGroup:
         """Announce a group of the gallery, or withdraw it."""
-        judged = {} if state == "withdrawn" else asdict(group.judgement)
+        judged = {} if state == "withdrawn" else group.judgement.wire_fields()
         return DuplicateGroup.make(
             occurred_at=self.occurred_at,
             group_id=group_id,
@@ -111,17 +112,26 @@ class Announcer:
     ) -> DuplicateCandidate:
         first, second = sorted((a, b), key=lambda tracklet: tracklet.person_key)
         gallery_id = self.gallery.gallery_id
+        rows = self.gallery.rows
         return DuplicateCandidate.make(
             occurred_at=self.occurred_at,
             candidate_id=candidate_id_of(gallery_id, first.person_key, second.person_key),
             gallery_id=gallery_id,
-            persons=(_candidate_person(first), _candidate_person(second)),
+            persons=(self._person(first), self._person(second)),
             similarity_threshold=self.pair_threshold(a, b),
             time_gap_seconds=time_gap_seconds(a, b),
             model=a.model,
-            gallery_person_count=len(self.gallery.rows.keys() | {a.person_key}),
+            gallery_person_count=len(rows) + (a.person_key not in rows),
             **fields,
         )
+
+    def _person(self, tracklet: PersonEmbedding) -> CandidatePerson:
+        """Describe a tracklet, once for all of its pairs."""
+        key = (tracklet.person_key, tracklet.run_id)
+        known = self._persons.get(key)
+        if known is None:
+            known = self._persons[key] = _candidate_person(tracklet)
+        return known
 
 
 def _candidate_person(tracklet: PersonEmbedding) -> CandidatePerson:

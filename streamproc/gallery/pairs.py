@@ -6,7 +6,7 @@ a person; whether two tracklets are the same person is what a gallery estimates.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -44,6 +44,15 @@ class Judgement:
     probability: float
     band: Band
     calibration_id: str
+
+    def wire_fields(self) -> dict[str, Any]:
+        """Return this by the names of the wire."""
+        # `asdict` copies deeply, which takes a tenth of a closing.
+        return {
+            "probability": self.probability,
+            "band": self.band,
+            "calibration_id": self.calibration_id,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +110,7 @@ class Candidate:
 
     def wire_fields(self) -> dict[str, Any]:
         """Return the fields of a `DuplicateCandidate` that this holds, by their names there."""
-        judged = {} if self.judgement is None else asdict(self.judgement)
+        judged = {} if self.judgement is None else self.judgement.wire_fields()
         return {"similarity": self.similarity, **judged}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import median
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -69,7 +70,7 @@ def ends_of(
         end = -1 if last else 0
         frame[i] = frames[end]
         position[i], velocity[i] = _position_and_velocity(frames, boxes, end, frames_per_second)
-        heights[i] = max(float(np.median(boxes[:, 3] - boxes[:, 1])), 1.0)
+        heights[i] = max(median((boxes[:, 3] - boxes[:, 1]).tolist()), 1.0)
         at_edge[i] = _touches_edge(boxes[end], width, height)
     return Ends(frame, position, heights, velocity, at_edge, known)
 

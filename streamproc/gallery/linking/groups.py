@@ -91,6 +91,8 @@ class _Links:
 
     def strength(self, possible: int, floor: float) -> float:
         """Mean of the upper half of `possible` pairs, those not judged at `floor`."""
+        if possible == 1:
+            return self.values[0]  # rounded already
         half = (possible + 1) // 2
         best = sorted(self.values, reverse=True)[:half]
         return round((sum(best) + floor * (half - len(best))) / half, _DIGITS)
