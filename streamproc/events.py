@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 import math
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -78,6 +78,21 @@ def timestamp_of(ms: float) -> str:
 
 def _rfc3339(time: datetime) -> str:
     return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def check_submitted_at(text: str) -> None:
+    """Raise EventError for a time after tomorrow, or before what can be counted from.
+
+    Of two runs of a video the one submitted later counts: a time of the far future would keep the
+    video as it is for ever.
+    """
+    try:
+        is_possible = datetime.fromisoformat(text) <= datetime.now(UTC) + timedelta(days=1)
+        datetime.fromisoformat(text).timestamp()
+    except OverflowError:  # year 1 of a time zone
+        is_possible = False
+    if not is_possible:
+        raise EventError(f"submitted_at: expected a time, tomorrow at the latest, got {text}")
 
 
 class _Model(BaseModel):

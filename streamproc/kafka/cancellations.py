@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _POLL_MS = 500
+_MOST_KNOWN = 100_000
 
 
 class Cancellations:
@@ -68,8 +69,10 @@ class Cancellations:
         except EventError as error:
             log.warning("ignored a record of %s that is no cancellation: %s", self._topic, error)
             return
-        latest_ms = self._at_ms.get(event.video_id, -1)
-        self._at_ms[event.video_id] = max(latest_ms, time_ms_of(record))
+        latest_ms = max(self._at_ms.pop(event.video_id, -1), time_ms_of(record))
+        self._at_ms[event.video_id] = latest_ms
+        while len(self._at_ms) > _MOST_KNOWN:  # the oldest one: they come in order
+            del self._at_ms[next(iter(self._at_ms))]
         for stop in self._running.get(event.video_id, ()):
             log.info("cancelled: %s (%s)", event.video_id, event.reason or "no reason given")
             stop.set()

@@ -103,10 +103,14 @@ class _Animator:
         stop = Stop()
         with self._intake.processing(request, stats, stop):
             self._traces[request.event.video_id] = trace_of(record)
+            self._forget(request.event.video_id)  # what an earlier attempt left
             try:
                 summary = await self._process(request, stats, stop, turn)
             except MediaStoppedError:
                 return  # cancelled while it was fetched
+            except BaseException:
+                self._forget(request.event.video_id)
+                raise
             finally:
                 self._traces.pop(request.event.video_id, None)
             run = RunIds(request.event.gallery_id, request.event.video_id, summary.run_id)
@@ -116,6 +120,11 @@ class _Animator:
                 log.info(
                     "%s: %d animations, attempt %d", summary.outcome, stats.animations_done, attempt
                 )
+
+    def _forget(self, video_id: str) -> None:
+        errors = self._animate.errors
+        for key in [key for key in errors if key[0] == video_id]:
+            del errors[key]
 
     async def _process(
         self, request: Request, stats: VideoStats, stop: Stop, turn: Turn

@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from streamproc.errors import EventError, TracksError
-from streamproc.events import TracksRef, VideoReady, timestamp_of
+from streamproc.events import TracksRef, VideoReady, check_submitted_at, timestamp_of
 from streamproc.kafka.records import time_ms_of
 from streamproc.pipeline.job import VideoJob, crop_options
 from streamproc.pipeline.resources import finding_options, load_detector
@@ -64,6 +64,7 @@ def read_request(record: Record, settings: Settings) -> Request:
         submitted_at_ms = time_ms_of(record)
         submitted_at = timestamp_of(submitted_at_ms)
     else:
+        check_submitted_at(submitted_at)
         submitted_at_ms = int(datetime.fromisoformat(submitted_at).timestamp() * 1000)
     similarity_threshold = asked.similarity_threshold
     if similarity_threshold is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -89,6 +90,7 @@ class AnimationStore:
             if self._folder is None:
                 self._fs.pipe_file(f"{self._prefix}/{relative}", content)
             else:
+                _refuse_links(self._folder, self._folder / relative)
                 replace_file(self._folder / relative, content)
         except Exception as error:  # each fsspec backend has errors of its own
             raise MachineError(
@@ -103,6 +105,12 @@ class AnimationStore:
                 self._fs.rm_file(f"{self._prefix}/{relative}")
             else:
                 (self._folder / relative).unlink(missing_ok=True)
+
+
+def _refuse_links(folder: Path, path: Path) -> None:
+    """Raise OSError if a link, which others may have put there, leads a file out of its folder."""
+    if not Path(os.path.realpath(path.parent)).is_relative_to(os.path.realpath(folder)):
+        raise OSError(errno.ELOOP, "a link leads out of the folder: remove it")
 
 
 def _reason(error: Exception) -> str:

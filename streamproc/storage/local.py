@@ -108,9 +108,11 @@ class LocalFiles:
         try:
             with source:
                 incoming.mkdir(parents=True, exist_ok=True)
+                _refuse_link(incoming)
                 sha256 = _copy(source, temporary)
             target = incoming / sha256[:16] / path.name
             target.parent.mkdir(exist_ok=True)
+            _refuse_link(target.parent)
             temporary.replace(target)
         except OSError as error:
             raise MachineError(
@@ -216,6 +218,12 @@ def _check_file(path: Path, uri: str, expected: Expected, stop: Callable[[], boo
                     raise MediaStoppedError
                 digest.update(chunk)
     expected.check_sha256(name, digest.hexdigest())
+
+
+def _refuse_link(folder: Path) -> None:
+    """Raise OSError for a link in the place of a folder: others may have put it there."""
+    if folder.is_symlink():
+        raise OSError(errno.ELOOP, f"{folder.name} is a link: remove it")
 
 
 def _copy(source: BinaryIO, target: Path) -> str:

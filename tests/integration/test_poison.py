@@ -130,7 +130,7 @@ def test_whatever_comes_beside_them_all_good_videos_are_done(stream):
     for topic, values in by_topic.items():
         pairs = [(b"k%d" % chance.randrange(50), value) for value in values]
         stream.send(topic, *pairs, headers=[("h", b"\xff")])
-    seconds = max(PATIENCE_SECONDS * 2, RECORDS / 5)
+    seconds = max(10 * PATIENCE_SECONDS, RECORDS / 2)
     stream.eventually(is_done, "all good ones done", seconds=seconds)
     before = [psutil.Process(one.process.pid).memory_info().rss for one in services]
     for name, topic in (

@@ -231,3 +231,15 @@ def test_s3(monkeypatch):
         assert store._fs.find("animations") == [f"animations/a/clip/{RUN}/person_1.webp"]
     finally:
         server.stop()
+
+
+def test_a_link_that_leads_out_of_the_folder_is_not_followed(tmp_path):
+    """Whoever may write beside the animations cannot have them written elsewhere."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / "animations").mkdir()
+    (tmp_path / "animations" / "v").symlink_to(elsewhere)
+    store = AnimationStore(str(tmp_path / "animations"))
+    with pytest.raises(MachineError, match="link"):
+        store.write("v", "r", 1, b"webp")
+    assert not list(elsewhere.iterdir())

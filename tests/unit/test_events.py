@@ -6,6 +6,7 @@ import base64
 import hashlib
 import re
 import runpy
+import time
 from pathlib import Path
 from typing import get_args
 
@@ -32,6 +33,8 @@ from streamproc.events import (
     VideoClosed,
     VideoProgress,
     VideoReady,
+    check_submitted_at,
+    timestamp_of,
 )
 from streamproc.ids import video_id_of
 from streamproc.settings import TopicsSettings
@@ -202,3 +205,11 @@ def test_a_trajectory_that_does_not_fit_is_refused(changed, text) -> None:
     content = orjson.loads(person(1, [1, 0]).to_json()) | {"trajectory": trajectory(**changed)}
     with pytest.raises(EventError, match=text):
         PersonEmbedding.from_json(orjson.dumps(content))
+
+
+def test_a_time_of_the_far_future_is_refused() -> None:
+    """It would keep a video as it is for ever; a clock that is an hour ahead is no reason."""
+    check_submitted_at(timestamp_of((time.time() + 3600) * 1000))
+    for text in ("9999-01-01T00:00:00Z", "9999-12-31T23:59:59-23:00"):
+        with pytest.raises(EventError, match="tomorrow"):
+            check_submitted_at(text)

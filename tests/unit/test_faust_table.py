@@ -6,9 +6,18 @@ import os
 
 import faust
 import pytest
+import rocksdict
 
 from streamproc.services.matcher.faust_table import credentials_of, instance_folder
 from streamproc.settings import load_settings
+
+
+def make_store(folder):
+    """Make a local copy as the matcher has it, with one entry."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    store = rocksdict.Rdict(str(folder), rocksdict.Options(raw_mode=True))
+    store[b"key"] = b"value"
+    store.close()
 
 
 def test_matchers_on_one_machine_have_folders_of_their_own_and_find_them_again(tmp_path):
@@ -26,11 +35,28 @@ def test_a_local_copy_that_was_long_not_written_is_read_anew(tmp_path):
     with instance_folder(settings) as folder:
         stores = [folder / "v1" / "tables" / f"rows-{i}.db" for i in range(2)]
         for store in stores:
-            store.mkdir(parents=True)
-            (store / "000004.log").write_bytes(b"x")
-        os.utime(stores[0] / "000004.log", (1, 1))
+            make_store(store)
+        for path in stores[0].iterdir():
+            os.utime(path, (1, 1))
     with instance_folder(settings):
         assert [store.exists() for store in stores] == [False, True]
+
+
+def test_a_local_copy_that_is_damaged_is_read_anew(tmp_path, caplog):
+    """What RocksDB cannot open is removed with a line that says so; what it can is kept."""
+    settings = load_settings({"matcher.state_folder": str(tmp_path)}, config_file=None)
+    with instance_folder(settings) as folder:
+        stores = [folder / "v1" / "tables" / f"rows-{i}.db" for i in range(2)]
+        for store in stores:
+            make_store(store)
+        for manifest in stores[0].glob("MANIFEST-*"):
+            manifest.write_bytes(b"\0" * 100)
+    with instance_folder(settings):
+        assert [store.exists() for store in stores] == [False, True]
+    assert "read anew from Kafka" in caplog.text
+    kept = rocksdict.Rdict(str(stores[1]), rocksdict.Options(raw_mode=True))
+    assert kept[b"key"] == b"value"
+    kept.close()
 
 
 @pytest.mark.parametrize("protocol", ["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"])

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from media_servers import CONTENT, SHA256, accesses, largest_file, never, read, refusal
 
 from streamproc.errors import MachineError, TracksError, UsageError, VideoError
+from streamproc.storage.local import LocalFiles
 from streamproc.storage.media import MediaAccess, MediaStoppedError
 from streamproc.tracks import TRACK_FILE_PATTERNS, find_track_file
 
@@ -302,3 +303,17 @@ def test_copy_into_leaves_nothing_half(access, root, tmp_path):
     for path in (tmp_path / "missing.mp4", tmp_path):
         with pytest.raises(UsageError):
             access().copy_into(path)
+
+
+def test_a_link_in_the_place_of_a_folder_for_copies_is_not_followed(tmp_path):
+    """Whoever may write below the media root cannot have copies written elsewhere."""
+    root = tmp_path / "media"
+    elsewhere = tmp_path / "elsewhere"
+    for folder in (root, elsewhere):
+        folder.mkdir()
+    (root / "incoming").symlink_to(elsewhere)
+    video = tmp_path / "v.mp4"
+    video.write_bytes(b"video")
+    with pytest.raises(MachineError, match="link"):
+        LocalFiles(root).copy_into(video)
+    assert not list(elsewhere.iterdir())

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _MIB = 1024 * 1024
+_MAX_REASON = 300  # characters
 _COMMIT_SECONDS = 1.0
 _WATCH_SECONDS = 2.0
 _SEEK_EVERY_CHECKS = 2
@@ -104,6 +105,7 @@ def instance_folder(settings: Settings) -> Iterator[Path]:
                 except BlockingIOError:
                     continue  # in use by another process
                 _remove_stale(folder)
+                _remove_damaged(folder)
                 yield folder
                 return
     except OSError as error:
@@ -116,6 +118,17 @@ def _remove_stale(folder: Path) -> None:
     for store in folder.rglob("*.db"):
         newest = max((path.stat().st_mtime for path in store.iterdir()), default=0.0)
         if newest < time.time() - _STALE_HOURS * 3600:
+            shutil.rmtree(store)
+
+
+def _remove_damaged(folder: Path) -> None:
+    """Remove local copies that cannot be opened: Kafka has everything that is in them."""
+    for store in folder.rglob("*.db"):
+        try:
+            rocksdict.Rdict(str(store), rocksdict.Options(raw_mode=True)).close()
+        except Exception as error:  # noqa: BLE001 - RocksDB's errors have no type of their own
+            reason = " ".join(str(error).split())[:_MAX_REASON]
+            log.warning("%s: damaged (%s): removed, and read anew from Kafka", store, reason)
             shutil.rmtree(store)
 
 
@@ -373,6 +386,23 @@ class FaustTable:
         """Return the offset after the last event of a partition, as the broker last said."""
         end: int | None = self._app.consumer.highwater(self._events_of(partition))
         return end
+
+    @contextlib.contextmanager
+    def removed_if_damaged(self, partition: int) -> Iterator[None]:
+        """If a local copy cannot be read, remove it and raise MachineError.
+
+        Kafka has everything that is in it: the process that starts next reads it from there.
+        """
+        try:
+            yield
+        except Exception as error:
+            if self._settings.matcher.store == "rocksdict":
+                shutil.rmtree(self._table.data.partition_path(partition), ignore_errors=True)
+            reason = " ".join(str(error).split())[:_MAX_REASON]
+            raise MachineError(
+                f"partition {partition}: the local copy cannot be read ({reason}); it was removed, "
+                "and is read anew from Kafka at the next start"
+            ) from error
 
     def entries(self, partition: int) -> Iterator[tuple[bytes, bytes]]:
         """Yield all entries of one partition in the local copy."""

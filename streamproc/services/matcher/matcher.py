@@ -31,6 +31,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from aiokafka.errors import KafkaError
+
 from streamproc.errors import EventError, MachineError
 from streamproc.events import (
     DuplicateCandidate,
@@ -100,6 +102,8 @@ class _Handled:
     event: FaustEvent
     entries: Entries
     acknowledgements: list[asyncio.Future[Any]]
+    dead_letter: asyncio.Task[None] | None = None
+    """On its way, if the event is a bad one: it is not waited for, so that many go together."""
 
 
 async def _first_of(*works: Coroutine[Any, Any, Any]) -> None:
@@ -299,12 +303,13 @@ class Matcher:
         assert self._table is not None
         galleries = self._no_galleries()
         for partition in partitions:
-            for index, (key, value) in enumerate(self._table.entries(partition)):
-                galleries.load(partition, key, value)
-                if index % _ENTRIES_A_STEP == 0:
-                    await asyncio.sleep(0)
-                    if this_load != self._loads:
-                        return None
+            with self._table.removed_if_damaged(partition):
+                for index, (key, value) in enumerate(self._table.entries(partition)):
+                    galleries.load(partition, key, value)
+                    if index % _ENTRIES_A_STEP == 0:
+                        await asyncio.sleep(0)
+                        if this_load != self._loads:
+                            return None
         return galleries
 
     async def _take(self, events: AsyncIterator[FaustEvent], waiting: Waiting) -> None:
@@ -323,6 +328,7 @@ class Matcher:
         message = event.message
         entries: Entries = []
         acknowledgements: list[asyncio.Future[Any]] = []
+        dead_letter = None
         try:
             if isinstance(parsed, EventError):
                 raise parsed
@@ -333,8 +339,8 @@ class Matcher:
                 else:
                     await self._send_on(message, parsed)
         except EventError as error:
-            await self._publish_dead_letter(message, error)
-        await self._handled.put(_Handled(event, entries, acknowledgements))
+            dead_letter = asyncio.create_task(self._publish_dead_letter(message, error))
+        await self._handled.put(_Handled(event, entries, acknowledgements, dead_letter))
 
     async def _apply(
         self, message: Any, event: Parsed
@@ -430,7 +436,12 @@ class Matcher:
         assert self._table is not None
         while True:
             handled = await self._handled.get()
-            sent = [await acknowledgement for acknowledgement in handled.acknowledgements]
+            try:
+                sent = [await acknowledgement for acknowledgement in handled.acknowledgements]
+            except KafkaError as error:
+                raise MachineError(f"{self._changelog}: Kafka took no row ({error!r})") from error
+            if handled.dead_letter is not None:
+                await handled.dead_letter
             message = handled.event.message
             if sent:
                 self._table.write(message.partition, handled.entries, sent[-1].offset)

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from streamproc.errors import EventError
-from streamproc.events import GalleryExpired, PersonEmbedding, VideoClosed, parse_embedded
+from streamproc.events import (
+    GalleryExpired,
+    PersonEmbedding,
+    VideoClosed,
+    check_submitted_at,
+    parse_embedded,
+)
 
 if TYPE_CHECKING:
     from streamproc.services.matcher.faust_table import Waiting
@@ -92,6 +98,9 @@ class Prefetch:
                 "see kafka.max_event_bytes"
             )
         try:
-            return parse_embedded(value)
+            event = parse_embedded(value)
+            if not isinstance(event, GalleryExpired):
+                check_submitted_at(event.submitted_at)
         except EventError as error:
             return error
+        return event
