@@ -50,6 +50,9 @@ Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Cosine = Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, le=2**53 - 1)]  # larger integers do not survive JSON everywhere
 PersonId = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]  # the tracker's; others join by keys
+ObjectClass = Annotated[
+    str, Field(coerce_numbers_to_str=True), StringConstraints(min_length=1, max_length=256)
+]
 FrameNumber = Annotated[int, Field(ge=0, le=2**40)]
 FrameStride = Annotated[int, Field(ge=1, le=1_000_000)]
 Box = tuple[Finite, Finite, Finite, Finite]
@@ -306,8 +309,10 @@ class TracksRef(_Model):
     """Where a video's tracks are; `uri` as for the video.
 
     `boxes` says what a box's four numbers are, `normalised` that they are shares of the picture's
-    size; absent, the format says so.
+    size; absent, the format says so. `class` keeps one class, by number or name.
     """
+
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)
 
     uri: Uri
     format: TrackFormatName | None = None
@@ -317,6 +322,7 @@ class TracksRef(_Model):
     frame_stride: FrameStride | None = None
     boxes: BoxLayout | None = None
     normalised: bool | None = None
+    object_class: ObjectClass | None = Field(default=None, alias="class")
 
     @model_serializer(mode="wrap")
     def _without_later_fields(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -326,7 +332,9 @@ class TracksRef(_Model):
         for name in ("boxes", "normalised"):
             if said.get(name) is None:
                 said.pop(name, None)
-        return said
+        said.pop("object_class", None)
+        said.pop("class", None)
+        return said if self.object_class is None else said | {"class": self.object_class}
 
 
 class VideoOptions(_Model):

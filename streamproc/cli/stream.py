@@ -180,6 +180,7 @@ def animator(**options: Any) -> None:
     "--persons", help="Track file, folder, or URI of a file. [default: looked for beside the video]"
 )
 @tracks_options
+@click.option("--class", "object_class", help="Only boxes of this class, by number or name.")
 @click.option(
     "--gallery",
     help="Compare with the persons of all videos of this gallery. [default: of this video alone]",
@@ -211,6 +212,7 @@ def submit(video: str, **options: Any) -> None:
                 format_name=options["tracks_format"],
                 boxes=options["boxes"],
                 is_normalised=options["normalised"] or None,
+                object_class=options["object_class"],
             ),
             copy=options["copy"],
             options=VideoOptions(

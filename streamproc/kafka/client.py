@@ -97,6 +97,7 @@ def _tracks_ref(media: MediaAccess, persons: str, read_as: ReadOptions, *, copy:
                 "format": read_as.format_name,
                 "boxes": read_as.boxes,
                 "normalised": read_as.is_normalised,
+                "class": read_as.object_class,
             }
         )
     tracks = read_tracks(folder, read_as)

@@ -192,6 +192,7 @@ async def _tracks_of(
                 format_name=tracks.format,
                 boxes=tracks.boxes,
                 is_normalised=tracks.normalised,
+                object_class=tracks.object_class,
             ),
         )
 

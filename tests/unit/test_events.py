@@ -213,3 +213,19 @@ def test_a_time_of_the_far_future_is_refused() -> None:
     for text in ("9999-01-01T00:00:00Z", "9999-12-31T23:59:59-23:00"):
         with pytest.raises(EventError, match="tomorrow"):
             check_submitted_at(text)
+
+
+@pytest.mark.parametrize(("given", "kept"), [("person", "person"), (1, "1"), ("1", "1")])
+def test_the_class_of_tracks_goes_over_the_wire(given, kept) -> None:
+    """A class is a number or a name; the event says it under the name `class`."""
+    data = orjson.dumps({"video_uri": "a.mp4", "tracks": {"uri": "t.json", "class": given}})
+    event = VideoReady.from_json(data)
+    assert event.tracks.object_class == kept
+    assert orjson.loads(event.to_json())["tracks"]["class"] == kept
+    assert VideoReady.from_json(event.to_json()) == event
+
+
+def test_tracks_without_a_class_say_nothing_of_it() -> None:
+    """So the ids of events stay as they were before there was one."""
+    event = VideoReady.make(video_uri="a.mp4", tracks={"uri": "t.json"})
+    assert "class" not in str(orjson.loads(event.to_json())["tracks"])
