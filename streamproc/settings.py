@@ -486,6 +486,13 @@ class AnimatorSettings(_Section):
             "None: `animations` under the media root."
         ),
     )
+    retention_hours: Hours = Field(
+        default=30 * 24,
+        description=(
+            "How long an animation is kept in a folder, in hours. In an object store, set a rule "
+            "of the store."
+        ),
+    )
 
     @field_serializer("output_uri", when_used="json")
     def _shown(self, uri: str | None) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from typing import TYPE_CHECKING
 
 from streamproc.animation import encode_webp
@@ -41,6 +42,7 @@ log = logging.getLogger(__name__)
 
 SIZE_PX = 256
 FRAMES_PER_SECOND = 10
+_REMOVE_EVERY_SECONDS = 3600.0
 
 
 async def run_animator(settings: Settings) -> None:
@@ -85,7 +87,22 @@ class _Animator:
         )
         assert self._pipeline.animate is not None  # as `write_animation` is given
         self._animate = self._pipeline.animate
-        await self._intake.run(self._pipeline)
+        removing = asyncio.create_task(self._remove_old())
+        try:
+            await self._intake.run(self._pipeline)
+        finally:
+            removing.cancel()
+
+    async def _remove_old(self) -> None:
+        """Remove animations after their time, for ever, by a clock that cannot jump."""
+        start_seconds = time.time() - time.monotonic()
+        seconds = self._settings.animator.retention_hours * 3600
+        while True:
+            now_seconds = start_seconds + time.monotonic()
+            removed = await asyncio.to_thread(self._store.remove_older_than, seconds, now_seconds)
+            if removed:
+                log.info("%d animations were older than %.0f s, and are removed", removed, seconds)
+            await asyncio.sleep(min(_REMOVE_EVERY_SECONDS, seconds / 4))
 
     async def _drop(self, event: Event) -> None:
         """Publish no person and no closing: the worker does that."""

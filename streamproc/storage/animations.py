@@ -74,6 +74,24 @@ class AnimationStore:
         self._put(relative, content)
         return StoredFile(self._uri_of(relative), hashlib.sha256(content).hexdigest(), len(content))
 
+    def remove_older_than(self, seconds: float, now_seconds: float) -> int:
+        """Remove animations in a folder that were written before; returns how many.
+
+        An object store has rules of its own for that. Links are not followed.
+        """
+        removed = 0
+        if self._folder is None:
+            return removed
+        for path in self._folder.glob("*/*/person_*.webp"):
+            with contextlib.suppress(OSError):
+                _refuse_links(self._folder, path)
+                if path.lstat().st_mtime + seconds < now_seconds:
+                    path.unlink()
+                    removed += 1
+                    for emptied in path.parents[:2]:
+                        emptied.rmdir()  # raises while anything is in it
+        return removed
+
     def _uri_of(self, relative: str) -> str:
         if self._folder is None:
             return f"{self._uri}/{relative}"

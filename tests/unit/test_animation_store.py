@@ -243,3 +243,19 @@ def test_a_link_that_leads_out_of_the_folder_is_not_followed(tmp_path):
     with pytest.raises(MachineError, match="link"):
         store.write("v", "r", 1, b"webp")
     assert not list(elsewhere.iterdir())
+
+
+def test_animations_are_removed_after_their_time(tmp_path):
+    """Old ones go with the folders that they leave empty; new ones and other files stay."""
+    store = AnimationStore(str(tmp_path))
+    for run_id, person_id in (("old", 1), ("old", 2), ("new", 1)):
+        store.write("v", run_id, person_id, b"webp")
+    (tmp_path / "v" / "old" / "mine.txt").touch()
+    for path in (tmp_path / "v" / "old").iterdir():
+        os.utime(path, (1000, 1000))
+    written = (tmp_path / "v" / "new" / "person_1.webp").stat().st_mtime
+    assert store.remove_older_than(3600, written) == 2
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*")}
+    assert left == {"v/old/mine.txt", "v/new/person_1.webp"}
+    assert store.remove_older_than(3600, written + 3601) == 1
+    assert not (tmp_path / "v" / "new").exists()

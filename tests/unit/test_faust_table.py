@@ -8,7 +8,7 @@ import faust
 import pytest
 import rocksdict
 
-from streamproc.services.matcher.faust_table import credentials_of, instance_folder
+from streamproc.services.matcher.faust_table import credentials_of, forget_removed, instance_folder
 from streamproc.settings import load_settings
 
 
@@ -57,6 +57,26 @@ def test_a_local_copy_that_is_damaged_is_read_anew(tmp_path, caplog):
     kept = rocksdict.Rdict(str(stores[1]), rocksdict.Options(raw_mode=True))
     assert kept[b"key"] == b"value"
     kept.close()
+
+
+def test_what_was_removed_leaves_the_files_of_a_local_copy(tmp_path):
+    """RocksDB marks it first; afterwards no file holds its bytes, and the rest is there."""
+    folder = tmp_path / "rows-0.db"
+    make_store(folder)
+    secret = os.urandom(1000)
+
+    def is_there():
+        return [path.name for path in folder.iterdir() if secret[:200] in path.read_bytes()]
+
+    store = rocksdict.Rdict(str(folder), rocksdict.Options(raw_mode=True))
+    store[b"secret"] = secret
+    store.flush()
+    del store[b"secret"]
+    assert is_there()
+    forget_removed(store)
+    assert not is_there()
+    assert store[b"key"] == b"value"
+    store.close()
 
 
 @pytest.mark.parametrize("protocol", ["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"])

@@ -43,6 +43,7 @@ _COMMIT_SECONDS = 1.0
 _WATCH_SECONDS = 2.0
 _SEEK_EVERY_CHECKS = 2
 _MAX_STALLED_CHECKS = 10
+_FORGET_SECONDS = 3600.0
 _STALE_HOURS = 12
 """A local copy that was not written for so long is read anew from Kafka.
 
@@ -199,6 +200,8 @@ class FaustTable:
         self._app.transport.Consumer = type(
             "_Consumer", (EventConsumer,), {"on_committed": staticmethod(self._start_from)}
         )
+        # Partitions whose files still hold what was removed.
+        self._removed_from: set[int] = set()
         self._url = str(self._app.conf.canonical_url)
         options = {} if settings.matcher.store == "memory" else dict(_STORE_OPTIONS)
         self._table = self._app.Table(TABLE, key_type=bytes, value_type=bytes, options=options)
@@ -353,6 +356,17 @@ class FaustTable:
             log.warning("partition %d: fetching again from offset %d", partition, backlog.start)
             await self._app.consumer.go_back(tp, backlog.start)
 
+    async def forget(self) -> None:
+        """Once an hour, for ever, have what was removed leave the files of the local copy, too."""
+        while True:
+            await asyncio.sleep(_FORGET_SECONDS)
+            store = self._table.data
+            for partition in self._removed_from & set(store._dbs):
+                # It may be closed meanwhile, as its partition moves: then its files go.
+                with contextlib.suppress(Exception):
+                    await asyncio.to_thread(forget_removed, store._dbs[partition])
+            self._removed_from.clear()
+
     def _events_of(self, partition: int) -> Any:
         return faust.types.TP(self._events, partition)
 
@@ -434,10 +448,19 @@ class FaustTable:
         for key, value in entries:
             if value is None:
                 batch.delete(key)
+                self._removed_from.add(partition)
             else:
                 batch.put(key, value)
         batch.put(store.offset_key, str(offset).encode())
         store._db_for_partition(partition).write(batch)
+
+
+def forget_removed(store: rocksdict.Rdict) -> None:
+    """Write RocksDB's files anew, without what was removed: it only marks that at first."""
+    options = rocksdict.CompactOptions()
+    options.set_bottommost_level_compaction(rocksdict.BottommostLevelCompaction.force())
+    store.flush()
+    store.compact_range(None, None, options)
 
 
 def _quiet_logs() -> None:

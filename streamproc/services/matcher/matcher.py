@@ -204,7 +204,13 @@ class Matcher:
             self._table = table = FaustTable(self._settings, folder, await self._own_url())
             table.on_event(self._take)
             table.on_rebalance(self._unload, self._load)
-            async with self._tasks(self._acknowledge(), self._expire(), table.watch(self._is_idle)):
+            works = (
+                self._acknowledge(),
+                self._expire(),
+                table.watch(self._is_idle),
+                table.forget(),
+            )
+            async with self._tasks(*works):
                 await self._run_table(table)
 
     async def _own_url(self) -> str:
