@@ -12,13 +12,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import os
 import random
 import re
 import socket
 import tempfile
 import time
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path, PurePosixPath
@@ -31,6 +30,7 @@ from streamproc.storage.allowed import (
     MediaStoppedError,
     RefusedError,
 )
+from streamproc.storage.room import ROOM
 from streamproc.tracks import TRACK_FILE_PATTERNS
 
 if TYPE_CHECKING:
@@ -38,11 +38,15 @@ if TYPE_CHECKING:
 
     from aiohttp import ClientResponse
 
+    from streamproc.storage.room import Claim
+
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 1024 * 1024
 _POLL_SECONDS = 0.1
+_ROOM_SECONDS = 1.0
+"""How often a file that waits for room on the disk looks for it."""
 _MAX_PAUSE_SECONDS = 60.0
 _MAX_NAME_CHARS = 80
 _TEMPORARY_STATUSES = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
@@ -143,10 +147,13 @@ class RemoteFiles:
     def open(self, uri: str, expected: Expected, stop: Callable[[], bool]) -> Iterator[Path]:
         """Fetch the file, and give the path of the copy, which is removed on leaving."""
         file_name = _safe_name(self._scheme.file_name(uri))
-        with temporary_path(file_name, self._temporary_folder) as path:
+        with ExitStack() as stack:
+            claim = ROOM.claim()
+            stack.callback(claim.release)  # once the copy is removed
+            path = stack.enter_context(temporary_path(file_name, self._temporary_folder))
 
             async def save(body: _Body) -> None:
-                await _save(shown(uri), body, path, expected, stop, self._pace)
+                await _save(shown(uri), body, path, expected, stop, self._pace, claim)
 
             self._run(uri, save, stop)
             yield path
@@ -331,16 +338,20 @@ async def _save(
     expected: Expected,
     stop: Callable[[], bool],
     pace: Pace,
+    claim: Claim,
 ) -> None:
     if body.size_bytes is not None:
         expected.check_size(name, body.size_bytes)
-        _check_room(name, target.parent, body.size_bytes)
+        with _disk_faults(target):
+            while not claim.take(name, target.parent, body.size_bytes):
+                await _unless(stop, asyncio.sleep(_ROOM_SECONDS))
     digest = hashlib.sha256()
     size_bytes = 0
     since_seconds, since_bytes = time.monotonic(), 0
     with _create(target) as write:
         while chunk := await _unless(stop, body.file.read(_CHUNK_BYTES)):
             size_bytes += len(chunk)
+            claim.written_bytes = size_bytes
             expected.check_limit(name, size_bytes)
             write(chunk)
             digest.update(chunk)
@@ -353,23 +364,6 @@ async def _save(
                 since_seconds, since_bytes = time.monotonic(), size_bytes
     expected.check_size(name, size_bytes)
     expected.check_sha256(name, digest.hexdigest())
-
-
-def _check_room(name: str, folder: Path, size_bytes: int) -> None:
-    """Refuse a file that can never fit; raise MachineError for one that may fit later."""
-    with _disk_faults(folder / "_"):
-        disk = os.statvfs(folder)
-    total, free = disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize
-    if size_bytes > total:
-        raise RefusedError(
-            f"{name}: its {size_bytes:,} bytes do not fit where files are fetched to ({folder} "
-            f"holds {total:,} in all); set TMPDIR to a folder with more room"
-        )
-    if size_bytes > free:
-        raise MachineError(
-            f"{name}: needs {size_bytes:,} bytes of room, {free:,} are free in {folder}; make room "
-            "there or name another TMPDIR"
-        )
 
 
 @contextmanager
