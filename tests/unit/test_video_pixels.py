@@ -208,3 +208,18 @@ def test_box_outside_is_refused(box):
     frame = Frame(0, 0.0, noise(64, 48, "yuv420p"), Converter())
     with pytest.raises(ValueError, match="leaves the picture of 64x48"):
         frame.crop_rgb(box)
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS, ids=str)
+def test_a_scaled_picture_is_upright_and_of_the_size_asked_for(orientation):
+    """What a detector sees is the upright picture, turned and mirrored as its crops are."""
+    picture = av.VideoFrame.from_ndarray(
+        np.kron(np.arange(0, 240, 20, np.uint8).reshape(3, 4), np.ones((32, 32), np.uint8)), "gray"
+    )
+    frame = Frame(0, 0.0, picture, Converter(orientation))
+    upright = frame.rgb()
+    scaled = frame.scaled_rgb(frame.width // 2, frame.height // 2)
+    assert scaled.shape == (frame.height // 2, frame.width // 2, 3)
+    middles = (slice(8, None, 16), slice(8, None, 16))
+    whole = upright[16::32, 16::32].astype(int)
+    np.testing.assert_allclose(scaled[middles].astype(int), whole, atol=2)
