@@ -51,7 +51,6 @@ def kinds(media):
     (media / "text.mp4").write_text("not a video")
     (media / "empty.mp4").touch()
     (media / "cut.mp4").write_bytes((media / "a.mp4").read_bytes()[:3000])
-    (media / "alone.mp4").write_bytes((media / "a.mp4").read_bytes())
     (media / "bad.npz").write_bytes(b"PK\x03\x04" + b"\0" * 500)
     (media / "words.mot.txt").write_text("these are no tracks\n")
     (media / "folder.mp4").mkdir(exist_ok=True)
@@ -78,7 +77,7 @@ def kinds(media):
         ready(video_uri="empty.mp4"),
         ready(video_uri="cut.mp4"),
         ready(video_uri="folder.mp4"),
-        ready(video_uri="alone.mp4", tracks=None),
+        ready(tracks={"uri": "folder.mp4"}),
         ready(tracks={"uri": "bad.npz"}),
         ready(tracks={"uri": "words.mot.txt"}),
         ready(tracks={"uri": "b.mp4"}),
