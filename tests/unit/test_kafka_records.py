@@ -37,13 +37,18 @@ HOUR_AGO_MS = NOW_MS - 3_600_000
 @pytest.mark.parametrize(
     "timestamp",
     [HOUR_AGO_MS, HOUR_AGO_MS // 1000, HOUR_AGO_MS * 1000, HOUR_AGO_MS * 1_000_000],
+    ids=["ms", "s", "us", "ns"],
 )
 def test_the_time_of_a_record_may_be_of_any_unit(timestamp) -> None:
     """Seconds, milli-, micro- and nanoseconds of one time are that time, to the second."""
     assert abs(time_ms_of(record(timestamp=timestamp)) - HOUR_AGO_MS) < 1000
 
 
-@pytest.mark.parametrize("timestamp", [-1, 0, 5, 2**63 - 1, -(2**63), NOW_MS * 1000 * 10])
+@pytest.mark.parametrize(
+    "timestamp",
+    [-1, 0, 5, 2**63 - 1, -(2**63), NOW_MS * 1000 * 10],
+    ids=["missing", "zero", "five", "largest", "smallest", "in-centuries"],
+)
 def test_a_record_without_a_usable_time_is_of_now(timestamp) -> None:
     """A time that is missing, or of no unit, would be beyond what a date can say."""
     assert 0 <= time_ms_of(record(timestamp=timestamp)) - NOW_MS < 3_600_000
