@@ -117,7 +117,7 @@ def read_decisions(path: Path) -> list[AnyDecision]:
     """
     try:
         data = read_regular(path, MAX_DECISIONS_BYTES)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error

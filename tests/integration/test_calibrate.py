@@ -350,8 +350,8 @@ def test_pairs_that_cannot_be_used(out, tmp_path, content, words) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((), "expected either --truth, one for each folder, or --pairs"),
-        (("--truth", "t.txt", "--pairs", "p.csv"), "expected either --truth"),
+        ((), "expected one of --truth, one for each folder, --pairs and --decisions"),
+        (("--truth", "t.txt", "--pairs", "p.csv"), "expected one of --truth"),
         (
             ("--truth", "t.txt", "--truth", "t.txt"),
             "expected one --truth for each of the 1 folders, got 2",

@@ -30,7 +30,7 @@ def test_topics_are_made_once_and_checked(stream):
     stream = stream()
     assert stream.cli("topics", "create").stdout == ""  # the fixture made them
     lines = stream.cli("topics", "check").stdout.splitlines()
-    assert len(lines) == 8
+    assert len(lines) == 9
     assert any(line.endswith("streamproc-matcher-rows-changelog\t4") for line in lines)
     one_line(
         stream.cli("topics", "check", kafka__topic_prefix="other."),

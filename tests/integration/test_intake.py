@@ -120,7 +120,10 @@ def test_junk_is_passed_over_a_thousand_a_second_and_delays_no_video(stream):
 
 
 def test_a_second_signal_ends_every_service_at_once(stream):
-    """In the middle of their work worker, matcher and animator end with exit code 143."""
+    """In the middle of their work worker, matcher and animator end with exit code 143.
+
+    One that was done before the second signal came has ended by the first, with exit code 0.
+    """
     stream = stream()
     names = ("worker", "matcher", "animator")
     processes = [stream.start(name, service__http_port=0) for name in names]
@@ -131,4 +134,5 @@ def test_a_second_signal_ends_every_service_at_once(stream):
         process.send(signal.SIGTERM)
         eventually(lambda one=process: "stopping" in one.log, "heard", processes=[process])
         process.send(signal.SIGTERM)
-        assert process.wait(seconds=10) == 143, process.log
+        code = process.wait(seconds=10)
+        assert code == 143 or (code == 0 and "has stopped" in process.log), process.log

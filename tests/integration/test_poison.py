@@ -102,7 +102,7 @@ def kinds(media):
     return [("video-ready", value) for value in video] + [(PERSON, value) for value in matched]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_whatever_comes_beside_them_all_good_videos_are_done(stream):
     """Each good video is `done`, nothing is left over, and no service grows or ends."""
     stream = stream(remote__allowed_hosts="127.0.0.1:9", remote__attempts=1, jobs__fault_attempts=3)
