@@ -117,7 +117,7 @@ def test_a_group_is_decided_at_once_and_somebody_is_left_out(tmp_path, open_at) 
     page.keyboard.press("j")
     group.focus()
     page.keyboard.press("s")
-    page.wait_for_function("document.querySelector('#groups .is-decided') !== null")
+    page.locator("#groups .is-decided").wait_for()
     decisions = page.evaluate("review.store.decisions")
     assert [(one["kind"], sorted(one["person_keys"])) for one in decisions] == [("group", keys[:3])]
     group.locator("summary").click()
@@ -131,7 +131,7 @@ def test_two_browsers_see_each_others_decisions(served, open_at) -> None:
     address, _ = served
     one, other = open_at(address), open_at(address)
     one.locator(SHOWN).first.get_by_text("Different people").click()
-    other.wait_for_function(f"document.querySelector('{SHOWN} button[aria-pressed=true]') !== null")
+    other.locator(f"{SHOWN} button[aria-pressed=true]").first.wait_for()
     assert pressed(other.locator(SHOWN).first) == ["Different people"]
 
 
@@ -145,7 +145,7 @@ def test_the_page_says_what_follows_as_the_library_does(served, open_at, written
         verdict = "Different people" if place % 3 == 2 else "Same person"
         cards.nth(place).locator("button", has_text=verdict).click()
         eventually(lambda place=place: len(read_decisions(decisions)) > place, "the decision")
-    page.wait_for_function("document.querySelector('#review p').textContent.startsWith('8')")
+    page.locator("#review p", has_text="8 decisions").wait_for()
     vetoes = [pair.person_keys for pair in report.vetoed_pairs]
     keys = [person.person_key for person in report.persons]
     library = Identities("entrance", keys, statements_of(read_decisions(decisions)), vetoes)
@@ -168,7 +168,7 @@ def test_the_queue_shows_what_is_undecided_and_keeps_its_place(served, open_at) 
     first = page.locator(SHOWN).first
     title = first.locator("h3").inner_text()
     first.get_by_text("Different people").click()
-    page.wait_for_function(f"document.querySelector('{SHOWN}.is-decided') !== null")
+    page.locator(f"{SHOWN}.is-decided").first.wait_for()
     assert page.locator(SHOWN).count() == count
     page.locator("#review-filter").select_option("decided")
     assert page.locator(f"{SHOWN} h3").all_inner_texts() == [title]
@@ -237,13 +237,13 @@ def test_two_windows_from_disk_lose_nothing_of_each_other(written, chromium) -> 
     other.locator(f"{SHOWN} button[aria-pressed=true]").first.wait_for()
     other.locator(SHOWN).nth(1).get_by_text("Different people").click()
     one.reload()
-    one.wait_for_function("document.querySelector('#review p').textContent.startsWith('2')")
+    one.locator("#review p", has_text="2 decisions").wait_for()
     text = path.read_text()
     other_run = path.with_name("other.html")
     run = one.evaluate("data.run")
     other_run.write_text(text.replace(run, "0" * 32))
     one.goto(other_run.as_uri())
-    one.wait_for_function("document.querySelector('#review p').textContent.startsWith('0')")
+    one.locator("#review p", has_text="0 decisions").wait_for()
     other_run.unlink()
     context.close()
 
