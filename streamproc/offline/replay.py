@@ -138,6 +138,9 @@ class Replay:
         finally:
             for directory in self._directories.values():
                 directory.abort()  # does nothing after a commit
+            for video in self.videos:
+                if video.record is not None:
+                    video.record.close()
 
     def _pipeline(self) -> Pipeline:
         settings = self._state.settings

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from fractions import Fraction
 from functools import partial
 from typing import TYPE_CHECKING
@@ -106,6 +109,17 @@ def test_a_video_twice_gives_the_same_and_other_settings_another_run(clip) -> No
     ids = [result.summary["videos"][0]["run_id"] for result in (one, other, changed)]
     assert ids[0] == ids[1] != ids[2]
     np.testing.assert_array_equal(one.embeddings, other.embeddings)
+
+
+def test_nothing_is_left_open(clip, tmp_path) -> None:
+    """Python warns of a file that is left to its collector."""
+    files = f"{str(clip)!r}, out={str(tmp_path / 'out')!r}"
+    code = f"import gc, streamproc; streamproc.replay({files}); gc.collect()"
+    command = [sys.executable, "-W", "always::ResourceWarning", "-c", code]
+    done = subprocess.run(
+        command, env=os.environ | SMALL, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, "ResourceWarning" in done.stderr) == (0, False), done.stderr
 
 
 def test_another_detector_finds_what_it_knows(squares, tmp_path) -> None:

@@ -30,7 +30,8 @@ Rows = np.ndarray[tuple[int], Any]
 class TrackRecord:
     """All boxes of one video's tracks, in an unnamed temporary file.
 
-    So memory does not grow with the video. `add` is called in one thread, the rest after it.
+    So memory does not grow with the video. `add` is called in one thread, the rest after it, and
+    `close` last.
     """
 
     def __init__(self) -> None:
@@ -46,6 +47,10 @@ class TrackRecord:
         rows["confidence"] = boxes.confidences
         self._file.write(rows.tobytes())
         self.box_count += len(rows)
+
+    def close(self) -> None:
+        """Let the temporary file go."""
+        self._file.close()
 
     def write(self, path: Path) -> None:
         """Write them to a file: as MOT Challenge text, or as npz if the name ends with it."""
