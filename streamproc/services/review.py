@@ -237,7 +237,8 @@ class ReviewServer:
         """Serve a file of a viewer's folder, and nothing else."""
         parts = request.match_info["path"].split("/")
         is_viewers = _VIEWER in (parts[0], *parts[1:2]) and len(parts) > 1
-        media_type = _SERVED.get(os.path.splitext(parts[-1])[1])  # noqa: PTH122 - no Path of hostile text
+        stem, dot, ending = parts[-1].rpartition(".")
+        media_type = _SERVED.get(dot + ending) if stem else None
         if not is_viewers or media_type is None or "\0" in parts[-1] or ".." in parts:
             raise web.HTTPNotFound
         path = await asyncio.to_thread(self._file_at, parts)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from streamproc.gallery.linking.context import triangles
+from streamproc.gallery.linking.context import take_off_pieces, triangles
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -35,20 +35,13 @@ def competitor_strength(pairs: Int64Array, log_odds: Float64Array) -> Float64Arr
         return np.zeros(0)
     odds = np.exp(np.clip(log_odds, -_LARGEST_LOG_ODDS, _LARGEST_LOG_ODDS))
     probability = odds / (1 + odds)
-    odds_of_tracklet = np.bincount(pairs.ravel(), np.repeat(odds, 2))
-    against = odds_of_tracklet[pairs] - odds[:, None]  # (p, 2): of the first and of the second
+    odds_of_tracklet = np.bincount(pairs.ravel(), np.repeat(odds, 2)).astype(np.float64, copy=False)
+    # (p, 2): of the first and of the second
+    against: Float64Array = odds_of_tracklet[pairs] - odds[:, None]
     for triangle in triangles(pairs):
         # Each side of a triangle in turn is the pair (a, b); the others are (a, c) and (b, c).
         for turn in range(3):
-            pair = triangle[turn]
-            one = triangle[turn - 1]
-            other = triangle[turn - 2]
-            one_has_first = (pairs[one] == pairs[pair, :1]).any(1)
-            by_one = odds[one] * probability[other]
-            by_other = odds[other] * probability[one]
-            first = np.where(one_has_first, by_one, by_other)
-            second = np.where(one_has_first, by_other, by_one)
-            against[:, 0] -= np.bincount(pair, first, len(pairs))
-            against[:, 1] -= np.bincount(pair, second, len(pairs))
+            sides = (triangle[turn], triangle[turn - 1], triangle[turn - 2])
+            take_off_pieces(against, pairs, odds, probability, sides)
     strength: Float64Array = np.log1p(np.maximum(against, 0)).sum(1)
     return strength

@@ -36,15 +36,31 @@ def competition(pairs: Int64Array, log_odds: Float64Array, video: Int64Array) ->
     chance = odds / (1 + odds)
     against = _odds_of_others(pairs, odds, video)
     for pair, one, other in _wedges(pairs, video):
-        first_in_one = (pairs[one] == pairs[pair, :1]).any(1)
-        from_one = odds[one] * chance[other]
-        from_other = odds[other] * chance[one]
-        of_first = np.where(first_in_one, from_one, from_other)
-        of_second = np.where(first_in_one, from_other, from_one)
-        against[:, 0] -= np.bincount(pair, of_first, len(pairs))
-        against[:, 1] -= np.bincount(pair, of_second, len(pairs))
+        take_off_pieces(against, pairs, odds, chance, (pair, one, other))
     strength: Float64Array = np.log1p(np.maximum(against, 0)).sum(1)
     return strength
+
+
+def take_off_pieces(
+    against: Float64Array,
+    pairs: Int64Array,
+    odds: Float64Array,
+    chance: Float64Array,
+    triangles: tuple[Int64Array, Int64Array, Int64Array],
+) -> None:
+    """Subtract from the odds `against` each pair (p, 2) those of pieces of the same person.
+
+    `triangles` are positions (t,) of the pairs (a, b), (a, c) and (b, c), the last two in either
+    order: c does not compete as far as (b, c), or (a, c), is one person.
+    """
+    pair, one, other = triangles
+    first_in_one = (pairs[one] == pairs[pair, :1]).any(1)
+    from_one = odds[one] * chance[other]
+    from_other = odds[other] * chance[one]
+    of_first = np.where(first_in_one, from_one, from_other)
+    of_second = np.where(first_in_one, from_other, from_one)
+    against[:, 0] -= np.bincount(pair, of_first, len(pairs))
+    against[:, 1] -= np.bincount(pair, of_second, len(pairs))
 
 
 def support(pairs: Int64Array, log_odds: Float64Array, video: Int64Array) -> Float64Array:

@@ -29,6 +29,8 @@ GRID_PX = 32
 STRIDES = (8, 16, 32)
 _PERSON = 0
 _CHANNELS = 3
+_PICTURE_AXES = 4  # n, c, h, w
+_PICTURE_AND_SIZE = 2  # inputs of RT-DETR
 _EXPECTED = (
     "expected a detector as YOLOX exports it (images to [n, anchors, 5 + classes]), as ultralytics "
     "does ([n, 4 + classes, anchors]), or as RT-DETR does (images and orig_target_sizes to labels, "
@@ -167,7 +169,8 @@ def fixed_size(session: PictureSession) -> tuple[int | None, int | None]:
     Raises WeightsError if its first input takes no picture.
     """
     picture = session.inputs[0] if session.inputs else None
-    if picture is None or len(picture.shape) != 4 or picture.type != "tensor(float)":  # noqa: PLR2004 - n, c, h, w
+    is_batch = picture is not None and len(picture.shape) == _PICTURE_AXES
+    if picture is None or not is_batch or picture.type != "tensor(float)":
         raise _refused(session)
     batch, channels, height, width = picture.shape
     fits_batch = batch in {None, 1}
@@ -186,7 +189,8 @@ def layout_of(session: PictureSession, height: int, width: int) -> Layout:
     names = tuple(port.name for port in session.outputs)
     first = session.inputs[0].name
     candidate: Layout
-    if len(session.inputs) == 2 and set(names) >= {"labels", "boxes", "scores"}:  # noqa: PLR2004 - picture and size
+    has_size = len(session.inputs) == _PICTURE_AND_SIZE
+    if has_size and set(names) >= {"labels", "boxes", "scores"}:
         candidate = RtDetrLayout(first, session.inputs[1].name, names)
         outputs = session.probe(candidate.inputs(picture))
         boxes, scores = (outputs[names.index(name)] for name in ("boxes", "scores"))
