@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import logging
 import os
@@ -43,6 +44,9 @@ class StopSignals:
         signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
         for number in _NUMBERS:
             signal.signal(number, _do_nothing)
+        # While Python takes its modules down, it would give signals their default again: one that
+        # comes that late would end a process that has done its work with a signal's exit code.
+        atexit.register(_ignore_signals)
         thread = threading.Thread(
             target=self._run, args=(reading, asyncio.get_running_loop()), daemon=True
         )
@@ -62,6 +66,11 @@ class StopSignals:
 
 def _do_nothing(_number: int, _frame: object) -> None:
     """Take the place of the default, which ends the process."""
+
+
+def _ignore_signals() -> None:
+    for number in _NUMBERS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _next_number(reading: int, seconds: float | None) -> int | None:

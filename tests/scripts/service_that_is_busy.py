@@ -1,4 +1,7 @@
-"""Runs a service without Kafka whose work, once it has begun, does not end: `loop` or `thread`."""
+"""Runs a service without Kafka whose work, once it has begun, does not end: `loop` or `thread`.
+
+With `end`, the work ends, and Python takes a second to take its modules down.
+"""
 
 import asyncio
 import sys
@@ -29,4 +32,15 @@ async def main(what: str, grace_seconds: float) -> None:
     await service.run(work)
 
 
+class SlowToGo:
+    """Takes a second to go, once Python has given the signals their defaults again."""
+
+    def __del__(self, say=print, sleep=time.sleep) -> None:
+        """Say so, and wait."""
+        say("going", flush=True)
+        sleep(1)
+
+
+if sys.argv[1] == "end":
+    slow = SlowToGo()
 asyncio.run(main(sys.argv[1], float(sys.argv[2])))

@@ -41,6 +41,15 @@ def test_the_first_signal_ends_in_order(tmp_path):
     assert "has stopped" in process.log
 
 
+def test_a_signal_while_python_goes_changes_no_exit_code(tmp_path):
+    """A second signal that comes when the work has ended finds nothing to end: exit code 0."""
+    process = start(tmp_path, "end")
+    process.send(signal.SIGTERM)
+    eventually(lambda: "going" in process.log, "its last moments", processes=[process])
+    process.send(signal.SIGTERM)
+    assert process.wait(seconds=10) == 0
+
+
 @pytest.mark.parametrize("what", ["loop", "thread"])
 def test_the_end_of_the_grace_time_ends_it(tmp_path, what):
     """What does not end by itself is ended, with the code of the signal."""
