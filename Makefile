@@ -42,6 +42,8 @@ soak: $(DEV_STAMP)
 	STREAMPROC_TEST_FUZZ_PICKLES=100000 $(BIN)/python -m pytest \
 		tests/unit/test_tracks_child.py -k fuzzed
 	STREAMPROC_TEST_POISON_RECORDS=10000 $(BIN)/python -m pytest tests/integration/test_poison.py
+	STREAMPROC_TEST_STOPS=20 $(BIN)/python -m pytest tests/integration/test_intake.py \
+		-k second_signal -s
 	STREAMPROC_TEST_CHAOS_SECONDS=3600 STREAMPROC_TEST_SEED=$$(date +%s) \
 		$(BIN)/python -m pytest -m crash -k random -s
 

@@ -315,7 +315,14 @@ class Gallery:
         row = self.rows.pop(key, None)
         if row is None:
             return
-        self._keys_of_video[row.tracklet.video_id].discard(key)
+        _take_from(self._keys_of_video, row.tracklet.video_id, key)
         for other in row.candidates:
-            self._rows_with_candidate[other].discard(key)
+            _take_from(self._rows_with_candidate, other, key)
         self._blocks[row.tracklet.model.weights_sha256].remove(key)
+
+
+def _take_from(index: dict[str, set[str]], name: str, key: str) -> None:
+    """Remove a key from the set of that name, and the set once it is empty."""
+    index[name].discard(key)
+    if not index[name]:
+        del index[name]

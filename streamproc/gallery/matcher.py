@@ -87,9 +87,13 @@ def apply(
     probabilities follow from its rows alone.
     """
     known = gallery.videos.get(event.video_id)
-    if known is not None and known.order > order_of(event):
-        return MatchResult()  # of an older run: it never overwrites a newer one
     announcer = Announcer(gallery, similarity_threshold, occurred_at, gallery.group_ids)
+    if known is not None and known.order > order_of(event):
+        # Of an older run: it never overwrites a newer one.
+        if isinstance(event, PersonEmbedding):
+            return MatchResult()
+        # It ends as every run does, with what is known of the video by the newer one.
+        return MatchResult(events=(announcer.done(event, known.candidate_count),))
     step = _Step(gallery, announcer, calibration)
     if isinstance(event, PersonEmbedding):
         return step.take_tracklet(event)

@@ -292,7 +292,8 @@ def test_the_two_dockerfiles_differ_in_extras_labels_a_compiler_and_what_nvidia_
     )
     assert [line for line in changes if not allowed.match(line)] == []
     assert '+ ARG EXTRAS="s3,gpu"' in changes
-    assert "from python:3.13-slim-trixie" in "\n".join(cpu).lower()
+    assert "ARG PYTHON_IMAGE=python:3.13-slim-trixie" in cpu
+    assert {line.split()[1] for line in cpu if line.startswith("FROM")} == {"${PYTHON_IMAGE}"}
 
 
 @pytest.mark.parametrize("name", ["Dockerfile", "Dockerfile.cuda"])

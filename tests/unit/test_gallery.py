@@ -207,14 +207,15 @@ def test_closing_removes_who_is_not_in_the_run_and_withdraws() -> None:
 
 
 def test_an_older_run_never_overwrites_a_newer_one() -> None:
-    """Events of an older run change and announce nothing."""
+    """Events of an older run change nothing; all that is said of it is that it has ended."""
     gallery = Gallery("g")
-    feed(gallery, person(1, [1, 0], run="new", minute=5), closed([1], run="new", minute=5))
-    assert (
-        feed(gallery, person(2, [1, 0], run="old", minute=1), closed([2], run="old", minute=1))
-        == []
-    )
-    assert list(gallery.rows) == ["v/1"]
+    new = {"run": "new", "minute": 5}
+    old = {"run": "old", "minute": 1}
+    feed(gallery, person(1, [1, 0], **new), person(3, [1, 0], **new), closed([1, 3], **new))
+    before = (dict(gallery.rows), dict(gallery.videos))
+    said = feed(gallery, person(2, [1, 0], **old), closed([2], **old))
+    assert [(one.run_id, one.state, one.candidate_count) for one in said] == [("old", "done", 1)]
+    assert (dict(gallery.rows), dict(gallery.videos)) == before
 
 
 def test_submitted_at_is_compared_as_time_not_as_text() -> None:
