@@ -22,6 +22,7 @@ from streamproc.events import (
     DuplicateGroup,
     GalleryExpired,
     PersonEmbedding,
+    TracksReady,
     VideoCancel,
     VideoClosed,
     VideoProgress,
@@ -46,6 +47,15 @@ TOPICS: dict[str, Topic] = {
         key="video_id, or none",
         action="receive",
         summary="A video to process; only `video_uri` is required.",
+    ),
+    "tracks-ready": Topic(
+        event=TracksReady,
+        key="video_id",
+        action="send",
+        summary=(
+            "The tracks that a worker found in a video which had none; the animator, which takes "
+            "them, receives it as well."
+        ),
     ),
     "video-cancel": Topic(
         event=VideoCancel,

@@ -384,6 +384,29 @@ class VideoReady(Event):
         return data
 
 
+class TracksReady(VideoReady):
+    """The tracks that a worker found in a video: all that `video-ready` said of it, and these.
+
+    Topic `tracks-ready`, from the worker, before the run's `video-closed`. For the animator, and
+    whoever wants the tracks.
+    """
+
+    topic: ClassVar[str] = "tracks-ready"
+    key_field: ClassVar[str] = "video_id"
+    identity: ClassVar[tuple[str, ...]] = (
+        "video_id",
+        "gallery_id",
+        "run_id",
+        "submitted_at",
+        "tracks",
+        "options",
+    )
+
+    run_id: Id
+    tracks: TracksRef
+    submitted_at: Timestamp
+
+
 class VideoCancel(Event):
     """A video that nobody wants any more, begun or not. Topic `video-cancel`, from anyone."""
 

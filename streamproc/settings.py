@@ -166,6 +166,28 @@ class DetectorSettings(_Section):
         allow_inf_nan=False,
         description="Boxes of a lower confidence are left out.",
     )
+    output_uri: str | None = Field(
+        default=None,
+        description=(
+            "Where a worker writes the tracks that it finds: a folder below the media root, or a "
+            "bucket that the animator may read (`remote.allowed_buckets`). None: `tracks` under "
+            "the media root."
+        ),
+    )
+    retention_hours: float = Field(
+        default=30 * 24,
+        gt=0,
+        le=1_000_000,
+        allow_inf_nan=False,
+        description=(
+            "How long a worker keeps them in a folder, in hours. In an object store, set a rule "
+            "of the store."
+        ),
+    )
+
+    @field_serializer("output_uri", when_used="json")
+    def _shown(self, uri: str | None) -> str | None:
+        return None if uri is None else shown(uri)
 
 
 class TrackerSettings(_Section):
@@ -341,6 +363,7 @@ class TopicsSettings(_Section):
     """The topics. `person_embeddings` holds biometric vectors, so it keeps them a day only."""
 
     video_ready: _VideoReadyTopic = _VideoReadyTopic()
+    tracks_ready: TopicSettings = TopicSettings()
     person_embeddings: _PersonEmbeddingsTopic = _PersonEmbeddingsTopic()
     duplicate_candidates: _CandidatesTopic = _CandidatesTopic()
     duplicate_groups: _CandidatesTopic = _CandidatesTopic()

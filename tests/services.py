@@ -107,6 +107,7 @@ class Stream:
             "service.http_port": 0,
             "jobs.retry_seconds": 0.2,
             "topics.video_ready.partitions": 4,
+            "topics.tracks_ready.partitions": 2,
             "topics.person_embeddings.partitions": 4,
             "topics.duplicate_candidates.partitions": 2,
             "topics.animation_ready.partitions": 2,

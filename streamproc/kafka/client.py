@@ -19,6 +19,7 @@ from streamproc.errors import EventError, MachineError, UsageError, VideoError
 from streamproc.events import (
     DuplicateCandidate,
     PersonEmbedding,
+    TracksReady,
     TracksRef,
     VideoCancel,
     VideoOptions,
@@ -44,7 +45,12 @@ if TYPE_CHECKING:
 _POLL_MS = 200
 _SHOWN_BYTES = 200
 _DEAD_LETTERS = "dead-letters"
-_TAKEN_TOPICS = (VideoReady.topic, VideoCancel.topic, PersonEmbedding.topic)
+_TAKEN_TOPICS = (
+    VideoReady.topic,
+    TracksReady.topic,
+    VideoCancel.topic,
+    PersonEmbedding.topic,
+)
 """The topics whose records services take, and so may have put aside."""
 _CHUNK_BYTES = 1024 * 1024
 

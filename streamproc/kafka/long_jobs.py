@@ -35,7 +35,7 @@ from streamproc.kafka.connection import COMMITTED_ONLY, client_options, group_of
 from streamproc.kafka.taken import Job, Refusal, Taken, starts_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Mapping
+    from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from streamproc.kafka.readiness import Readiness
@@ -81,7 +81,7 @@ class JobHandler(Protocol):
 
 
 class LongJobs(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is untyped
-    """Takes the records of one topic as long jobs, as a member of the group of `name`.
+    """Takes the records of some topics as long jobs, as a member of the group of `name`.
 
     `ready` is set while records can be taken. No record is taken once `stop` is set. One event loop
     uses it. Public for metrics: `running`, `waiting`, `lag`.
@@ -92,7 +92,7 @@ class LongJobs(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is u
         settings: Settings,
         *,
         name: str,
-        topic: str,
+        topics: Sequence[str],
         handler: JobHandler,
         stop: asyncio.Event,
         ready: Readiness,
@@ -102,7 +102,7 @@ class LongJobs(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is u
         self._handler = handler
         self._stop = stop
         self._ready = ready
-        self._topic = settings.kafka.topic_prefix + topic
+        self._topics = [settings.kafka.topic_prefix + topic for topic in topics]
         self._group = group_of(settings, name)
         self._partitions: dict[TopicPartition, Taken] = {}
         # True between a revocation and the next assignment: nothing is committed then.
@@ -161,7 +161,7 @@ class LongJobs(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is u
         self._failure = None
         self._away.clear()
         self._consumer = self._make_consumer()
-        self._consumer.subscribe([self._topic], listener=self)
+        self._consumer.subscribe(self._topics, listener=self)
         try:
             await self._consumer.start()
         except KafkaConnectionError as error:
@@ -172,7 +172,8 @@ class LongJobs(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is u
                 await self._poll(accepting=True)
             await self._join()
         except KafkaError as error:
-            raise MachineError(f"{self._topic}: Kafka gave no records ({error!r})") from error
+            topics = ", ".join(self._topics)
+            raise MachineError(f"{topics}: Kafka gave no records ({error!r})") from error
         finally:
             self._ready.clear("it takes no records now")
             await self._terminate()
@@ -231,8 +232,9 @@ class LongJobs(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is u
             end = self._end_of(partition)
             if end is not None and state.next_offset is not None and end < state.next_offset:
                 raise MachineError(
-                    f"partition {partition.partition} ends at offset {end}, but was read to "
-                    f"{state.next_offset}: the topic was made again; reading it from its beginning"
+                    f"{partition.topic}[{partition.partition}] ends at offset {end}, but was read "
+                    f"to {state.next_offset}: the topic was made again; reading it from its "
+                    "beginning"
                 )
 
     def _say_whether_ready(self) -> None:
@@ -241,8 +243,11 @@ class LongJobs(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is u
         if self._rebalancing:
             return
         waiting = sum(job.is_waiting for job in self._jobs())
-        if not self._consumer.partitions_for_topic(self._topic):
-            self._ready.clear(f"topic {self._topic}: missing; `streamproc topics create` makes it")
+        missing = [
+            topic for topic in self._topics if not self._consumer.partitions_for_topic(topic)
+        ]
+        if missing:
+            self._ready.clear(f"topic {missing[0]}: missing; `streamproc topics create` makes it")
         elif self._away:
             self._ready.clear("Kafka is away, or takes no events")
         elif waiting >= _WAITING_AT_ONCE:
@@ -511,8 +516,8 @@ class LongJobs(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is u
         self._commit_due = True
         self._commit_at = 0.0
         self._say_whether_ready()
-        numbers = ", ".join(str(partition.partition) for partition in sorted(own))
-        log.info("partitions: %s", numbers or "none")
+        names = ", ".join(f"{partition.topic}[{partition.partition}]" for partition in sorted(own))
+        log.info("partitions: %s", names or "none")
 
     def _cancel_lost(self, own: set[TopicPartition]) -> None:
         """Forget the partitions that are not `own` any more, and cancel their jobs."""

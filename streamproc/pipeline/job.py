@@ -23,7 +23,7 @@ from streamproc.ids import person_key_of, run_id_of
 from streamproc.reid import person_vector
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Awaitable, Callable, Iterable
     from pathlib import Path
 
     from streamproc.events import ModelInfo
@@ -49,7 +49,10 @@ class Stop(asyncio.Event):
 class VideoJob:
     """What is to be done with one video. Made by replay or by a service.
 
-    `sha256` is that of the file in lower case; None: the pipeline computes it.
+    `sha256` is that of the file in lower case; None: the pipeline computes it. `named_run_id` is
+    that of an earlier run, whose tracks were kept: what follows from them is of that run.
+    `keep_tracks` is awaited with the run's id once all tracks of a video were found in its frames,
+    before its `video-closed`; not where it was cut short.
     """
 
     path: Path
@@ -62,9 +65,13 @@ class VideoJob:
     recorded_at: str | None = None
     camera_id: str | None = None
     sha256: str | None = None
+    named_run_id: str | None = None
+    keep_tracks: Callable[[str], Awaitable[None]] | None = None
 
     def run_id(self, video_sha256: str, tracks_identity: str, weights_sha256: str) -> str:
         """Return the id of the run that takes what has these hashes."""
+        if self.named_run_id is not None:
+            return self.named_run_id
         options = [getattr(self.options, name) for name in self.options.__slots__]
         return run_id_of(
             video_id=self.video_id,

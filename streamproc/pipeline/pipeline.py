@@ -226,7 +226,7 @@ class Pipeline:
             stats.frames_planned = len(plan.frame_indices)
             stats.persons_total = len(plan.tracks)
             run = PlannedRun(context, plan)
-        outcome = await self._carry_out(run, stats, stop)
+        outcome = await self._carry_out(run, job, stats, stop)
         return VideoSummary(
             run_id=run.run_id,
             outcome=outcome,
@@ -243,7 +243,9 @@ class Pipeline:
             description=_described(video, video_sha256) | identity,
         )
 
-    async def _carry_out(self, run: Run, stats: VideoStats, stop: Stop) -> RunOutcome:
+    async def _carry_out(
+        self, run: Run, job: VideoJob, stats: VideoStats, stop: Stop
+    ) -> RunOutcome:
         try:
             await run.stages()
         except InputError:
@@ -251,6 +253,8 @@ class Pipeline:
             raise
         cut_short = stop.is_set() and stats.frames_done < stats.frames_planned
         outcome: RunOutcome = stop.outcome if cut_short else "done"
+        if outcome == "done" and job.keep_tracks is not None and isinstance(run, GrowingRun):
+            await job.keep_tracks(run.run_id)
         await run.close(outcome)
         return outcome
 

@@ -3,18 +3,20 @@
 It is a side consumer: its death or slowness stops nothing else. It reads `video-ready` in a group
 of its own and decodes for itself. Crops are never sent over Kafka, so the alternative would be a
 store of crops between worker and animator, written for every person and read once.
+
+It looks for nobody: a video without tracks is passed over, and taken up when the worker, which
+finds its people, announces their tracks in `tracks-ready`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from typing import TYPE_CHECKING
 
 from streamproc.animation import encode_webp
 from streamproc.errors import MachineError
-from streamproc.events import AnimationReady, Fault
+from streamproc.events import AnimationReady, Fault, TracksReady, VideoReady
 from streamproc.ids import person_key_of
 from streamproc.kafka.records import trace_of
 from streamproc.pipeline.animate import RunIds
@@ -23,13 +25,19 @@ from streamproc.pipeline.pipeline import Pipeline
 from streamproc.pipeline.resources import VideoStats, find_weights_sha256, video_limits
 from streamproc.services.intake import VideoIntake
 from streamproc.services.logs import log_about
+from streamproc.services.retention import remove_old_files
 from streamproc.services.service import Service
-from streamproc.services.videos import PeopleFinder, open_job, read_request
+from streamproc.services.videos import (
+    is_of_tracks_ready,
+    open_job,
+    read_request,
+    tracks_ref_of,
+)
 from streamproc.storage.animations import AnimationStore
 from streamproc.storage.media import MediaStoppedError
 
 if TYPE_CHECKING:
-    from streamproc.events import Event
+    from streamproc.events import Event, TracksRef
     from streamproc.kafka.long_jobs import Turn
     from streamproc.kafka.records import Record
     from streamproc.pipeline.animate import AnimateStage
@@ -42,7 +50,6 @@ log = logging.getLogger(__name__)
 
 SIZE_PX = 256
 FRAMES_PER_SECOND = 10
-_REMOVE_EVERY_SECONDS = 3600.0
 
 
 async def run_animator(settings: Settings) -> None:
@@ -59,9 +66,9 @@ class _Animator:
 
     def __init__(self, service: Service) -> None:
         settings = service.settings
+        self._service = service
         self._settings = settings
-        self._intake = VideoIntake(service, self)
-        self._finder = PeopleFinder(settings)
+        self._intake = VideoIntake(service, self, topics=(VideoReady.topic, TracksReady.topic))
         self._store = AnimationStore(
             settings.animator.output_uri or str(settings.media_root / "animations"),
             media_root=settings.media_root,
@@ -87,22 +94,12 @@ class _Animator:
         )
         assert self._pipeline.animate is not None  # as `write_animation` is given
         self._animate = self._pipeline.animate
-        removing = asyncio.create_task(self._remove_old())
+        hours = self._settings.animator.retention_hours
+        removing = asyncio.create_task(remove_old_files(self._store, "animations", hours=hours))
         try:
             await self._intake.run(self._pipeline)
         finally:
             removing.cancel()
-
-    async def _remove_old(self) -> None:
-        """Remove animations after their time, for ever, by a clock that cannot jump."""
-        start_seconds = time.time() - time.monotonic()
-        seconds = self._settings.animator.retention_hours * 3600
-        while True:
-            now_seconds = start_seconds + time.monotonic()
-            removed = await asyncio.to_thread(self._store.remove_older_than, seconds, now_seconds)
-            if removed:
-                log.info("%d animations were older than %.0f s, and are removed", removed, seconds)
-            await asyncio.sleep(min(_REMOVE_EVERY_SECONDS, seconds / 4))
 
     async def _drop(self, event: Event) -> None:
         """Publish no person and no closing: the worker does that."""
@@ -122,7 +119,10 @@ class _Animator:
             self._traces[request.event.video_id] = trace_of(record)
             self._forget(request.event.video_id)  # what an earlier attempt left
             try:
-                summary = await self._process(request, stats, stop, turn)
+                tracks_ref = await tracks_ref_of(request, self._intake.media, stop)
+                if tracks_ref is None:
+                    return  # `tracks-ready` comes when the worker has found its people
+                summary = await self._process(request, tracks_ref, stats, stop, turn)
             except MediaStoppedError:
                 return  # cancelled while it was fetched
             except BaseException:
@@ -144,9 +144,14 @@ class _Animator:
             del errors[key]
 
     async def _process(
-        self, request: Request, stats: VideoStats, stop: Stop, turn: Turn
+        self,
+        request: Request,
+        tracks_ref: TracksRef,
+        stats: VideoStats,
+        stop: Stop,
+        turn: Turn,
     ) -> VideoSummary:
-        async with open_job(request, self._intake.media, stop, self._finder) as job, turn:
+        async with open_job(request, tracks_ref, self._intake.media, stop) as job, turn:
             summary = await self._pipeline.process(job, stats, stop)
             await self._animate.join(request.event.video_id)
         return summary
@@ -201,9 +206,17 @@ class _Animator:
             raise
 
     async def refuse(self, record: Record, *, code: str, text: str, attempts: int) -> None:
-        """Only log it: the worker reads the same record and publishes the dead letter."""
-        del attempts
-        log.warning("not animated: %s@%d: %s: %s", record.topic, record.offset, code, text)
+        """Publish the dead letter of a record that nobody else reads; only log the others.
+
+        The worker reads the records of `video-ready` as well, and says what is wrong with them.
+        """
+        if not is_of_tracks_ready(record, self._settings):
+            log.warning("not animated: %s@%d: %s: %s", record.topic, record.offset, code, text)
+        else:
+            await self._intake.publisher.dead_letter(
+                record, code=code, text=text, attempts=attempts
+            )
+            self._service.dead_letters.labels(code).inc()
         self._intake.metrics.count_video("failed")
 
     async def retrying(self, record: Record, attempt: int, error: Exception) -> None:

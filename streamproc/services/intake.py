@@ -1,7 +1,7 @@
 """What worker and animator have in common: each takes videos, and has a job done for each one.
 
-Both read `video-ready` in a group of their own, and know what was cancelled before they begin the
-first video.
+Both read `video-ready` in a group of their own, the animator `tracks-ready` as well, and know what
+was cancelled before they begin the first video.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
+from streamproc.events import VideoReady
 from streamproc.kafka.cancellations import Cancellations
 from streamproc.kafka.connection import retry_until_stopped
 from streamproc.kafka.long_jobs import LongJobs
@@ -21,7 +22,7 @@ from streamproc.services.metrics import VideoMetrics
 from streamproc.storage.media import media_access
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from streamproc.kafka.long_jobs import JobHandler
     from streamproc.kafka.readiness import Readiness
@@ -39,7 +40,13 @@ class VideoIntake:
 
     metrics: VideoMetrics
 
-    def __init__(self, service: Service, handler: JobHandler) -> None:
+    def __init__(
+        self,
+        service: Service,
+        handler: JobHandler,
+        *,
+        topics: Sequence[str] = (VideoReady.topic,),
+    ) -> None:
         settings = service.settings
         self._service = service
         self.publisher = Publisher(settings, service.name)
@@ -48,7 +55,7 @@ class VideoIntake:
         self._jobs = LongJobs(
             settings,
             name=service.name,
-            topic="video-ready",
+            topics=topics,
             handler=handler,
             stop=service.stop,
             ready=service.ready,
@@ -76,7 +83,7 @@ class VideoIntake:
             caught_up = group.create_task(self._cancellations.caught_up.wait())
             stopped = group.create_task(stop.wait())
             await asyncio.wait([caught_up, stopped], return_when=asyncio.FIRST_COMPLETED)
-            await retry_until_stopped(stop, "video-ready", self._jobs.run, ready)
+            await retry_until_stopped(stop, "videos", self._jobs.run, ready)
             for task in (reading, caught_up, stopped):
                 task.cancel()
 

@@ -1,4 +1,4 @@
-"""From a `video-ready` record to a video and its tracks as files, for worker and animator."""
+"""From a `video-ready` or `tracks-ready` record to a video and its tracks as files."""
 
 from __future__ import annotations
 
@@ -6,20 +6,24 @@ import asyncio
 import hashlib
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from streamproc.errors import EventError, TracksError
-from streamproc.events import TracksRef, VideoReady, check_submitted_at, timestamp_of
+from streamproc.errors import EventError
+from streamproc.events import (
+    TracksReady,
+    TracksRef,
+    VideoReady,
+    check_submitted_at,
+    timestamp_of,
+)
 from streamproc.kafka.records import time_ms_of
 from streamproc.pipeline.job import VideoJob, crop_options
-from streamproc.pipeline.resources import finding_options, load_detector
-from streamproc.shown import shown
 from streamproc.storage.media import MediaStoppedError
-from streamproc.tracks import TRACK_FILE_PATTERNS, ReadOptions, tracks_from_file
+from streamproc.tracks import ReadOptions, tracks_from_file
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -28,10 +32,10 @@ if TYPE_CHECKING:
 
     from streamproc.crops import CropOptions
     from streamproc.kafka.records import Record
+    from streamproc.services.people import PeopleFinder
     from streamproc.settings import Settings
     from streamproc.storage.media import MediaAccess
-    from streamproc.tracks import TracksFound, TrackSource
-    from streamproc.tracks.detection.detector import Detector
+    from streamproc.tracks import TracksFromFile, TrackSource
 
 T = TypeVar("T")
 
@@ -44,7 +48,7 @@ _CHUNK_BYTES = 4 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a `video-ready` record asks for; what it leaves open is as in the settings."""
+    """What a record asks for; what it leaves open is as in the settings."""
 
     event: VideoReady
     submitted_at: str
@@ -54,10 +58,21 @@ class Request:
     time_limit_seconds: float
     animate: bool
 
+    @property
+    def named_run_id(self) -> str | None:
+        """The run that the event's tracks are of; None where they are of no run."""
+        return self.event.run_id if isinstance(self.event, TracksReady) else None
+
+
+def is_of_tracks_ready(record: Record, settings: Settings) -> bool:
+    """Return whether a record is of `tracks-ready`."""
+    return record.topic == settings.kafka.topic_prefix + TracksReady.topic
+
 
 def read_request(record: Record, settings: Settings) -> Request:
-    """Parse a record of `video-ready`; raises EventError."""
-    event = VideoReady.from_json(record.value or b"")
+    """Parse a record of `video-ready` or `tracks-ready`; raises EventError."""
+    event_type = TracksReady if is_of_tracks_ready(record, settings) else VideoReady
+    event = event_type.from_json(record.value or b"")
     asked = event.options
     submitted_at = event.submitted_at
     if submitted_at is None:
@@ -91,57 +106,58 @@ def event_of(record: Record) -> VideoReady | None:
         return None
 
 
-class PeopleFinder:
-    """Finds the tracks of videos that have none. Used by one event loop.
+async def tracks_ref_of(
+    request: Request, media: MediaAccess, stop: asyncio.Event
+) -> TracksRef | None:
+    """Return the track file of a video: the one that is named, or lies beside it.
 
-    The detector is loaded for the first such video, as most streams have none.
+    None: its people are to be found in its frames. Raises VideoError, MachineError and
+    MediaStoppedError as `MediaAccess.find_tracks` does.
     """
+    event = request.event
+    if event.tracks is not None:
+        return event.tracks
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._detector: Detector | None = None
-        self._loading = asyncio.Lock()
+    def find(is_stopped: Callable[[], bool]) -> str | None:
+        return media.find_tracks(event.video_uri, stop=is_stopped)
 
-    async def tracks_of(self, video_uri: str) -> TracksFound:
-        """Return tracks that are found while decoding.
-
-        Raises TracksError where nobody may look for people, WeightsError for a bad detector.
-        """
-        from streamproc.tracks.detection.found import tracks_found
-
-        if not self._settings.detector.enabled:
-            names = ", ".join(pattern.format(stem="NAME") for pattern in TRACK_FILE_PATTERNS)
-            raise TracksError(
-                f"{shown(video_uri)}: no tracks found beside it: expected one of {names} there, "
-                "or `tracks` in the event"
-            )
-        async with self._loading:
-            if self._detector is None:
-                self._detector = await asyncio.to_thread(load_detector, self._settings)
-        return tracks_found(self._detector, finding_options(self._settings))
+    beside = await _in_thread(find, stop)
+    return None if beside is None else TracksRef(uri=beside)
 
 
 @asynccontextmanager
 async def open_job(
-    request: Request, media: MediaAccess, stop: asyncio.Event, finder: PeopleFinder
+    request: Request,
+    tracks_ref: TracksRef | None,
+    media: MediaAccess,
+    stop: asyncio.Event,
+    finder: PeopleFinder | None = None,
 ) -> AsyncIterator[VideoJob]:
     """Fetch the video and its tracks, and give the job; copies are removed on leaving.
 
-    Raises VideoError, TracksError or EventError for what cannot be used, MachineError for what may
-    work later, and MediaStoppedError if `stop` was set while a file was fetched.
+    `tracks_ref` is what `tracks_ref_of` gave; where it is None, `finder` finds people. Raises
+    VideoError, TracksError or EventError for what cannot be used, MachineError for what may work
+    later, and MediaStoppedError if `stop` was set while a file was fetched.
     """
     event = request.event
-    async with (
-        _tracks_of(event, media, stop, finder) as tracks,
-        _fetched(
+    async with AsyncExitStack() as stack:
+        tracks: TrackSource
+        keep_tracks = None
+        if tracks_ref is None:
+            assert finder is not None
+            found = await stack.enter_async_context(finder.finding(request))
+            tracks, keep_tracks = found.tracks, found.keep
+        else:
+            tracks = await stack.enter_async_context(_tracks_of(tracks_ref, media, stop))
+        fetching = _fetched(
             media,
             event.video_uri,
             kind="video",
             sha256=event.video_sha256,
             size_bytes=event.video_size_bytes,
             stop=stop,
-        ) as video_path,
-    ):
+        )
+        video_path = await stack.enter_async_context(fetching)
         # One that is announced was checked while the file was fetched.
         sha256 = event.video_sha256 and event.video_sha256.lower()
         if sha256 is None:
@@ -157,25 +173,16 @@ async def open_job(
             similarity_threshold=request.similarity_threshold,
             recorded_at=event.recorded_at,
             camera_id=event.camera_id,
+            named_run_id=request.named_run_id,
+            keep_tracks=keep_tracks,
         )
 
 
 @asynccontextmanager
 async def _tracks_of(
-    event: VideoReady, media: MediaAccess, stop: asyncio.Event, finder: PeopleFinder
-) -> AsyncIterator[TrackSource]:
-    """Give the tracks: of the file that is named or lies beside the video, else of the frames."""
-    tracks = event.tracks
-    if tracks is None:
-
-        def find(is_stopped: Callable[[], bool]) -> str | None:
-            return media.find_tracks(event.video_uri, stop=is_stopped)
-
-        beside = await _in_thread(find, stop)
-        if beside is None:
-            yield await finder.tracks_of(event.video_uri)
-            return
-        tracks = TracksRef(uri=beside)
+    tracks: TracksRef, media: MediaAccess, stop: asyncio.Event
+) -> AsyncIterator[TracksFromFile]:
+    """Fetch a track file, and give what reads it."""
     async with _fetched(
         media,
         tracks.uri,

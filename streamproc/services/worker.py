@@ -21,17 +21,20 @@ from streamproc.pipeline.pipeline import Pipeline, VideoSummary
 from streamproc.pipeline.resources import VideoStats, load_network, video_limits
 from streamproc.services.intake import VideoIntake
 from streamproc.services.logs import log_about
+from streamproc.services.people import PeopleFinder
+from streamproc.services.retention import remove_old_files
 from streamproc.services.service import Service
-from streamproc.services.videos import PeopleFinder, event_of, open_job, read_request
+from streamproc.services.videos import event_of, open_job, read_request, tracks_ref_of
 from streamproc.shown import shown
 from streamproc.storage.media import MediaStoppedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
 
     from streamproc.events import Event
     from streamproc.kafka.long_jobs import Turn
     from streamproc.kafka.records import Record
+    from streamproc.pipeline.job import VideoJob
     from streamproc.services.videos import Request
     from streamproc.settings import Settings
 
@@ -66,7 +69,7 @@ class _Worker:
         settings = service.settings
         self._service = service
         self._intake = VideoIntake(service, self)
-        self._finder = PeopleFinder(settings)
+        self._finder = PeopleFinder(settings, self._publish)
         self._pipeline = Pipeline(
             load_network=lambda: load_network(settings),
             publish=self._publish,
@@ -78,7 +81,18 @@ class _Worker:
         )
 
     async def run(self) -> None:
-        await self._intake.run(self._pipeline)
+        await asyncio.to_thread(self._finder.check)
+        removing = asyncio.create_task(
+            remove_old_files(
+                self._finder.store,
+                "files of tracks",
+                hours=self._service.settings.detector.retention_hours,
+            )
+        )
+        try:
+            await self._intake.run(self._pipeline)
+        finally:
+            removing.cancel()
 
     async def _publish(self, event: Event) -> None:
         await self._intake.publisher.publish(event, trace=_trace.get())
@@ -108,9 +122,8 @@ class _Worker:
         reporting = asyncio.create_task(self._report(work))
         try:
             async with contextlib.AsyncExitStack() as stack:
-                opening = open_job(work.request, self._intake.media, work.stop, self._finder)
                 with _time_limit(work):
-                    job = await stack.enter_async_context(opening)
+                    job = await stack.enter_async_context(self._opened(work))
                 async with turn:  # waiting for it does not count
                     with _time_limit(work):
                         summary = await self._pipeline.process(job, work.stats, work.stop)
@@ -124,6 +137,14 @@ class _Worker:
         if summary.outcome == "failed":
             raise TimeLimitError(work.limit_text)
         return summary
+
+    @contextlib.asynccontextmanager
+    async def _opened(self, work: _Work) -> AsyncIterator[VideoJob]:
+        """Fetch what a video needs; see `open_job` for what this raises."""
+        media = self._intake.media
+        tracks_ref = await tracks_ref_of(work.request, media, work.stop)
+        async with open_job(work.request, tracks_ref, media, work.stop, self._finder) as job:
+            yield job
 
     async def _end(self, work: _Work, summary: VideoSummary) -> None:
         # This is the worker's last event. The matcher publishes `done` (or `cancelled`) when it has

@@ -2,197 +2,43 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import hashlib
-import os
-import re
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-from urllib.parse import quote, unquote
+from typing import TYPE_CHECKING
 
-from streamproc.errors import MachineError, UsageError
-from streamproc.files import replace_file
-from streamproc.shown import shown, without_password
-from streamproc.storage.s3 import s3_options
+from streamproc.storage.outputs import OutputStore, StoredFile, safe_name
 
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-_S3_ATTEMPTS = 3
-_MAX_NAME_CHARS = 120
-_CHECK_NAME = ".streamproc-write-check"
-
-
-@dataclass(frozen=True, slots=True)
-class StoredFile:
-    """A file that was written, as the event `animation-ready` names it."""
-
-    uri: str
-    sha256: str
-    size_bytes: int
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class AnimationStore:
     """Writes `<uri>/<video_id>/<run_id>/person_<person_id>.webp`.
 
-    Made by the animator; safe in several threads.
-
-    `uri` is a folder (a path or file://) or any URI that fsspec knows, such as s3://bucket/prefix.
-    In a folder a file appears whole or not at all, and object stores promise the same. Writing the
-    same file again changes nothing. The URI of a file below `media_root` is relative to it, so that
-    host, containers and cluster can all read it; that of another file begins with file://. S3
-    credentials come from where boto looks for them.
-
-    Raises UsageError if `uri` is invalid or needs a package that is not installed.
+    Made by the animator; safe in several threads. For `uri`, and for the URIs of the files, see
+    `OutputStore`. Raises UsageError if `uri` is invalid or needs a package that is not installed.
     """
 
     def __init__(
         self, uri: str, *, media_root: Path | None = None, s3_endpoint_url: str | None = None
     ) -> None:
-        self._uri = without_password(uri).rstrip("/")
-        self._folder = _local_folder(uri)
-        self._media_root = None if media_root is None else media_root.expanduser().absolute()
-        self._fs: Any = None
-        self._prefix = ""
-        if self._folder is None:
-            self._fs, self._prefix = _remote(uri, s3_endpoint_url)
+        self._files = OutputStore(
+            uri,
+            setting="animator.output_uri",
+            media_root=media_root,
+            s3_endpoint_url=s3_endpoint_url,
+        )
 
     def __repr__(self) -> str:
-        return f"AnimationStore({self._uri!r})"
+        return f"AnimationStore({self._files.uri!r})"
 
     def check(self) -> None:
         """Write and remove a small file, once at the start; raises UsageError if that fails."""
-        try:
-            self._put(_CHECK_NAME, b"")
-        except MachineError as error:
-            raise UsageError(f"animator.output_uri: {error}") from error
-        self._remove(_CHECK_NAME)
+        self._files.check()
 
     def write(self, video_id: str, run_id: str, person_id: int, content: bytes) -> StoredFile:
         """Write one animation; raises MachineError if the disk or the store fails."""
-        relative = f"{_safe_name(video_id)}/{_safe_name(run_id)}/person_{person_id}.webp"
-        self._put(relative, content)
-        return StoredFile(self._uri_of(relative), hashlib.sha256(content).hexdigest(), len(content))
+        folder = f"{safe_name(video_id)}/{safe_name(run_id)}"
+        return self._files.put(f"{folder}/person_{person_id}.webp", content)
 
     def remove_older_than(self, seconds: float, now_seconds: float) -> int:
-        """Remove animations in a folder that were written before; returns how many.
-
-        An object store has rules of its own for that. Links are not followed.
-        """
-        removed = 0
-        if self._folder is None:
-            return removed
-        for path in self._folder.glob("*/*/person_*.webp"):
-            with contextlib.suppress(OSError):
-                _refuse_links(self._folder, path)
-                if path.lstat().st_mtime + seconds < now_seconds:
-                    path.unlink()
-                    removed += 1
-                    for emptied in path.parents[:2]:
-                        emptied.rmdir()  # raises while anything is in it
-        return removed
-
-    def _uri_of(self, relative: str) -> str:
-        if self._folder is None:
-            return f"{self._uri}/{relative}"
-        path = self._folder / relative
-        if self._media_root is not None:
-            resolved = Path(os.path.realpath(path))
-            root = Path(os.path.realpath(self._media_root))
-            if resolved.is_relative_to(root):
-                return quote(os.fsencode(resolved.relative_to(root)))
-        return path.as_uri()
-
-    def _put(self, relative: str, content: bytes) -> None:
-        try:
-            if self._folder is None:
-                self._fs.pipe_file(f"{self._prefix}/{relative}", content)
-            else:
-                _refuse_links(self._folder, self._folder / relative)
-                replace_file(self._folder / relative, content)
-        except Exception as error:  # each fsspec backend has errors of its own
-            raise MachineError(
-                f"{self._uri}/{relative}: cannot be written ({_reason(error)}); "
-                "check room, permissions and the store"
-            ) from error
-
-    def _remove(self, relative: str) -> None:
-        # Credentials that may write but not remove are good practice, so a failure is no error.
-        with contextlib.suppress(Exception):
-            if self._folder is None:
-                self._fs.rm_file(f"{self._prefix}/{relative}")
-            else:
-                (self._folder / relative).unlink(missing_ok=True)
-
-
-def _refuse_links(folder: Path, path: Path) -> None:
-    """Raise OSError if a link, which others may have put there, leads a file out of its folder."""
-    if not Path(os.path.realpath(path.parent)).is_relative_to(os.path.realpath(folder)):
-        raise OSError(errno.ELOOP, "a link leads out of the folder: remove it")
-
-
-def _reason(error: Exception) -> str:
-    """Return the fault on one short line."""
-    strerror: str | None = getattr(error, "strerror", None)
-    return strerror or " ".join(str(error).split())[:160] or type(error).__name__
-
-
-def _local_folder(uri: str) -> Path | None:
-    match = _SCHEME.match(uri)
-    if match is None:
-        if not uri or uri.lower().startswith("file:"):
-            raise UsageError(
-                "animator.output_uri: expected a folder or a URI such as s3://bucket/prefix, "
-                f"got {shown(uri)!r}"
-            )
-        return Path(uri).expanduser().absolute()
-    if match[1].lower() not in ("file", "local"):
-        return None
-    path = unquote(uri[match.end() :])
-    if not path.startswith("/"):
-        raise UsageError(
-            f"animator.output_uri: expected file:///absolute/folder, got {shown(uri)!r}"
-        )
-    return Path(path)
-
-
-def _remote(uri: str, s3_endpoint_url: str | None) -> tuple[Any, str]:
-    """Return the fsspec file system and the path in it."""
-    import fsspec
-
-    is_s3 = uri.startswith(("s3://", "s3a://"))
-    options = s3_options(s3_endpoint_url, attempts=_S3_ATTEMPTS) if is_s3 else {}
-    try:
-        fs, prefix = fsspec.core.url_to_fs(
-            uri, use_listings_cache=False, skip_instance_cache=True, **options
-        )
-    except ImportError as error:
-        extra = "streamproc[s3]" if is_s3 else str(error)
-        raise UsageError(
-            f"animator.output_uri: {shown(uri)} needs an extra package: pip install '{extra}'"
-        ) from error
-    except ValueError as error:
-        raise UsageError(
-            f"animator.output_uri: expected a folder or a URI that fsspec knows, got {shown(uri)!r}"
-        ) from error
-    fs.retries = 1  # else s3fs would repeat all of boto's attempts five times
-    return fs, prefix.rstrip("/")
-
-
-def _safe_name(text: str) -> str:
-    """Return a file name that no other text gets: unsafe bytes as ~XX, long names with a hash.
-
-    No character of it needs an escape in a URI, so it is the same in a path, a key and a URI.
-    """
-    encoded = text.encode("utf-8", "surrogatepass")
-    plain = re.sub(rb"[^A-Za-z0-9_.-]", _escaped, encoded).decode()
-    if plain.startswith("."):
-        plain = f"~2E{plain[1:]}"  # neither '..' nor hidden
-    if len(plain) > _MAX_NAME_CHARS:
-        digest = hashlib.sha256(encoded).hexdigest()
-        return f"{plain[: _MAX_NAME_CHARS - 66]}~~{digest}"  # '~~' is in no other name
-    return plain or "~"
-
-
-def _escaped(byte: re.Match[bytes]) -> bytes:
-    return b"~%02X" % ord(byte[0])
+        """Remove animations in a folder that were written before; returns how many."""
+        return self._files.remove_older_than("*/*/person_*.webp", seconds, now_seconds)

@@ -163,16 +163,18 @@ def test_keda_scales_what_is_there_by_the_lag_that_the_services_have(scaled) -> 
     settings, spec = Settings(), scaled["spec"]
     target = spec["scaleTargetRef"]["name"]
     assert "replicas" not in _named("Deployment", target)["spec"], "KEDA owns the number"
-    trigger = spec["triggers"][0]["metadata"]
-    assert trigger["consumerGroup"] == group_of(settings, target.removeprefix("streamproc-"))
-    assert trigger["topic"] == "video-ready"
-    assert trigger["lagThreshold"] == str(settings.jobs.videos_at_once)
-    assert trigger["limitToPartitionsWithLag"] == "true"
-    assert trigger["allowIdleConsumers"] == "false", "KEDA refuses both at once"
+    triggers = [trigger["metadata"] for trigger in spec["triggers"]]
+    topics = ["video-ready", "tracks-ready"] if "animator" in target else ["video-ready"]
+    assert [trigger["topic"] for trigger in triggers] == topics
+    for trigger in triggers:
+        assert trigger["consumerGroup"] == group_of(settings, target.removeprefix("streamproc-"))
+        assert trigger["lagThreshold"] == str(settings.jobs.videos_at_once)
+        assert trigger["limitToPartitionsWithLag"] == "true"
+        assert trigger["allowIdleConsumers"] == "false", "KEDA refuses both at once"
+        assert trigger["bootstrapServersFromEnv"] in _named("ConfigMap", "streamproc")["data"]
     assert spec["maxReplicaCount"] == settings.topics.video_ready.partitions
     behavior = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
     assert behavior["scaleDown"]["stabilizationWindowSeconds"] >= 600
-    assert trigger["bootstrapServersFromEnv"] in _named("ConfigMap", "streamproc")["data"]
 
 
 @pytest.mark.parametrize(

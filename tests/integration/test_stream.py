@@ -5,6 +5,7 @@ What replay finds, the stream finds; whatever is killed, nothing is lost.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -328,20 +329,85 @@ def test_dev_runs_all_three_with_a_broker_of_its_own(jars, tmp_path, sample):
 
 
 def test_a_video_without_tracks_gives_the_same_in_stream_and_replay(stream, sample):
-    """Worker and animator find the people in its frames, in runs of one id."""
+    """The worker finds the people and keeps their tracks, of which the animator makes animations.
+
+    These are what replay makes of the same tracks; sent again, the video says nothing else.
+    """
     options = {"detector__input_size": 320}
     stream = stream(detector__input_size="320")
     (stream.media / "alone.mp4").write_bytes((sample / "sample.mp4").read_bytes())
     for name in SERVICES:
         stream.start(name)
-    stream.announce("alone.mp4")
+    announced = {"submitted_at": "2026-11-24T09:30:00Z", "labels": {"site": "hall 3"}}
+    stream.announce("alone.mp4", **announced)
     stream.eventually(lambda: done(stream, "alone.mp4"), "done")
     expected = replay(stream.media / "alone.mp4", **options)
     assert len(expected.person_ids) >= 3
     found = standing(stream)
     assert found.keys() == similarities(expected).keys()
-    stream.eventually(lambda: len(animations(stream)) == len(expected.person_ids), "animations")
-    assert set(animations(stream).values()) == {"ready"}
     (run_id,) = {event["run_id"] for event in stream.events("person-embeddings")}
     assert run_id == expected.summary["videos"][0]["run_id"]
-    assert {event["run_id"] for event in stream.events("animation-ready")} == {run_id}
+
+    (ready,) = stream.events("tracks-ready")
+    assert (ready["run_id"], ready["video_id"]) == (run_id, video_id_of("alone.mp4"))
+    assert {name: ready[name] for name in announced} == announced
+    assert ready["tracks"]["uri"].startswith("tracks/")
+    tracks = stream.media / ready["tracks"]["uri"]
+    assert hashlib.sha256(tracks.read_bytes()).hexdigest() == ready["tracks"]["sha256"]
+    (closing,) = [e for e in stream.events("person-embeddings") if e["kind"] == "video-closed"]
+    assert ready["occurred_at"] <= closing["occurred_at"]
+
+    out = stream.folder / "out"
+    again = replay(stream.media / "alone.mp4", persons=tracks, out=out)
+    assert again.person_ids == expected.person_ids
+    drawn = {
+        int(path.stem.removeprefix("person_")): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in (out / "webp_viewer/webp").glob("person_*.webp")
+    }
+    stream.eventually(lambda: len(animations(stream)) >= len(drawn) > 2, "animations")
+    stream.eventually(lambda: stream.lag("animator", "tracks-ready") == 0, "all of them")
+    spoken = stream.events("animation-ready")
+    assert {e["run_id"] for e in spoken} == {run_id}
+    assert {e["person_id"]: e["sha256"] for e in spoken if e["state"] == "ready"} == drawn
+
+    # The tracks that were written are no file beside the video: people are found again.
+    stream.announce("alone.mp4", **announced)
+    stream.eventually(lambda: len(stream.events("tracks-ready")) == 2, "found again")
+    first, second = stream.events("tracks-ready")
+    assert first["event_id"] == second["event_id"]
+    stream.eventually(lambda: stream.lag("animator", "tracks-ready") == 0, "animated again")
+    assert not stream.dead()
+
+
+def test_the_animator_takes_tracks_ready_as_its_order(stream):
+    """A video without tracks is passed over until its tracks come; bad ones are a dead letter."""
+    stream = stream()
+    stream.start("animator")
+    (stream.media / "alone.mp4").symlink_to("a.mp4")
+    stream.announce("alone.mp4")
+    stream.announce("b.mp4", options={"animate": False})
+    stream.eventually(lambda: stream.lag("animator") == 0, "passed over")
+    assert stream.events("animation-ready") == []
+    order = {
+        "video_uri": "alone.mp4",
+        "run_id": "run of the worker",
+        "submitted_at": "2026-11-24T09:30:00Z",
+        "tracks": {"uri": "tracks/later.npz", "format": "streamproc"},
+    }
+    stream.send(
+        "tracks-ready",
+        (b"k", json.dumps(order).encode()),
+        (b"k", json.dumps(order | {"options": {"animate": False}}).encode()),
+        (b"k", b'{"video_uri": "alone.mp4"}'),
+    )
+    stream.eventually(lambda: len(stream.dead()) == 2, "dead letters")
+    assert {(dead["service"], dead["error_code"]) for dead in stream.dead()} == {
+        ("animator", "bad-tracks"),
+        ("animator", "bad-event"),
+    }
+    stream.eventually(lambda: stream.lag("animator", "tracks-ready") == 0, "lag 0")
+    (stream.media / "tracks").mkdir()
+    (stream.media / "tracks/later.npz").symlink_to("../a.persons.npz")
+    assert stream.cli("dead-letters", "replay", "--code", "bad-tracks").returncode == 0
+    stream.eventually(lambda: len(animations(stream)) == 6, "animations")
+    assert {event["run_id"] for event in stream.events("animation-ready")} == {"run of the worker"}

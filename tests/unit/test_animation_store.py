@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from programs import run_program
 
 from streamproc.errors import MachineError, UsageError
-from streamproc.storage.animations import AnimationStore, _safe_name
+from streamproc.storage.animations import AnimationStore
+from streamproc.storage.outputs import safe_name
 
 CONTENT = b"RIFF webp"
 RUN = "0123456789abcdef"
@@ -85,9 +86,9 @@ def test_files_are_for_others_to_read(tmp_path):
 @example("ü/ü")
 @example("\ud800")
 @example("x" * 1000)
-def test_every_id_is_a_safe_name(text):
+def test_every_id_is_asafe_name(text):
     """Every id becomes a short name of safe characters without a leading dot."""
-    name = _safe_name(text)
+    name = safe_name(text)
     assert 0 < len(name) <= 120
     assert set(name) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-.~")
     assert not name.startswith(".")
@@ -99,12 +100,12 @@ def test_every_id_is_a_safe_name(text):
 @example("x" * 200, "x" * 201)
 def test_two_ids_never_have_one_name(one, other):
     """Two ids have one name only if they are equal."""
-    assert (_safe_name(one) == _safe_name(other)) == (one == other)
+    assert (safe_name(one) == safe_name(other)) == (one == other)
 
 
 def test_plain_ids_stay_as_they_are():
     """An id of plain characters is its own name."""
-    assert _safe_name("lobby_2.cam-1") == "lobby_2.cam-1"
+    assert safe_name("lobby_2.cam-1") == "lobby_2.cam-1"
 
 
 def test_ids_cannot_climb_out(tmp_path):
@@ -222,13 +223,13 @@ def test_s3(monkeypatch):
         store = AnimationStore("s3://animations/a", s3_endpoint_url=f"http://{host}:{port}")
         with pytest.raises(UsageError, match=r"animator\.output_uri"):
             store.check()
-        store._fs.mkdir("animations")
+        store._files._fs.mkdir("animations")
         store.check()
         stored = store.write("clip", RUN, 1, CONTENT)
         assert store.write("clip", RUN, 1, CONTENT) == stored
         assert stored.uri == f"s3://animations/a/clip/{RUN}/person_1.webp"
-        assert store._fs.cat_file(stored.uri) == CONTENT
-        assert store._fs.find("animations") == [f"animations/a/clip/{RUN}/person_1.webp"]
+        assert store._files._fs.cat_file(stored.uri) == CONTENT
+        assert store._files._fs.find("animations") == [f"animations/a/clip/{RUN}/person_1.webp"]
     finally:
         server.stop()
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from streamproc.errors import MachineError
 from streamproc.tracks.npz import save_boxes
 
 if TYPE_CHECKING:
@@ -39,13 +40,19 @@ class TrackRecord:
         self.box_count = 0
 
     def add(self, boxes: FrameBoxes) -> None:
-        """Keep the boxes of one frame."""
+        """Keep the boxes of one frame. Raises MachineError where there is no room for them."""
         rows = np.empty(len(boxes.person_ids), _ROW)
         rows["frame_index"] = boxes.frame_index
         rows["person_id"] = boxes.person_ids
         rows["box_xyxy"] = boxes.boxes_xyxy
         rows["confidence"] = boxes.confidences
-        self._file.write(rows.tobytes())
+        try:
+            self._file.write(rows.tobytes())
+        except OSError as error:
+            raise MachineError(
+                f"a temporary file of tracks cannot be written ({error.strerror}); make room in "
+                f"{tempfile.gettempdir()}"
+            ) from error
         self.box_count += len(rows)
 
     def close(self) -> None:

@@ -1,0 +1,108 @@
+"""Finds people in videos that have no tracks, for the worker, and keeps the tracks for others."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from streamproc.errors import TracksError
+from streamproc.events import TracksReady, TracksRef
+from streamproc.pipeline.resources import finding_options, load_detector
+from streamproc.shown import shown
+from streamproc.storage.found_tracks import TrackStore
+from streamproc.tracks import TRACK_FILE_PATTERNS
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from streamproc.services.videos import Request
+    from streamproc.settings import Settings
+    from streamproc.tracks import TracksFound
+    from streamproc.tracks.detection.detector import Detector
+    from streamproc.tracks.detection.record import TrackRecord
+
+Publish: TypeAlias = "Callable[[TracksReady], Awaitable[None]]"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Finding:
+    """The tracks of one video as they are found; `keep` takes the run's id when all are there."""
+
+    tracks: TracksFound
+    keep: Callable[[str], Awaitable[None]]
+
+
+class PeopleFinder:
+    """Finds the tracks of videos that have none. Used by one event loop.
+
+    The detector is loaded for the first such video, as most streams have none. What was found is
+    written to `detector.output_uri` and announced by `publish`. Raises UsageError if that place is
+    invalid or needs a package that is not installed.
+    """
+
+    def __init__(self, settings: Settings, publish: Publish) -> None:
+        self._settings = settings
+        self._publish = publish
+        self._detector: Detector | None = None
+        self._loading = asyncio.Lock()
+        self.store = TrackStore(
+            settings.detector.output_uri or str(settings.media_root / "tracks"),
+            media_root=settings.media_root,
+            s3_endpoint_url=settings.remote.s3_endpoint_url,
+        )
+
+    def check(self) -> None:
+        """Raise UsageError if tracks will be found and cannot be written."""
+        if self._settings.detector.enabled:
+            self.store.check()
+
+    @asynccontextmanager
+    async def finding(self, request: Request) -> AsyncIterator[Finding]:
+        """Give the tracks of a video as they are found while it is decoded.
+
+        Raises TracksError where nobody may look for people, WeightsError for a bad detector.
+        """
+        from streamproc.tracks.detection.found import tracks_found
+        from streamproc.tracks.detection.record import TrackRecord
+
+        detector = await self._detector_for(request)
+        record = TrackRecord()
+
+        async def keep(run_id: str) -> None:
+            await self._keep(request, record, run_id)
+
+        try:
+            yield Finding(tracks_found(detector, finding_options(self._settings), record), keep)
+        finally:
+            record.close()
+
+    async def _detector_for(self, request: Request) -> Detector:
+        if not self._settings.detector.enabled:
+            names = ", ".join(pattern.format(stem="NAME") for pattern in TRACK_FILE_PATTERNS)
+            raise TracksError(
+                f"{shown(request.event.video_uri)}: no tracks found beside it: expected one of "
+                f"{names} there, or `tracks` in the event"
+            )
+        async with self._loading:
+            if self._detector is None:
+                self._detector = await asyncio.to_thread(load_detector, self._settings)
+        return self._detector
+
+    async def _keep(self, request: Request, record: TrackRecord, run_id: str) -> None:
+        """Write the tracks, then announce them: whoever hears of them finds them."""
+        event = request.event
+        stored = await asyncio.to_thread(self.store.write, event.video_id, run_id, record.write_npz)
+        tracks = TracksRef(
+            uri=stored.uri,
+            format="streamproc",
+            sha256=stored.sha256,
+            size_bytes=stored.size_bytes,
+        )
+        said = {name: value for name, value in dict(event).items() if name not in _OF_EVERY_EVENT}
+        given = {"run_id": run_id, "tracks": tracks, "submitted_at": request.submitted_at}
+        await self._publish(TracksReady.make(**said | given))
+
+
+_OF_EVERY_EVENT = {"schema_version", "event_id", "occurred_at", "producer"}
