@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from streamproc.events import ModelInfo
+    from streamproc.pipeline.pipeline import VideoSummary
     from streamproc.settings import Settings
     from streamproc.tracks import TrackSource
     from streamproc.types import Bucket, Crop, Float32Array, Skipped, TrackSpan
@@ -52,7 +53,8 @@ class VideoJob:
     `sha256` is that of the file in lower case; None: the pipeline computes it. `named_run_id` is
     that of an earlier run, whose tracks were kept: what follows from them is of that run.
     `keep_tracks` is awaited with the run's id once all tracks of a video were found in its frames,
-    before its `video-closed`; not where it was cut short.
+    before its `video-closed`; not where it was cut short. `before_closing` is awaited with what
+    became of the video, when all but its `video-closed` is published.
     """
 
     path: Path
@@ -67,6 +69,7 @@ class VideoJob:
     sha256: str | None = None
     named_run_id: str | None = None
     keep_tracks: Callable[[str], Awaitable[None]] | None = None
+    before_closing: Callable[[VideoSummary], Awaitable[None]] | None = None
 
     def run_id(self, video_sha256: str, tracks_identity: str, weights_sha256: str) -> str:
         """Return the id of the run that takes what has these hashes."""

@@ -227,7 +227,7 @@ class Pipeline:
             stats.persons_total = len(plan.tracks)
             run = PlannedRun(context, plan)
         outcome = await self._carry_out(run, job, stats, stop)
-        return VideoSummary(
+        summary = VideoSummary(
             run_id=run.run_id,
             outcome=outcome,
             tracks=run.tracks,
@@ -242,6 +242,10 @@ class Pipeline:
             video_hints=_hints_of(video),
             description=_described(video, video_sha256) | identity,
         )
+        if job.before_closing is not None:
+            await job.before_closing(summary)
+        await run.close(outcome)
+        return summary
 
     async def _carry_out(
         self, run: Run, job: VideoJob, stats: VideoStats, stop: Stop
@@ -251,11 +255,11 @@ class Pipeline:
         except InputError:
             await run.close("failed")
             raise
+        await run.identify()
         cut_short = stop.is_set() and stats.frames_done < stats.frames_planned
         outcome: RunOutcome = stop.outcome if cut_short else "done"
         if outcome == "done" and job.keep_tracks is not None and isinstance(run, GrowingRun):
             await job.keep_tracks(run.run_id)
-        await run.close(outcome)
         return outcome
 
 

@@ -11,6 +11,7 @@ import logging
 import os
 import time
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from streamproc.errors import MachineError, TimeLimitError, UsageError
@@ -115,25 +116,33 @@ class _Worker:
             if summary is None:
                 await self._end_cancelled(work)
             else:
-                await self._end(work, summary)
+                self._end(work, summary)
 
     async def _process(self, work: _Work, turn: Turn) -> VideoSummary | None:
         """Take the video through the pipeline; None if it was cancelled before it was fetched."""
         reporting = asyncio.create_task(self._report(work))
+
+        async def before_closing(summary: VideoSummary) -> None:
+            await _end_task(reporting)
+            if summary.outcome == "done":
+                # The worker's last word on it, said before the matcher can hear of the closing.
+                # The matcher says `done` (or `cancelled`) once it has published the last candidate.
+                await self._publish(work.progress("embedded", summary=summary))
+
         try:
             async with contextlib.AsyncExitStack() as stack:
                 with _time_limit(work):
                     job = await stack.enter_async_context(self._opened(work))
                 async with turn:  # waiting for it does not count
                     with _time_limit(work):
+                        job = replace(job, before_closing=before_closing)
                         summary = await self._pipeline.process(job, work.stats, work.stop)
         except MediaStoppedError:
             if work.too_slow:
                 raise TimeLimitError(work.limit_text) from None
             return None
         finally:
-            reporting.cancel()
-            await asyncio.gather(reporting, return_exceptions=True)
+            await _end_task(reporting)
         if summary.outcome == "failed":
             raise TimeLimitError(work.limit_text)
         return summary
@@ -146,11 +155,7 @@ class _Worker:
         async with open_job(work.request, tracks_ref, media, work.stop, self._finder) as job:
             yield job
 
-    async def _end(self, work: _Work, summary: VideoSummary) -> None:
-        # This is the worker's last event. The matcher publishes `done` (or `cancelled`) when it has
-        # published the last candidate.
-        if summary.outcome == "done":
-            await self._publish(work.progress("embedded", summary=summary))
+    def _end(self, work: _Work, summary: VideoSummary) -> None:
         self._intake.metrics.count_video(summary.outcome)
         with log_about(run_id=summary.run_id):
             log.info(
@@ -254,6 +259,12 @@ class _Work:
             elapsed_seconds=round(self.elapsed_seconds, 3),
             warnings=[] if summary is None else _warnings(summary),
         )
+
+
+async def _end_task(task: asyncio.Task[None]) -> None:
+    """Cancel a task and wait for its end; it may have ended before."""
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 def _warnings(summary: VideoSummary) -> list[Warned]:

@@ -18,9 +18,17 @@ POLL_SECONDS = 0.5
 
 
 def finished(stream, *uris) -> bool:
-    """Whether the worker has said its last word on all of them."""
+    """Whether the worker has said its last word on all of them: after `embedded` the closing."""
     last = {event["video_id"]: event["state"] for event in stream.events("video-progress")}
-    return all(last.get(video_id_of(uri)) in {"embedded", "failed", "cancelled"} for uri in uris)
+    states = [last.get(video_id_of(uri)) for uri in uris]
+    if not all(state in {"embedded", "done", "failed", "cancelled"} for state in states):
+        return False
+    closed = {video_id for video_id, _ in closings(stream)}
+    return all(
+        video_id_of(uri) in closed
+        for uri, state in zip(uris, states, strict=True)
+        if state == "embedded"
+    )
 
 
 def closings(stream) -> list[tuple[str, str]]:
@@ -61,6 +69,13 @@ def test_videos_come_out_as_persons_then_a_closing(stream):
     assert headers["ce_type"] == b"streamproc.person-embeddings.v1"
     assert len(closings(stream)) == 4
     assert stream.states(video_id_of("b.mp4"))[0] == "accepted"
+    (embedded,) = [
+        record
+        for record in stream.records("video-progress")
+        if record.key == video_id_of("a.mp4").encode() and b'"state":"embedded"' in record.value
+    ]
+    # Else the matcher's `done` could come before it.
+    assert embedded.timestamp <= mine[-1].timestamp
     stream.eventually(lambda: worker.metrics()["streamproc_lag"] == 0, "lag 0")
     metrics = worker.metrics()
     assert metrics['streamproc_videos_total{outcome="done"}'] == 4
