@@ -15,16 +15,14 @@ import orjson
 import yaml
 from pydantic import TypeAdapter
 
-from streamproc.decisions import Decided
+from streamproc.decisions import Decided, GalleryEvent
 from streamproc.events import (
     AnimationReady,
     DuplicateCandidate,
     DuplicateGroup,
-    GalleryExpired,
-    PersonEmbedding,
+    PersonIdentity,
     TracksReady,
     VideoCancel,
-    VideoClosed,
     VideoProgress,
     VideoReady,
 )
@@ -64,12 +62,12 @@ TOPICS: dict[str, Topic] = {
         summary="A video that is no longer wanted, whether it was started or not.",
     ),
     "person-embeddings": Topic(
-        event=PersonEmbedding | VideoClosed | GalleryExpired,
+        event=GalleryEvent,
         key="gallery_id",
         action="send",
         summary=(
             "One event for each person of a run, then `video-closed`; from the worker to the "
-            "matcher. Holds biometric vectors."
+            "matcher, which also puts decisions here. Holds biometric vectors."
         ),
     ),
     "duplicate-candidates": Topic(
@@ -96,9 +94,22 @@ TOPICS: dict[str, Topic] = {
         action="send",
         summary="The state of a video; `done` when all its results were sent.",
     ),
+    "review-decisions": Topic(
+        event=Decided,
+        key="gallery_id",
+        action="receive",
+        summary="What a reviewer decided; a line of `decisions.jsonl` is the same.",
+    ),
+    "identities": Topic(
+        event=PersonIdentity,
+        key="a JSON array: gallery_id, identity_id; the partition is that of gallery_id",
+        action="send",
+        summary=(
+            "What reviewers decided of one person. Compacted; a record without a value takes back "
+            "what was said under its key."
+        ),
+    ),
 }
-LINES: dict[str, Any] = {"review-decisions": Decided}
-"""What is written as lines of a file so far, by the name of its schema: `decisions.jsonl`."""
 
 _DEAD_LETTERS = {
     "address": "dead-letters",
@@ -131,9 +142,8 @@ _HEADERS = {
 def schemas() -> dict[str, bytes]:
     """Return file name and content of each schema, version 1."""
     made = {}
-    values = {name: topic.event for name, topic in TOPICS.items()} | LINES
-    for name, event in values.items():
-        schema = TypeAdapter(event).json_schema()
+    for name, topic in TOPICS.items():
+        schema = TypeAdapter(topic.event).json_schema()
         head = {
             "$schema": "https://json-schema.org/draft/2020-12/schema",
             "title": f"{name}, version 1",

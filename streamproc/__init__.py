@@ -16,11 +16,12 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
+    from streamproc.decisions import AnyDecision
     from streamproc.offline.merge import Merged
     from streamproc.offline.results import Result
     from streamproc.types import WrittenFormat
 
-__all__ = ["__version__", "merge", "replay"]
+__all__ = ["__version__", "decide", "merge", "replay"]
 
 
 def replay(
@@ -106,3 +107,27 @@ def merge(
     if to is not None:
         write(merged, Path(to), written)
     return merged
+
+
+def decide(
+    *decisions: AnyDecision,
+    config: str | os.PathLike[str] | None = None,
+    **settings: object,
+) -> None:
+    """Send decisions to the stream, on the topic `review-decisions`.
+
+    Each is one of `streamproc.decisions`, such as `PairDecision.make(gallery_id="lobby", …)`.
+    `settings` are those of deploy/README.md, `bootstrap="host:9092"` for one. Raises
+    `streamproc.errors.StreamprocError`; may be called where an event loop runs.
+    """
+    import asyncio
+    from concurrent.futures import ThreadPoolExecutor
+    from pathlib import Path
+
+    from streamproc.kafka import client
+    from streamproc.settings import load_settings
+
+    flags = {key.replace("__", "."): value for key, value in settings.items()}
+    loaded = load_settings(flags, config_file=None if config is None else Path(config))
+    with ThreadPoolExecutor(1) as pool:  # a thread has no event loop yet
+        pool.submit(asyncio.run, client.decide(loaded, decisions)).result()

@@ -13,7 +13,18 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from streamproc.errors import EventError
-from streamproc.events import Cosine, Event, Id, Label, Share, Timestamp, describe
+from streamproc.events import (
+    Cosine,
+    Event,
+    GalleryExpired,
+    Id,
+    Label,
+    PersonEmbedding,
+    Share,
+    Timestamp,
+    VideoClosed,
+    describe,
+)
 from streamproc.ids import hash_of
 
 MAX_KEYS = 200
@@ -144,3 +155,19 @@ def parse_decision(data: bytes) -> AnyDecision:
         return _DECIDED.validate_json(data)
     except ValidationError as error:
         raise EventError(f"{Decision.topic}: {describe(error)}") from error
+
+
+GalleryEvent: TypeAlias = PersonEmbedding | VideoClosed | GalleryExpired | AnyDecision
+"""What a gallery takes: all that `person-embeddings` carries."""
+
+_OF_GALLERY: TypeAdapter[GalleryEvent] = TypeAdapter(
+    Annotated[GalleryEvent, Field(discriminator="kind")]
+)
+
+
+def parse_gallery_event(data: bytes) -> GalleryEvent:
+    """Parse a value of `person-embeddings`; raises EventError as `parse_decision` does."""
+    try:
+        return _OF_GALLERY.validate_json(data)
+    except ValidationError as error:
+        raise EventError(f"{PersonEmbedding.topic}: {describe(error)}") from error

@@ -276,10 +276,24 @@ class Event(_Model):
         said = event.model_dump(include=set(cls.identity), mode="json")
         return event.model_copy(update={"event_id": hash_of(cls.topic, said)})
 
+    def saying(self, **changes: Any) -> Self:
+        """Return this event with other values of some fields, and the `event_id` of that."""
+        return self.make(**(dict(self) | {"event_id": ""} | changes))
+
     @property
     def key(self) -> str:
         """The record's key: events of one key are in one partition, in order."""
         return str(getattr(self, self.key_field))
+
+    @property
+    def partition_key(self) -> str:
+        """What says the record's partition, as the key does for nearly all events."""
+        return self.key
+
+    @property
+    def value(self) -> bytes | None:
+        """The record's value; None takes back what was said under the key."""
+        return self.to_json()
 
     def to_json(self) -> bytes:
         """Serialise; fields without a value are left out."""
@@ -507,7 +521,8 @@ class GalleryExpired(Event):
 
     Topic `person-embeddings`, kind `gallery-expired`, written by the matcher that owns the gallery.
     It does nothing where events came after `last_event_at`, the gallery's last one as its sender
-    knew it.
+    knew it. With `decisions` it is the reviewers' decisions that go, and `last_event_at` is when
+    the last of them came.
     """
 
     topic: ClassVar[str] = "person-embeddings"
@@ -517,6 +532,7 @@ class GalleryExpired(Event):
     kind: Literal["gallery-expired"] = "gallery-expired"
     gallery_id: Id
     last_event_at: Timestamp
+    decisions: bool | None = None
 
 
 class CandidatePerson(_Model):
@@ -692,6 +708,60 @@ class AnimationReady(Event):
     frames_per_second: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     frame_indices: list[Count] = []
     error: Fault | None = None
+
+
+class _OfIdentity(Event):
+    """What events on an identity have in common: one key each, and the partition of its gallery."""
+
+    topic: ClassVar[str] = "identities"
+    key_field: ClassVar[str] = "identity_id"
+
+    gallery_id: Id
+    identity_id: Id
+
+    @property
+    def key(self) -> str:
+        """A JSON array: the gallery and the identity."""
+        return orjson.dumps([self.gallery_id, self.identity_id]).decode()
+
+    @property
+    def partition_key(self) -> str:
+        """The gallery: what is said of it is in one partition."""
+        return self.gallery_id
+
+
+class PersonIdentity(_OfIdentity):
+    """What reviewers decided of one person. Topic `identities`, from the matcher.
+
+    `person_keys` ascend: the tracks that are one person. Where `conflicts` name pairs that must not
+    be one person among those that this track was joined with, it is one track alone, until that is
+    solved. `identity_id` is a hash of the gallery and the smallest key. A track of which nothing is
+    decided has no such event; a record without a value takes back what was said under its key.
+    """
+
+    identity: ClassVar[tuple[str, ...]] = (
+        "gallery_id",
+        "person_keys",
+        "verified",
+        "wanted",
+        "conflicts",
+    )
+
+    person_keys: Annotated[list[Id], Field(min_length=1)]
+    verified: bool = False
+    wanted: bool | None = None
+    conflicts: list[tuple[Id, Id]] = []
+
+
+class PersonIdentityGone(_OfIdentity):
+    """Nothing is decided of an identity any more: a record without a value."""
+
+    identity: ClassVar[tuple[str, ...]] = ("gallery_id", "identity_id")
+
+    @property
+    def value(self) -> None:
+        """None: it takes back what was said under the key."""
+        return
 
 
 Embedded = Annotated[PersonEmbedding | VideoClosed | GalleryExpired, Field(discriminator="kind")]

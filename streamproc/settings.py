@@ -359,6 +359,22 @@ class _DeadLettersTopic(TopicSettings):
     )
 
 
+class _DecisionsTopic(TopicSettings):
+    retention_hours: Hours = Field(
+        default=30 * 24,
+        description=(
+            "How long an event is kept, in hours. The matcher keeps decisions for longer: see "
+            "`review.keep_days`."
+        ),
+    )
+
+
+class CompactedTopicSettings(_Section):
+    """The size of a topic that keeps the last event of each key."""
+
+    partitions: int = Field(default=8, ge=1, le=10_000, description="Partitions of the topic.")
+
+
 class TopicsSettings(_Section):
     """The topics. `person_embeddings` holds biometric vectors, so it keeps them a day only."""
 
@@ -371,6 +387,8 @@ class TopicsSettings(_Section):
     video_progress: TopicSettings = TopicSettings()
     video_cancel: _CancelTopic = _CancelTopic()
     dead_letters: _DeadLettersTopic = _DeadLettersTopic()
+    review_decisions: _DecisionsTopic = _DecisionsTopic()
+    identities: CompactedTopicSettings = CompactedTopicSettings()
 
 
 class RemoteSettings(_Section):
@@ -522,6 +540,21 @@ class AnimatorSettings(_Section):
         return None if uri is None else shown(uri)
 
 
+class ReviewSettings(_Section):
+    """How long decisions are kept."""
+
+    keep_days: float | None = Field(
+        default=None,
+        gt=0,
+        le=100_000,
+        allow_inf_nan=False,
+        description=(
+            "The matcher forgets the decisions on a gallery so many days after the last of them, "
+            "once the gallery itself is forgotten. None: never."
+        ),
+    )
+
+
 class Settings(BaseSettings):
     """All settings of streamproc; `deploy/README.md` has a table made of these descriptions."""
 
@@ -596,6 +629,7 @@ class Settings(BaseSettings):
     jobs: JobSettings = JobSettings()
     matcher: MatcherSettings = MatcherSettings()
     animator: AnimatorSettings = AnimatorSettings()
+    review: ReviewSettings = ReviewSettings()
 
     def umask_bits(self) -> int:
         """The permissions that files are written without."""
@@ -723,5 +757,5 @@ def _describe(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         return f"unknown setting {key!r}: did you mean {_nearest(key)!r}?"
     message = first["msg"]
-    came = "another value" if key.endswith("password") else shown_value(first["input"])
+    came = "another value" if key.endswith(("password", "token")) else shown_value(first["input"])
     return f"setting {key}: {message[:1].lower()}{message[1:]}, got {came}"

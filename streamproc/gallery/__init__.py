@@ -2,8 +2,15 @@
 
 from streamproc.gallery.calibration.curve import Curve, load_curves
 from streamproc.gallery.calibration.scorer import Calibration, GalleryScorer
+from streamproc.gallery.carry_over import Place
 from streamproc.gallery.gallery import Gallery, Row, Snapshot, VideoRecord, Writes
-from streamproc.gallery.matcher import UNCALIBRATED, MatchResult, apply, expire
+from streamproc.gallery.matcher import (
+    UNCALIBRATED,
+    MatchResult,
+    apply,
+    expire,
+    forget_decisions,
+)
 from streamproc.gallery.pairs import (
     FLOAT32_SLACK,
     Candidate,
@@ -14,6 +21,7 @@ from streamproc.gallery.pairs import (
     has_veto,
     pair_similarity,
 )
+from streamproc.gallery.reviewed import Kept
 
 __all__ = [
     "FLOAT32_SLACK",
@@ -26,7 +34,9 @@ __all__ = [
     "GalleryScorer",
     "Group",
     "Judgement",
+    "Kept",
     "MatchResult",
+    "Place",
     "Row",
     "Snapshot",
     "VideoRecord",
@@ -34,6 +44,7 @@ __all__ = [
     "apply",
     "candidate_id_of",
     "expire",
+    "forget_decisions",
     "has_veto",
     "load_curves",
     "pair_similarity",

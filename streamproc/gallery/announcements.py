@@ -9,6 +9,7 @@ from streamproc.events import (
     CandidatePerson,
     DuplicateCandidate,
     DuplicateGroup,
+    PersonIdentity,
     VideoProgress,
 )
 from streamproc.gallery.pairs import (
@@ -23,9 +24,10 @@ if TYPE_CHECKING:
 
     from streamproc.events import PersonEmbedding, VideoClosed
     from streamproc.gallery.gallery import Gallery
+    from streamproc.gallery.identities import Identity
     from streamproc.gallery.pairs import Candidate, Group
 
-_Reason = Literal["below-threshold", "below-probability", "veto", "person-removed"]
+_Reason = Literal["below-threshold", "below-probability", "veto", "person-removed", "decided"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,24 @@ class Announcer:
         """Withdraw a pair, one of whose tracklets is removed."""
         fields = {"similarity": candidate.similarity}
         return self._withdrawal(removed, other, fields, "person-removed")
+
+    def ruled_out(
+        self, a: PersonEmbedding, b: PersonEmbedding, candidate: Candidate
+    ) -> DuplicateCandidate:
+        """Withdraw a pair that reviewers called different."""
+        return self._withdrawal(a, b, candidate.wire_fields(), "decided")
+
+    def identity(self, identity: Identity) -> PersonIdentity:
+        """Say what is decided of a person."""
+        return PersonIdentity.make(
+            occurred_at=self.occurred_at,
+            identity_id=identity.identity_id,
+            gallery_id=self.gallery.gallery_id,
+            person_keys=list(identity.person_keys),
+            verified=identity.is_verified,
+            wanted=identity.is_wanted,
+            conflicts=list(identity.conflicts),
+        )
 
     def group(
         self, group_id: str, group: Group, state: Literal["proposed", "updated", "withdrawn"]
@@ -130,11 +150,12 @@ class Announcer:
         key = (tracklet.person_key, tracklet.run_id)
         known = self._persons.get(key)
         if known is None:
-            known = self._persons[key] = _candidate_person(tracklet)
+            known = self._persons[key] = candidate_person(tracklet)
         return known
 
 
-def _candidate_person(tracklet: PersonEmbedding) -> CandidatePerson:
+def candidate_person(tracklet: PersonEmbedding) -> CandidatePerson:
+    """Return a tracklet as candidates describe it, without what it looks like."""
     return CandidatePerson(
         person_key=tracklet.person_key,
         video_id=tracklet.video_id,

@@ -32,6 +32,32 @@ LEAST_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Place:
+    """Where a person was, without what it looked like: `boxes` (n, 4) by `frame_indices`."""
+
+    person_key: str
+    video_id: str
+    run_id: str
+    frame_indices: tuple[int, ...]
+    boxes: Float32Array
+
+    def __repr__(self) -> str:
+        return f"Place({self.person_key!r}, {len(self.frame_indices)} boxes)"
+
+
+def place_of(person: PersonEmbedding) -> Place:
+    """Return where a person was, as far as its event says."""
+    boxes = _boxes(person)
+    return Place(
+        person.person_key,
+        person.video_id,
+        person.run_id,
+        tuple(boxes),
+        np.array(list(boxes.values()), np.float32).reshape(-1, 4),
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Carried:
     """Decisions under the keys of the new run, and those that name somebody who is not in it."""
 
@@ -41,16 +67,18 @@ class Carried:
 
 def carry_over(
     decisions: Iterable[AnyDecision],
-    earlier: Iterable[PersonEmbedding],
+    earlier: Iterable[PersonEmbedding | Place],
     later: Iterable[PersonEmbedding],
     changed_videos: Collection[str],
+    *,
+    unchanged_keys: Collection[str] = (),
 ) -> Carried:
     """Rewrite decisions on `earlier` tracks for the `later` ones.
 
     `changed_videos` have other tracks than before, so that a key may name somebody else now; the
-    keys of other videos stay.
+    keys of other videos, and `unchanged_keys`, stay.
     """
-    new_keys = _NewKeys(earlier, later, changed_videos)
+    new_keys = _NewKeys(earlier, later, changed_videos, unchanged_keys)
     carried: list[AnyDecision] = []
     lost: list[AnyDecision] = []
     for decision in decisions:
@@ -88,11 +116,13 @@ class _NewKeys:
 
     def __init__(
         self,
-        earlier: Iterable[PersonEmbedding],
+        earlier: Iterable[PersonEmbedding | Place],
         later: Iterable[PersonEmbedding],
         changed_videos: Collection[str],
+        unchanged_keys: Collection[str],
     ) -> None:
         self._changed_videos = changed_videos
+        self._unchanged_keys = unchanged_keys
         of_video: dict[str, list[PersonEmbedding]] = defaultdict(list)
         for person in later:
             of_video[person.video_id].append(person)
@@ -109,6 +139,8 @@ class _NewKeys:
         return list(dict.fromkeys(key for key in renamed if key is not None))
 
     def _new_key(self, key: str) -> str | None:
+        if key in self._unchanged_keys:
+            return key
         is_changed = key.rpartition("/")[0] in self._changed_videos
         return self._new_keys.get(key) if is_changed else key
 
@@ -127,7 +159,7 @@ class _Places:
             for frame, row in rows.items()
         }
 
-    def same_person(self, person: PersonEmbedding) -> str | None:
+    def same_person(self, person: PersonEmbedding | Place) -> str | None:
         """Return who a person of another run is: the one with the most frames in the same place.
 
         That has to be at least half of the frames that both have.
@@ -158,8 +190,10 @@ def _ious(ones: Float32Array, others: Float32Array) -> Float32Array:
     return np.asarray(shared / np.maximum(areas - shared, 1e-9), np.float32)
 
 
-def _boxes(person: PersonEmbedding) -> dict[int, Float32Array]:
+def _boxes(person: PersonEmbedding | Place) -> dict[int, Float32Array]:
     """Return what is known of a person's boxes, by frame index."""
+    if isinstance(person, Place):
+        return dict(zip(person.frame_indices, person.boxes, strict=True))
     if person.trajectory is None:  # written by an older version
         return {crop.frame_index: np.array(crop.box_xyxy, np.float32) for crop in person.crops}
     boxes = person.trajectory.numpy()

@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from streamproc.gallery.identities import pair_of
 from streamproc.gallery.pairs import group_ids_of
+from streamproc.gallery.reviewed import Reviewed, Said
+from streamproc.ids import person_key_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,7 +24,10 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from streamproc.events import PersonEmbedding, VideoClosed
+    from streamproc.gallery.carry_over import Place
+    from streamproc.gallery.identities import Pair
     from streamproc.gallery.pairs import Candidate, Group
+    from streamproc.gallery.reviewed import Kept
     from streamproc.types import Float32Array
 
 _FIRST_CAPACITY = 16
@@ -62,12 +68,17 @@ class VideoRecord:
 class Writes:
     """What an event changes; None removes.
 
-    Rows by person key, records by video id, groups by their ids.
+    Rows by person key, records by video id, groups by their ids, decisions by theirs. `places` say
+    where those were whom decisions name, by person key. `reviewed` is what follows from the
+    decisions once all this is written; absent, `Gallery` finds it out where it must.
     """
 
     rows: Mapping[str, Row | None] = field(default_factory=dict)
     videos: Mapping[str, VideoRecord | None] = field(default_factory=dict)
     groups: Mapping[str, Group | None] = field(default_factory=dict)
+    decisions: Mapping[str, Kept | None] = field(default_factory=dict)
+    places: Mapping[str, Place | None] = field(default_factory=dict)
+    reviewed: Reviewed | None = None
 
 
 class _Block:
@@ -173,6 +184,9 @@ class Gallery:
         self.videos: dict[str, VideoRecord] = {}
         self.groups: dict[str, Group] = {}
         self.group_ids: dict[str, str] = {}  # by person key: the group that it is in
+        self.decisions: dict[str, Kept] = {}
+        self.places: dict[str, Place] = {}
+        self._reviewed: Reviewed | None = None
         self._blocks: dict[str, _Block] = {}  # by weights_sha256
         self._keys_of_video: dict[str, set[str]] = {}
         # By person key: the keys of the rows that have it among their candidates.
@@ -194,6 +208,53 @@ class Gallery:
             else:
                 self.videos[video_id] = record
         self._write_groups(writes.groups)
+        self._write_decisions(writes)
+
+    @property
+    def reviewed(self) -> Reviewed:
+        """What follows from the decisions."""
+        if self._reviewed is None:
+            self._reviewed = self.reviewed_after(Writes(), Said.by(self.decisions.values()))
+        return self._reviewed
+
+    def reviewed_after(self, writes: Writes, said: Said) -> Reviewed:
+        """Return what follows from decisions, once what is written to the rows is."""
+        present = {key for key in said.named if self._row_after(writes, key) is not None}
+        return Reviewed(self.gallery_id, said, present, self._vetoes_among(writes, present))
+
+    def _row_after(self, writes: Writes, key: str) -> Row | None:
+        return writes.rows[key] if key in writes.rows else self.rows.get(key)
+
+    def _vetoes_among(self, writes: Writes, keys: Iterable[str]) -> set[Pair]:
+        """Return the pairs of these tracks that were seen apart in the same frames."""
+        wanted = set(keys)
+        found: set[Pair] = set()
+        for key in wanted:
+            row = self._row_after(writes, key)
+            assert row is not None
+            for person_id in row.tracklet.seen_with:
+                other = person_key_of(row.tracklet.video_id, person_id)
+                if other in wanted and other != key:
+                    found.add(pair_of(key, other))
+        return found
+
+    def _write_decisions(self, writes: Writes) -> None:
+        for decision_id, kept in writes.decisions.items():
+            if kept is None:
+                self.decisions.pop(decision_id, None)
+            else:
+                self.decisions[decision_id] = kept
+        for key, place in writes.places.items():
+            if place is None:
+                self.places.pop(key, None)
+            else:
+                self.places[key] = place
+        if writes.reviewed is not None:
+            self._reviewed = writes.reviewed
+        elif self._reviewed is not None and (
+            writes.decisions or not self._reviewed.said.named.isdisjoint(writes.rows)
+        ):
+            self._reviewed = None
 
     def _write_groups(self, groups: Mapping[str, Group | None]) -> None:
         for group_id in groups:
@@ -207,6 +268,10 @@ class Gallery:
     def keys_of_video(self, video_id: str) -> Iterable[str]:
         """Return the keys of the rows of one video."""
         return self._keys_of_video.get(video_id, ())
+
+    def rows_with(self, key: str) -> Iterable[str]:
+        """Return the keys of the rows that keep a candidate with a tracklet, current or not."""
+        return self._rows_with_candidate.get(key, ())
 
     def dim_of(self, weights_sha256: str) -> int | None:
         """Return the length of vectors of some weights, None before the first."""

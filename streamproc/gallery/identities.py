@@ -133,6 +133,15 @@ class Identities:
         """
         return pair_of(self._joined.root(a), self._joined.root(b)) in self._joined.apart
 
+    @property
+    def apart(self) -> frozenset[Pair]:
+        """The pairs of identities that were called different, each by its root: see `roots`."""
+        return self._joined.apart
+
+    def roots(self, person_keys: Iterable[str]) -> dict[str, str]:
+        """Return for each of these tracks one that names its identity, present or not."""
+        return {key: self._joined.root(key) for key in person_keys}
+
     def decided_pairs(self) -> Iterator[tuple[Pair, bool]]:
         """Yield the pairs of tracks of which something is decided, and whether they are one person.
 
@@ -181,7 +190,7 @@ class _Joined:
         for a, b in sorted(different | set(vetoes)):
             if self._whole_root(a) == self._whole_root(b):
                 self._conflicts[self._whole_root(a)].append((a, b))
-        self.apart = {pair_of(self.root(a), self.root(b)) for a, b in different}
+        self.apart = frozenset(pair_of(self.root(a), self.root(b)) for a, b in different)
 
     def root(self, key: str) -> str:
         """Return the name of a track's set: the track itself where the set is in conflict."""

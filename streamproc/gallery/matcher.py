@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from streamproc.errors import EventError
-from streamproc.events import PersonEmbedding
+from streamproc.events import PersonEmbedding, VideoClosed
 from streamproc.gallery.announcements import Announcer
 from streamproc.gallery.calibration.scorer import Calibration
 from streamproc.gallery.closing import decide_pairs
@@ -38,14 +38,17 @@ from streamproc.gallery.pairs import (
     pair_key,
     pair_similarity,
 )
+from streamproc.gallery.review import take_decision, with_decisions
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
+    from streamproc.decisions import AnyDecision
     from streamproc.events import (
         DuplicateCandidate,
         DuplicateGroup,
-        VideoClosed,
+        PersonIdentity,
+        PersonIdentityGone,
         VideoProgress,
     )
     from streamproc.gallery.closing import Decided
@@ -67,14 +70,17 @@ class MatchResult:
     """
 
     writes: Writes = field(default_factory=Writes)
-    events: tuple[DuplicateCandidate | DuplicateGroup | VideoProgress, ...] = ()
+    events: tuple[
+        DuplicateCandidate | DuplicateGroup | VideoProgress | PersonIdentity | PersonIdentityGone,
+        ...,
+    ] = ()
     not_compared: int = 0
     not_kept: int = 0
 
 
 def apply(
     gallery: Gallery,
-    event: PersonEmbedding | VideoClosed,
+    event: PersonEmbedding | VideoClosed | AnyDecision,
     *,
     similarity_threshold: float,
     occurred_at: str,
@@ -84,10 +90,14 @@ def apply(
 
     `similarity_threshold` is for tracklets whose event names none; of two tracklets the higher
     threshold decides. Once all videos of a gallery are closed, its candidates and their
-    probabilities follow from its rows alone.
+    probabilities follow from its rows alone, but for what reviewers called different: that is in no
+    candidate and no group.
     """
-    known = gallery.videos.get(event.video_id)
     announcer = Announcer(gallery, similarity_threshold, occurred_at, gallery.group_ids)
+    if not isinstance(event, PersonEmbedding | VideoClosed):
+        writes, events = take_decision(gallery, event, announcer)
+        return MatchResult(writes, tuple(events))
+    known = gallery.videos.get(event.video_id)
     if known is not None and known.order > order_of(event):
         # Of an older run: it never overwrites a newer one.
         if isinstance(event, PersonEmbedding):
@@ -96,18 +106,32 @@ def apply(
         return MatchResult(events=(announcer.done(event, known.candidate_count),))
     step = _Step(gallery, announcer, calibration)
     if isinstance(event, PersonEmbedding):
-        return step.take_tracklet(event)
-    return step.close_video(event)
+        result = step.take_tracklet(event)
+    else:
+        result = step.close_video(event)
+    if not gallery.decisions:
+        return result
+    writes, events = with_decisions(gallery, event, result.writes, result.events, announcer)
+    return replace(result, writes=writes, events=tuple(events))
 
 
-def expire(gallery: Gallery) -> Writes:
-    """Return the writes that remove all rows and records of a gallery.
+def expire(gallery: Gallery, occurred_at: str) -> MatchResult:
+    """Return what the end of a gallery does: all rows and records go, decisions stay.
 
-    Its candidates are not withdrawn: they are no longer kept.
+    Its candidates are not withdrawn: they are no longer kept. Identities are, as nobody is left of
+    whom something is decided.
     """
-    return Writes(
+    writes = Writes(
         dict.fromkeys(gallery.rows), dict.fromkeys(gallery.videos), dict.fromkeys(gallery.groups)
     )
+    announcer = Announcer(gallery, 0.0, occurred_at)
+    writes, events = with_decisions(gallery, None, writes, (), announcer)
+    return MatchResult(writes, tuple(events))
+
+
+def forget_decisions(gallery: Gallery) -> Writes:
+    """Return the writes that remove all decisions of a gallery that has no rows any more."""
+    return Writes(decisions=dict.fromkeys(gallery.decisions), places=dict.fromkeys(gallery.places))
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaConnectionError, KafkaError
 from pydantic import ValidationError
 
+from streamproc.decisions import Decision
 from streamproc.errors import EventError, MachineError, UsageError, VideoError
 from streamproc.events import (
     DuplicateCandidate,
@@ -34,7 +35,7 @@ from streamproc.storage.media import media_access
 from streamproc.tracks import ReadOptions, find_track_file, read_tracks, save_tracks
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterable
 
     from aiohttp import ClientResponse
 
@@ -50,6 +51,7 @@ _TAKEN_TOPICS = (
     TracksReady.topic,
     VideoCancel.topic,
     PersonEmbedding.topic,
+    Decision.topic,
 )
 """The topics whose records services take, and so may have put aside."""
 _CHUNK_BYTES = 1024 * 1024
@@ -127,6 +129,12 @@ async def submit(settings: Settings, event: VideoReady) -> None:
     """Announce a video; raises MachineError if Kafka is away."""
     async with Publisher(settings, "client") as publisher:
         await publisher.publish(event)
+
+
+async def decide(settings: Settings, decisions: Iterable[Decision]) -> None:
+    """Send what reviewers decided to the matchers; raises MachineError if Kafka is away."""
+    async with Publisher(settings, "client") as publisher:
+        await publisher.publish_all(decisions)
 
 
 async def cancel(settings: Settings, video_id: str, reason: str | None) -> None:

@@ -23,6 +23,7 @@ from streamproc.kafka.records import (
     Record,
     cloud_event,
     dead_letter_headers,
+    partition_of,
 )
 
 if TYPE_CHECKING:
@@ -100,7 +101,8 @@ class Publisher:
     async def publish(self, event: Event, *, trace: bytes | None = None) -> None:
         """Send one event to its topic under its key, and wait for the acknowledgement."""
         headers = cloud_event(event, self._service, trace)
-        await self.send(event.topic, event.key.encode(), event.to_json(), headers)
+        partition = await self._partition_of(event, self._prefix + event.topic)
+        await self.send(event.topic, event.key.encode(), event.value, headers, partition=partition)
 
     async def publish_all(self, events: Iterable[Event], *, trace: bytes | None = None) -> None:
         """Send several events together, and wait for all acknowledgements.
@@ -111,11 +113,26 @@ class Publisher:
         for event in events:
             topic = self._prefix + event.topic
             headers = cloud_event(event, self._service, trace)
-            acknowledged = await self.begin(topic, event.key.encode(), event.to_json(), headers)
+            acknowledged = await self.begin(
+                topic,
+                event.key.encode(),
+                event.value,
+                headers,
+                partition=await self._partition_of(event, topic),
+            )
             pending.append((topic, acknowledged))
         for topic, acknowledged in pending:
             with _faults(topic):
                 await acknowledged
+
+    async def _partition_of(self, event: Event, topic: str) -> int | None:
+        """Return where an event goes whose key does not say it, else None."""
+        if event.partition_key == event.key:
+            return None
+        assert self._producer is not None
+        with _faults(topic):
+            partitions = await self._producer.partitions_for(topic)
+        return partition_of(event.partition_key, len(partitions))
 
     async def send(
         self,

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
+from aiokafka.partitioner import murmur2
+
 from streamproc.version import __version__
 
 if TYPE_CHECKING:
@@ -41,6 +43,11 @@ class Record:
     key: bytes | None
     value: bytes | None
     headers: Sequence[tuple[str, bytes]]
+
+
+def partition_of(key: str, partitions: int) -> int:
+    """Return the partition of a key, such as a gallery: Kafka's default for it."""
+    return int((murmur2(key.encode()) & 0x7FFFFFFF) % partitions)
 
 
 def cloud_event(event: Event, service: str, trace: bytes | None) -> Headers:

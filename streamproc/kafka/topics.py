@@ -11,6 +11,7 @@ from aiokafka.errors import KafkaConnectionError, KafkaError, for_code
 
 from streamproc.errors import MachineError, UsageError
 from streamproc.kafka.connection import client_options, group_of, unreachable
+from streamproc.settings import CompactedTopicSettings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -58,9 +59,13 @@ def wanted_topics(settings: Settings) -> list[TopicSpec]:
     for field in type(topics).model_fields:
         topic = getattr(topics, field)
         name = f"{kafka.topic_prefix}{field.replace('_', '-')}"
+        kept = (
+            {"cleanup.policy": "compact"}
+            if isinstance(topic, CompactedTopicSettings)
+            else {"cleanup.policy": "delete", **_retention(topic.retention_hours)}
+        )
         config = {
-            "cleanup.policy": "delete",
-            **_retention(topic.retention_hours),
+            **kept,
             # The broker's clock, as a producer's may be wrong: galleries expire by it, and Kafka
             # never deletes what claims to be of the future.
             "message.timestamp.type": "LogAppendTime",

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from streamproc.decisions import ApartDecision, GroupDecision, parse_decision
+from streamproc.decisions import parse_decision
 from streamproc.errors import EventError, InputError, UsageError
 from streamproc.events import DuplicateCandidate, PersonEmbedding
 from streamproc.gallery.identities import pair_of
+from streamproc.gallery.reviewed import MAX_PAIRS_SAID, pair_count
 from streamproc.ids import person_key_of
 
 if TYPE_CHECKING:
@@ -31,8 +32,6 @@ FOUND_TRACKS_NAME = "tracks.npz"
 
 MAX_DECISIONS_BYTES = 128 * 1024 * 1024
 """Some 250,000 decisions of the page, which take 1.5 GB of memory."""
-MAX_PAIRS_SAID = 5_000_000
-"""Each costs some 200 bytes of memory, and a line of 200 keys says 19,900."""
 
 _VIDEO_ID = re.compile(r"[0-9A-Za-z_-]{1,128}")
 
@@ -122,7 +121,7 @@ def read_decisions(path: Path) -> list[AnyDecision]:
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     decisions = []
-    pair_count = 0
+    pairs_said = 0
     for number, line in enumerate(data[: whole_length(data)].split(b"\n"), 1):
         if not line.strip():
             continue
@@ -131,8 +130,8 @@ def read_decisions(path: Path) -> list[AnyDecision]:
         except EventError as error:
             raise InputError(f"{path}: line {number}: {error}") from error
         decisions.append(decision)
-        pair_count += _pair_count(decision)
-        if pair_count > MAX_PAIRS_SAID:
+        pairs_said += pair_count(decision)
+        if pairs_said > MAX_PAIRS_SAID:
             raise InputError(f"{path}: line {number}: expected at most {MAX_PAIRS_SAID:,} pairs")
     return decisions
 
@@ -149,11 +148,3 @@ def whole_length(data: bytes) -> int:
     except EventError:
         return end
     return len(data)
-
-
-def _pair_count(decision: AnyDecision) -> int:
-    if isinstance(decision, GroupDecision):
-        return len(decision.person_keys) * (len(decision.person_keys) - 1) // 2
-    if isinstance(decision, ApartDecision):
-        return len(decision.person_keys) * len(decision.other_keys)
-    return 1

@@ -16,6 +16,7 @@ import pytest
 from persons import closed, person, unit_vector
 from services import get
 
+from streamproc.decisions import PairDecision
 from streamproc.events import GalleryExpired
 from streamproc.gallery import Gallery, apply
 
@@ -59,13 +60,38 @@ def video(gallery_id, video_id, *, seed, persons=20, minute=0, run="r1", looks=6
     return [*events, type(end).make(**{**dict(end), "gallery_id": gallery_id})]
 
 
+def decided(gallery_id, a, b, verdict, second=0, **more):
+    """A decision on two persons, by their keys."""
+    return PairDecision.make(
+        gallery_id=gallery_id,
+        decided_at=f"2026-11-24T12:00:{second:02d}Z",
+        person_keys=(a, b),
+        verdict=verdict,
+        **more,
+    )
+
+
 def load(galleries=3):
-    """Galleries of two videos each; the second comes again with a run that finds fewer persons."""
+    """Galleries of two videos each; the second comes again with a run that finds fewer persons.
+
+    In between some pairs of the first are decided, and one with the second: that is lost, as
+    nothing says where these persons were.
+    """
     events = []
     for number in range(galleries):
         name = f"g{number}"
         events += video(name, "a", seed=number)
+        events += [
+            decided(name, f"a/{one}", f"a/{other}", verdict, one)
+            for one, other, verdict in [
+                (1, 2, "same"),
+                (2, 3, "different"),
+                (4, 5, "same"),
+                (6, 7, "different"),
+            ]
+        ]
         events += video(name, "b", seed=10 + number)
+        events.append(decided(name, "a/8", "b/8", "same", 9))
         events += video(name, "b", seed=20 + number, run="r2", minute=5, persons=15)
     return events
 
@@ -79,7 +105,7 @@ def said_by_the_core(events) -> tuple[set[str], dict[str, Gallery]]:
             gallery, event, similarity_threshold=0.70, occurred_at="2026-11-24T12:00:00Z"
         )
         gallery.write(outcome.writes)
-        said |= {each.event_id for each in outcome.events}
+        said |= {each.event_id for each in outcome.events if each.value is not None}
     return said, galleries
 
 
@@ -91,10 +117,25 @@ def put(stream, *events, **options) -> None:
 def said(stream) -> list[str]:
     """The ids of all events that the matcher published."""
     return [
-        event["event_id"]
-        for topic in ("duplicate-candidates", "video-progress")
-        for event in stream.events(topic)
+        json.loads(record.value)["event_id"]
+        for topic in ("duplicate-candidates", "video-progress", "identities")
+        for record in stream.records(topic)
+        if record.value is not None
     ]
+
+
+def assert_decided_as(matcher, gallery) -> None:
+    """A matcher has the decisions and the identities of a gallery."""
+    url = f"{matcher.url}/galleries/{gallery.gallery_id}"
+    identities = get(f"{url}/identities")["identities"]
+    assert {one["identity_id"]: tuple(one["person_keys"]) for one in identities} == {
+        name: one.person_keys for name, one in gallery.reviewed.notable.items()
+    }
+    decisions = get(f"{url}/decisions")
+    assert decisions["count"] == len(gallery.decisions)
+    assert len(decisions["not_carried_over"]) == sum(
+        one.is_lost for one in gallery.decisions.values()
+    )
 
 
 def wait_until_done(stream) -> None:
@@ -130,7 +171,12 @@ def test_the_stream_says_what_the_core_says_and_shows_the_matrix(stream):
     assert answer["person_keys"] == keys
     np.testing.assert_allclose(answer["similarity"], galleries["g1"].matrix(keys), atol=1e-6)
     pairs = {tuple(pair["person_keys"]): pair["similarity"] for pair in answer["candidates"]}
-    assert pairs == {(a, b): entry.similarity for a, b, entry in galleries["g1"].candidates()}
+    assert pairs == {
+        (a, b): entry.similarity
+        for a, b, entry in galleries["g1"].candidates()
+        if not galleries["g1"].reviewed.rules_out(a, b)
+    }
+    assert_decided_as(matcher, galleries["g1"])
     npy = np.load(io.BytesIO(get(f"{matcher.url}/galleries/g1/similarity", "application/x-npy")))
     np.testing.assert_allclose(npy, answer["similarity"], atol=1e-6)
     assert "similarity" not in get(f"{matcher.url}/galleries/g1/similarity?matrix=no")
@@ -188,8 +234,9 @@ def test_nothing_is_lost_wherever_it_dies(stream, tmp_path, fault):
         answer = get(f"{third.url}/galleries/{name}/similarity")
         assert answer["person_keys"] == sorted(gallery.rows)
         assert {tuple(pair["person_keys"]) for pair in answer["candidates"]} == {
-            (a, b) for a, b, _ in gallery.candidates()
+            (a, b) for a, b, _ in gallery.candidates() if not gallery.reviewed.rules_out(a, b)
         }
+        assert_decided_as(third, gallery)
 
 
 def test_matchers_join_and_leave_under_load_and_send_each_other_their_readers(stream):

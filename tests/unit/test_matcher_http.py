@@ -8,11 +8,14 @@ import socket
 from urllib.parse import quote
 
 import numpy as np
+import orjson
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from persons import person, unit_vector
 
+from streamproc.decisions import PairDecision
+from streamproc.events import DuplicateCandidate, PersonIdentity
 from streamproc.gallery import apply
 from streamproc.services.hosts import check_host, is_own_host
 from streamproc.services.matcher import http
@@ -49,6 +52,12 @@ class FakeMatcher:
         """The address of who owns a partition, if anybody does."""
         return "http://other:8082/" if partition == 1 else None
 
+    def others(self):
+        """The addresses of the other matchers."""
+        return ["http://other:8082/"]
+
+    similarity_threshold = 0.7
+
 
 async def request(matcher, path, **headers):
     """The status, headers and body of one request to the gallery routes."""
@@ -72,6 +81,59 @@ async def test_the_matrix_is_the_same_in_npy_in_blocks_and_in_the_core(monkeypat
     assert matrix.dtype == np.float32
     np.testing.assert_allclose(matrix, gallery.matrix(sorted(gallery.rows)), atol=1e-6)
     assert np.isnan(matrix).any()
+
+
+async def listed(matcher, name, query=""):
+    """What a list of the gallery `g` says."""
+    status, _, body = await request(matcher, f"/galleries/g/{name}{query}")
+    assert status == 200
+    return orjson.loads(body)
+
+
+async def test_what_a_gallery_is_now_has_the_form_of_the_events():
+    """Each list parses as its topic's events, and what was called different is left out."""
+    matcher = FakeMatcher(12)
+    owned = matcher.galleries.get("g")
+    gallery = owned.gallery
+    (a, b, _), (c, d, _) = list(gallery.candidates())[:2]
+    at = {"gallery_id": "g", "decided_at": TIME}
+    no = PairDecision.make(**at, person_keys=(a, b), verdict="different")
+    yes = PairDecision.make(**at, person_keys=(c, d), verdict="same")
+    for decision in (no, yes):
+        gallery.write(apply(gallery, decision, similarity_threshold=0.7, occurred_at=TIME).writes)
+    count = sum(1 for _ in gallery.candidates())
+    candidates = await listed(matcher, "candidates")
+    assert candidates["count"] == len(candidates["candidates"]) == count - 1
+    events = [DuplicateCandidate.model_validate(one) for one in candidates["candidates"]]
+    assert {event.state for event in events} <= {"proposed", "updated"}
+    with_decided = (await listed(matcher, "candidates", "?decided=yes"))["candidates"]
+    [out] = [one for one in with_decided if one["state"] == "withdrawn"]
+    assert out["reason"] == "decided"
+    assert sorted(one["person_key"] for one in out["persons"]) == sorted((a, b))
+    [identity] = (await listed(matcher, "identities"))["identities"]
+    assert PersonIdentity.model_validate(identity).person_keys == sorted((c, d))
+    decisions = await listed(matcher, "decisions")
+    assert {one["decision_id"] for one in decisions["decisions"]} == {
+        no.decision_id,
+        yes.decision_id,
+    }
+    assert decisions["not_carried_over"] == []
+    assert (await listed(matcher, "groups"))["groups"] == []
+    persons = await listed(matcher, "persons")
+    assert [one["person_key"] for one in persons["persons"]] == sorted(gallery.rows)
+    assert persons["videos"] == [{"video_id": "v", "run_id": "r1", "closed": False}]
+    assert "vector" not in persons["persons"][0]
+
+
+@pytest.mark.parametrize(
+    "name", ["candidates", "groups", "identities", "decisions", "persons", "similarity"]
+)
+async def test_each_list_of_another_matcher_is_asked_for_there(name):
+    """The query goes along."""
+    status, headers, _ = await request(FakeMatcher(2), f"/galleries/moved/{name}?decided=yes")
+    assert status == 307
+    assert headers["Location"] == f"http://other:8082/galleries/moved/{name}?decided=yes"
+    assert (await request(FakeMatcher(2), f"/galleries/unknown/{name}"))[0] == 404
 
 
 async def test_who_asks_for_what_is_not_here_is_told_why(monkeypatch):

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from streamproc.services.matcher.table import OwnedGallery
 
 _LOG_APPEND_TIME = 1
+_DAY_MS = 24 * 3600 * 1000
 _LEAST_AT_ONCE = 10
 _SHARE_AT_ONCE = 0.1
 
@@ -52,3 +53,12 @@ def to_expire(
     due.sort(key=lambda owned: owned.last_event_ms)
     count = max(_LEAST_AT_ONCE, int(_SHARE_AT_ONCE * len(known)))
     return due[:count], len(due[count:])
+
+
+def are_decisions_over(owned: OwnedGallery, now_ms: int, keep_days: float | None) -> bool:
+    """Whether the time is over for which the decisions on a gallery that is gone are kept."""
+    return (
+        keep_days is not None
+        and owned.is_empty
+        and owned.last_decision_ms + keep_days * _DAY_MS < now_ms
+    )

@@ -396,6 +396,11 @@ class FaustTable:
                 return str(url)
         return None
 
+    def others(self) -> list[str]:
+        """Return the URLs of the other members that own partitions."""
+        known = self._app.router.table_metadata(TABLE)
+        return sorted(str(url) for url, topics in known.items() if topics and url != self._url)
+
     def end_offset(self, partition: int) -> int | None:
         """Return the offset after the last event of a partition, as the broker last said."""
         end: int | None = self._app.consumer.highwater(self._events_of(partition))

@@ -1,4 +1,8 @@
-"""The matcher's HTTP routes: the growing matrix of a gallery, at any time, from any matcher."""
+"""The matcher's HTTP routes: what a gallery is now, at any time, from any matcher.
+
+The growing matrix, and in the form of the events what was said last: candidates, groups,
+identities; and the decisions.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +17,22 @@ import numpy as np
 import orjson
 from aiohttp import web
 
-from streamproc.events import timestamp_of
+from streamproc.events import now, timestamp_of
 from streamproc.gallery import candidate_id_of
+from streamproc.gallery.announcements import Announcer, candidate_person
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 
+    from streamproc.events import Event
     from streamproc.gallery import Candidate, Gallery, Snapshot
     from streamproc.services.matcher.table import Galleries, OwnedGallery
 
 log = logging.getLogger(__name__)
 
 MAX_JSON_PERSONS = 2000
+MAX_LISTED = 10_000
+"""The most candidates, groups or persons in one answer."""
 NPY = "application/x-npy"
 _BLOCK_NUMBERS = 1 << 20  # 4 MiB of the matrix are computed and sent at a time
 _BUILDS_AT_ONCE = 2
@@ -51,9 +59,16 @@ class GallerySource(Protocol):
     def owner_of(self, partition: int) -> str | None:
         """The URL of another matcher that owns a partition, None where that is not known."""
 
+    def others(self) -> list[str]:
+        """The URLs of the other matchers, as far as they are known."""
+
+    @property
+    def similarity_threshold(self) -> float:
+        """That of persons whose event names none."""
+
 
 class GalleryApi:
-    """`GET /galleries` and `GET /galleries/<id>/similarity`; see `routes`."""
+    """`GET /galleries`, and what is below each of them; see `routes`."""
 
     def __init__(self, source: GallerySource) -> None:
         self._source = source
@@ -65,6 +80,11 @@ class GalleryApi:
         return [
             web.get("/galleries", self._list),
             web.get("/galleries/{gallery_id}/similarity", self._similarity),
+            web.get("/galleries/{gallery_id}/candidates", self._lister(self._candidates)),
+            web.get("/galleries/{gallery_id}/groups", self._lister(self._groups)),
+            web.get("/galleries/{gallery_id}/identities", self._lister(self._identities)),
+            web.get("/galleries/{gallery_id}/decisions", self._lister(self._decisions)),
+            web.get("/galleries/{gallery_id}/persons", self._lister(self._persons)),
         ]
 
     async def _list(self, _: web.Request) -> web.Response:
@@ -72,6 +92,7 @@ class GalleryApi:
         return _json(
             {
                 "partitions": sorted(self._source.loaded),
+                "others": self._source.others(),
                 "galleries": [_summary(owned) for owned in galleries],
             }
         )
@@ -90,19 +111,146 @@ class GalleryApi:
         if partition not in self._source.loaded:
             return self._elsewhere(request, partition)
         owned = self._source.galleries.get(gallery_id)
-        if owned is None:
-            return _fault(
-                404, f"gallery {gallery_id!r}: nobody was seen in it yet, or it has expired"
-            )
+        if owned is None or owned.is_empty:
+            return _unknown(gallery_id)
+        return await self._in_turn(lambda: self._answer(request, owned))
+
+    async def _in_turn(
+        self, answer: Callable[[], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        """Give an answer once it is its turn; whoever waits holds no copy of anything."""
         if self._waiting >= _WAITING_AT_ONCE:
             return _try_again("too many ask at the same time: try again")
         self._waiting += 1
         try:
-            # Whoever waits holds no copy of anything.
             async with self._building:
-                return await self._answer(request, owned)
+                return await answer()
         finally:
             self._waiting -= 1
+
+    def _lister(
+        self, content: Callable[[web.Request, Gallery], Callable[[], dict[str, Any]]]
+    ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        """Return a handler that answers with what `content` says of a gallery.
+
+        `content` copies what it needs, and returns what makes the answer of it in a thread.
+        """
+
+        async def handle(request: web.Request) -> web.StreamResponse:
+            gallery_id = request.match_info["gallery_id"]
+            partition = self._source.partition_of(gallery_id)
+            if partition not in self._source.loaded:
+                return self._elsewhere(request, partition)
+            owned = self._source.galleries.get(gallery_id)
+            if owned is None:
+                return _unknown(gallery_id)
+
+            async def answer() -> web.StreamResponse:
+                make = content(request, owned.gallery)
+                listed = await asyncio.to_thread(make)
+                body = await asyncio.to_thread(orjson.dumps, {"gallery_id": gallery_id, **listed})
+                response = web.Response(body=body, content_type="application/json")
+                async with _deadline(request, len(body)):
+                    await response.prepare(request)
+                    await response.write_eof()
+                return response
+
+            return await self._in_turn(answer)
+
+        return handle
+
+    def _announcer(self, gallery: Gallery) -> Announcer:
+        return Announcer(gallery, self._source.similarity_threshold, now(), dict(gallery.group_ids))
+
+    def _candidates(self, request: web.Request, gallery: Gallery) -> Callable[[], dict[str, Any]]:
+        """Candidates as `duplicate-candidates` says them, the likeliest first.
+
+        With `?decided=yes` also those that were withdrawn because they were called different.
+        """
+        with_decided = request.query.get("decided") == "yes"
+        reviewed = gallery.reviewed
+        rows = dict(gallery.rows)
+        found = [
+            (a, b, candidate, reviewed.rules_out(a, b)) for a, b, candidate in gallery.candidates()
+        ]
+        listed = [one for one in found if with_decided or not one[3]]
+        listed.sort(key=_likeliest_first)
+        announcer = self._announcer(gallery)
+
+        def make() -> dict[str, Any]:
+            events = []
+            for a, b, candidate, is_out in listed[:MAX_LISTED]:
+                pair = (rows[a].tracklet, rows[b].tracklet)
+                say = announcer.ruled_out if is_out else announcer.candidate
+                events.append(_wire(say(*pair, candidate)))
+            return {"count": len(listed), "candidates": events}
+
+        return make
+
+    def _groups(self, _: web.Request, gallery: Gallery) -> Callable[[], dict[str, Any]]:
+        """Groups as `duplicate-groups` says them."""
+        groups = [
+            (group_id, group)
+            for group_id, group in sorted(gallery.groups.items())
+            if not gallery.reviewed.are_apart(group.person_keys)
+        ]
+        announcer = self._announcer(gallery)
+
+        def make() -> dict[str, Any]:
+            events = [
+                _wire(announcer.group(group_id, group, "updated"))
+                for group_id, group in groups[:MAX_LISTED]
+            ]
+            return {"count": len(groups), "groups": events}
+
+        return make
+
+    def _identities(self, _: web.Request, gallery: Gallery) -> Callable[[], dict[str, Any]]:
+        """Identities as `identities` says them: those of which something is decided."""
+        found = [one for _, one in sorted(gallery.reviewed.notable.items())]
+        announcer = self._announcer(gallery)
+        return lambda: {
+            "count": len(found),
+            "identities": [_wire(announcer.identity(one)) for one in found],
+        }
+
+    def _decisions(self, _: web.Request, gallery: Gallery) -> Callable[[], dict[str, Any]]:
+        """Decisions as `review-decisions` says them, in their order.
+
+        Those on people whom a later run of their video does not have are `not_carried_over`.
+        """
+        kept = list(gallery.decisions.values())
+
+        def make() -> dict[str, Any]:
+            kept.sort(key=lambda one: one.decision.order)
+            standing = [_wire(one.decision) for one in kept if not one.is_lost]
+            lost = [_wire(one.decision) for one in kept if one.is_lost]
+            return {"count": len(kept), "decisions": standing, "not_carried_over": lost}
+
+        return make
+
+    def _persons(self, _: web.Request, gallery: Gallery) -> Callable[[], dict[str, Any]]:
+        """Persons as candidates describe them, with who was seen beside whom, and the videos."""
+        rows = [row.tracklet for _, row in sorted(gallery.rows.items())]
+        videos = sorted(gallery.videos.items())
+
+        def make() -> dict[str, Any]:
+            persons = [
+                {
+                    **candidate_person(one).model_dump(mode="json", exclude_none=True),
+                    "frames_tracked": one.frames_tracked,
+                    "seen_with": one.seen_with,
+                }
+                for one in rows[:MAX_LISTED]
+            ]
+            known = [
+                {"video_id": video_id, "run_id": record.order[1], "closed": record.closed}
+                for video_id, record in videos
+            ]
+            model = rows[0].model.model_dump(mode="json") if rows else None
+            return {"count": len(rows), "persons": persons, "videos": known, "model": model}
+
+        return make
 
     async def _answer(self, request: web.Request, owned: OwnedGallery) -> web.StreamResponse:
         """Copy what is asked for, and send it; a client that does not read is left."""
@@ -171,12 +319,29 @@ async def _deadline(request: web.Request, size_bytes: int) -> AsyncIterator[None
             request.transport.abort()
 
 
+def _likeliest_first(
+    found: tuple[str, str, Candidate, bool],
+) -> tuple[float, float, str, str]:
+    a, b, candidate, _ = found
+    chance = 0.0 if candidate.judgement is None else candidate.judgement.probability
+    return (-chance, -candidate.similarity, a, b)
+
+
+def _wire(event: Event) -> dict[str, Any]:
+    return event.model_dump(mode="json", exclude_none=True)
+
+
+def _unknown(gallery_id: str) -> web.Response:
+    return _fault(404, f"gallery {gallery_id!r}: nobody was seen in it yet, or it has expired")
+
+
 def _summary(owned: OwnedGallery) -> dict[str, Any]:
     return {
         "gallery_id": owned.gallery.gallery_id,
         "partition": owned.partition,
         "persons": len(owned.gallery.rows),
         "videos": len(owned.gallery.videos),
+        "decisions": len(owned.gallery.decisions),
         "last_event_at": timestamp_of(owned.last_event_ms),
     }
 
@@ -190,6 +355,7 @@ def _described(gallery: Gallery, keys: list[str]) -> dict[str, Any]:
         "candidates": [
             _candidate(gallery.gallery_id, key, other, candidate)
             for key, other, candidate in gallery.candidates()
+            if not gallery.reviewed.rules_out(key, other)
         ],
     }
 

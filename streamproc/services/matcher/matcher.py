@@ -14,6 +14,9 @@ way of writing a table, `table[key] = value`, is not used: it writes the local c
 changelog at some later time. After a crash between the two, the event that comes again would find
 its row and write nothing, and whoever takes over the partition later would never get that row.
 
+Decisions come in by `review-decisions`, and `inbox` puts each among the events of its gallery, so
+that all this holds for them as well.
+
 A bad event becomes a dead letter. Anything else that fails ends the process. Faust would
 acknowledge the event of an agent that raised, so the agent does not return after such a failure.
 """
@@ -39,6 +42,8 @@ from streamproc.events import (
     DuplicateGroup,
     GalleryExpired,
     PersonEmbedding,
+    PersonIdentity,
+    VideoClosed,
     now,
     timestamp_of,
 )
@@ -49,9 +54,15 @@ from streamproc.kafka.records import trace_of
 from streamproc.kafka.topics import changelog_of, ensure_topics
 from streamproc.pipeline.resources import calibration_of
 from streamproc.services.logs import log_about
-from streamproc.services.matcher.clock import SteadyClock, is_expired, to_expire
+from streamproc.services.matcher.clock import (
+    SteadyClock,
+    are_decisions_over,
+    is_expired,
+    to_expire,
+)
 from streamproc.services.matcher.faust_table import FaustTable, instance_folder, record_of
 from streamproc.services.matcher.http import GalleryApi
+from streamproc.services.matcher.inbox import DecisionInbox
 from streamproc.services.matcher.metrics import MatcherMetrics
 from streamproc.services.matcher.prefetch import Prefetch
 from streamproc.services.matcher.table import (
@@ -157,6 +168,15 @@ class Matcher:
         return Galleries(max_persons=self._settings.limits.max_persons_per_gallery)
 
     @property
+    def similarity_threshold(self) -> float:
+        """That of persons whose event names none."""
+        return self._settings.clustering.similarity_threshold
+
+    def others(self) -> list[str]:
+        """Return the URLs of the other matchers, as far as they are known."""
+        return [] if self._table is None else self._table.others()
+
+    @property
     def loaded(self) -> Collection[int]:
         """The partitions that this process owns and has read; none while it recovers."""
         return self._loaded
@@ -174,6 +194,7 @@ class Matcher:
 
     def _gauges(self) -> dict[str, int]:
         return {
+            "decisions": self.galleries.decisions,
             "lag": self._lag(),
             "galleries": len(self.galleries),
             "rows": self.galleries.rows,
@@ -207,6 +228,7 @@ class Matcher:
             works = (
                 self._acknowledge(),
                 self._expire(),
+                DecisionInbox(self._settings, self._publisher, self._count_dead_letter).run(),
                 table.watch(self._is_idle),
                 table.forget(),
             )
@@ -355,7 +377,7 @@ class Matcher:
         start = time.perf_counter()
         at_ms = self._clock.time_ms_of(message)
         owned = self.galleries.open(event.gallery_id, message.partition)
-        if isinstance(event, GalleryExpired) and not is_expired(owned, at_ms, self._expiry_seconds):
+        if isinstance(event, GalleryExpired) and not self._is_over(owned, event, at_ms):
             result = MatchResult()  # whoever announced it has a clock that is wrong
         else:
             result = self._decide(owned, event)
@@ -376,6 +398,8 @@ class Matcher:
             self.galleries.drop_if_empty(owned)
         else:
             owned.last_event_ms = max(owned.last_event_ms, at_ms)
+            if not isinstance(event, PersonEmbedding | VideoClosed):
+                owned.last_decision_ms = max(owned.last_decision_ms, at_ms)
         seconds = self._metrics.seconds
         seconds["apply"] += decided - start
         seconds["publish"] += published - decided
@@ -383,13 +407,18 @@ class Matcher:
         self._count(result)
         return entries, acknowledgements
 
+    def _is_over(self, owned: OwnedGallery, event: GalleryExpired, now_ms: int) -> bool:
+        """Whether the time of a gallery, or of its decisions, is over by this process's clock."""
+        if event.decisions:
+            return are_decisions_over(owned, now_ms, self._settings.review.keep_days)
+        return is_expired(owned, now_ms, self._expiry_seconds)
+
     def _decide(self, owned: OwnedGallery, event: Parsed) -> MatchResult:
-        threshold = self._settings.clustering.similarity_threshold
         try:
             return decide(
                 owned,
                 event,
-                similarity_threshold=threshold,
+                similarity_threshold=self.similarity_threshold,
                 occurred_at=now(),
                 calibration=self._calibration,
             )
@@ -415,6 +444,8 @@ class Matcher:
                 self._metrics.candidates[event.state] += 1
             elif isinstance(event, DuplicateGroup):
                 self._metrics.groups[event.state] += 1
+            elif isinstance(event, PersonIdentity):
+                self._metrics.identities += 1
 
     async def _send_on(self, message: Any, event: Parsed) -> None:
         """Send an event to its gallery's partition: its producer hashes keys in another way."""
@@ -432,7 +463,10 @@ class Matcher:
         await self._publisher.dead_letter(
             record_of(message), code=error.code, text=str(error), attempts=1
         )
-        self._service.dead_letters.labels(error.code).inc()
+        self._count_dead_letter(error.code)
+
+    def _count_dead_letter(self, code: str) -> None:
+        self._service.dead_letters.labels(code).inc()
 
     async def _acknowledge(self) -> None:
         """Write entries to the local copy once the brokers have them, and acknowledge the event.
@@ -459,17 +493,31 @@ class Matcher:
         while True:
             await asyncio.sleep(min(_MAX_EXPIRY_CHECK_SECONDS, self._expiry_seconds / 4))
             now_ms = self._clock.now_ms()
-            due, left = to_expire(self.galleries, now_ms, self._expiry_seconds)
+            full = [owned for owned in self.galleries if not owned.is_empty]
+            due, left = to_expire(full, now_ms, self._expiry_seconds)
             if left:
                 log.warning("%d galleries are due, %d expire now", len(due) + left, len(due))
             for owned in due:
                 await self._announce_expiry(owned)
+            for owned in self.galleries:
+                if are_decisions_over(owned, now_ms, self._settings.review.keep_days):
+                    await self._announce_end_of_decisions(owned)
 
     async def _announce_expiry(self, owned: OwnedGallery) -> None:
         gallery = owned.gallery
         log.info("gallery %s expires: %d persons", gallery.gallery_id, len(gallery.rows))
         event = GalleryExpired.make(
             gallery_id=gallery.gallery_id, last_event_at=timestamp_of(owned.last_event_ms)
+        )
+        await self._publisher.publish(event)
+
+    async def _announce_end_of_decisions(self, owned: OwnedGallery) -> None:
+        gallery = owned.gallery
+        log.info("gallery %s: %d decisions expire", gallery.gallery_id, len(gallery.decisions))
+        event = GalleryExpired.make(
+            gallery_id=gallery.gallery_id,
+            last_event_at=timestamp_of(owned.last_decision_ms),
+            decisions=True,
         )
         await self._publisher.publish(event)
 

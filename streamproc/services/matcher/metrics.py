@@ -31,6 +31,7 @@ class MatcherMetrics(Collector):
         self.strays = 0
         self.rows_not_compared = 0
         self.groups: Counter[str] = Counter()
+        self.identities = 0
         self.pairs_not_kept = 0
         registry.register(self)
 
@@ -41,6 +42,9 @@ class MatcherMetrics(Collector):
             "candidates", "Duplicate candidates published, by state", "state", self.candidates
         )
         yield _counter_by("groups", "Duplicate groups published, by state", "state", self.groups)
+        yield CounterMetricFamily(
+            "streamproc_identities", "Identities published", value=self.identities
+        )
         yield _counter_by("stage_seconds", "Time spent, by stage", "stage", self.seconds)
         yield CounterMetricFamily(
             "streamproc_strays", "Events sent on to their partition", value=self.strays
@@ -56,6 +60,7 @@ class MatcherMetrics(Collector):
 
 
 _GAUGES = {
+    "decisions": "Decisions of reviewers in memory",
     "lag": "Events of the own partitions that are not done",
     "galleries": "Galleries in memory",
     "rows": "Persons in memory",

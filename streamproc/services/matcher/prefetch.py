@@ -11,21 +11,16 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from streamproc.decisions import GalleryEvent, parse_gallery_event
 from streamproc.errors import EventError
-from streamproc.events import (
-    GalleryExpired,
-    PersonEmbedding,
-    VideoClosed,
-    check_submitted_at,
-    parse_embedded,
-)
+from streamproc.events import PersonEmbedding, VideoClosed, check_submitted_at
 
 if TYPE_CHECKING:
     from streamproc.services.matcher.faust_table import Waiting
     from streamproc.services.matcher.metrics import MatcherMetrics
     from streamproc.services.matcher.table import Galleries
 
-Parsed: TypeAlias = PersonEmbedding | VideoClosed | GalleryExpired
+Parsed: TypeAlias = GalleryEvent
 
 _MAX_EVENTS = 64
 _IDLE_ROUNDS = 3
@@ -98,8 +93,8 @@ class Prefetch:
                 "see kafka.max_event_bytes"
             )
         try:
-            event = parse_embedded(value)
-            if not isinstance(event, GalleryExpired):
+            event = parse_gallery_event(value)
+            if isinstance(event, PersonEmbedding | VideoClosed):
                 check_submitted_at(event.submitted_at)
         except EventError as error:
             return error

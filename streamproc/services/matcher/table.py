@@ -1,7 +1,8 @@
 """The matcher's table entries: how rows and records are stored as bytes, and where.
 
-There is one entry for each tracklet, one for each video and one for each group. A tracklet's entry
-holds its event byte for byte as it came, so that it is not serialised again. All entries of a
+There is one entry for each tracklet, one for each video, one for each group and one for each
+decision; and for each tracklet that a decision names, one that says where it was. A tracklet's
+entry holds its event byte for byte as it came, so that it is not serialised again. All entries of a
 gallery are in the partition of its id. What is stored keeps its names and values, since a running
 matcher reads what an older one wrote.
 """
@@ -13,10 +14,11 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Literal
 
+import numpy as np
 import orjson
-from aiokafka.partitioner import murmur2
 from pydantic import BaseModel, ConfigDict, Field
 
+from streamproc.decisions import Decided, GalleryEvent  # noqa: TC001 - pydantic reads them
 from streamproc.errors import MachineError
 from streamproc.events import GalleryExpired, PersonEmbedding, VideoClosed
 from streamproc.gallery import (
@@ -27,23 +29,33 @@ from streamproc.gallery import (
     Gallery,
     Group,
     Judgement,
+    Kept,
     MatchResult,
+    Place,
     Row,
     VideoRecord,
     Writes,
     apply,
     expire,
+    forget_decisions,
 )
+from streamproc.kafka.records import partition_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+__all__ = [
+    "Entries",
+    "EntryKey",
+    "Galleries",
+    "OwnedGallery",
+    "decide",
+    "entries_of",
+    "now_ms",
+    "partition_of",
+]
+
 _MAX_MS = 2**53 - 1
-
-
-def partition_of(gallery_id: str, partitions: int) -> int:
-    """Return the partition of a gallery: Kafka's default for its id as the key."""
-    return int((murmur2(gallery_id.encode()) & 0x7FFFFFFF) % partitions)
 
 
 def now_ms() -> int:
@@ -53,10 +65,10 @@ def now_ms() -> int:
 
 @dataclass(frozen=True, slots=True)
 class EntryKey:
-    """The key of an entry: `id` is a person key, a video id or a group's id."""
+    """The key of an entry: `id` is a person key, a video id, a group's or a decision's id."""
 
     gallery_id: str
-    kind: Literal["person", "video", "group"]
+    kind: Literal["person", "video", "group", "decision", "place"]
     id: str
 
     def to_bytes(self) -> bytes:
@@ -105,6 +117,18 @@ class _StoredGroup(_Stored):
     judgement: _StoredJudgement
 
 
+class _StoredDecision(_Stored):
+    decision: Decided
+    lost: bool = False
+
+
+class _StoredPlace(_Stored):
+    video_id: str
+    run_id: str
+    frame_indices: tuple[int, ...]
+    boxes: list[tuple[float, float, float, float]]
+
+
 Entries = list[tuple[bytes, bytes | None]]
 """Table keys and values; None removes."""
 
@@ -127,6 +151,12 @@ def entries_of(
     for group_id, group in writes.groups.items():
         value = None if group is None else _group_bytes(group, at_ms)
         entries.append((EntryKey(gallery_id, "group", group_id).to_bytes(), value))
+    for key, place in writes.places.items():
+        value = None if place is None else _place_bytes(place, at_ms)
+        entries.append((EntryKey(gallery_id, "place", key).to_bytes(), value))
+    for decision_id, kept in writes.decisions.items():
+        value = None if kept is None else _decision_bytes(kept, at_ms)
+        entries.append((EntryKey(gallery_id, "decision", decision_id).to_bytes(), value))
     for video_id, record in writes.videos.items():
         value = None if record is None else _record_bytes(record, at_ms)
         entries.append((EntryKey(gallery_id, "video", video_id).to_bytes(), value))
@@ -180,6 +210,23 @@ def _group_bytes(group: Group, at_ms: int) -> bytes:
     return orjson.dumps({"at": at_ms, "person_keys": group.person_keys, "judgement": judgement})
 
 
+def _place_bytes(place: Place, at_ms: int) -> bytes:
+    return orjson.dumps(
+        {
+            "at": at_ms,
+            "video_id": place.video_id,
+            "run_id": place.run_id,
+            "frame_indices": place.frame_indices,
+            "boxes": place.boxes.tolist(),
+        }
+    )
+
+
+def _decision_bytes(kept: Kept, at_ms: int) -> bytes:
+    lost = b"true" if kept.is_lost else b"false"
+    return b'{"at":%d,"lost":%b,"decision":%b}' % (at_ms, lost, kept.decision.to_json())
+
+
 @dataclass(slots=True, eq=False)
 class OwnedGallery:
     """A gallery of a partition that this process owns."""
@@ -188,6 +235,13 @@ class OwnedGallery:
     partition: int
     last_event_ms: int = 0
     """When the last event of the gallery came, in milliseconds since 1970."""
+    last_decision_ms: int = 0
+    """When the last decision on it came; it counts as an event, too."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has neither rows nor records; decisions may be left of it."""
+        return not self.gallery.rows and not self.gallery.videos
 
     def load(self, key: EntryKey, value: bytes) -> None:
         """Take in one entry of the table. Raises ValueError for one that cannot be read."""
@@ -200,6 +254,16 @@ class OwnedGallery:
             stored = group = _StoredGroup.model_validate_json(value)
             known_group = Group(group.person_keys, Judgement(*group.judgement))
             self.gallery.write(Writes(groups={key.id: known_group}))
+        elif key.kind == "decision":
+            stored = kept = _StoredDecision.model_validate_json(value)
+            self.gallery.write(Writes(decisions={key.id: Kept(kept.decision, kept.lost)}))
+            self.last_decision_ms = max(self.last_decision_ms, stored.at)
+        elif key.kind == "place":
+            stored = place = _StoredPlace.model_validate_json(value)
+            boxes = np.array(place.boxes, np.float32).reshape(-1, 4)
+            was = Place(key.id, place.video_id, place.run_id, place.frame_indices, boxes)
+            self.gallery.write(Writes(places={key.id: was}))
+            return  # no event: it may be written anew when nothing came
         else:
             stored = record = _StoredRecord.model_validate_json(value)
             known = VideoRecord(record.order, record.closed, record.candidate_count)
@@ -209,7 +273,7 @@ class OwnedGallery:
 
 def decide(
     owned: OwnedGallery,
-    event: PersonEmbedding | VideoClosed | GalleryExpired,
+    event: GalleryEvent,
     *,
     similarity_threshold: float,
     occurred_at: str,
@@ -222,9 +286,12 @@ def decide(
     gallery = owned.gallery
     if isinstance(event, GalleryExpired):
         last_known_ms = round(datetime.fromisoformat(event.last_event_at).timestamp() * 1000)
+        if event.decisions:
+            is_over = owned.is_empty and owned.last_decision_ms <= last_known_ms
+            return MatchResult(forget_decisions(gallery)) if is_over else MatchResult()
         if owned.last_event_ms > last_known_ms:
             return MatchResult()
-        return MatchResult(expire(gallery))
+        return expire(gallery, occurred_at)
     result = apply(
         gallery,
         event,
@@ -232,8 +299,10 @@ def decide(
         occurred_at=occurred_at,
         calibration=calibration,
     )
+    if not isinstance(event, VideoClosed):
+        return result
     known = gallery.videos.get(event.video_id)
-    if isinstance(event, VideoClosed) and known is not None and not result.writes.videos:
+    if known is not None and not result.writes.videos:
         # Nothing changes, but the gallery had an event: its time until it expires starts again,
         # also for the process that owns it next, which reads the time from this entry.
         return replace(result, writes=replace(result.writes, videos={event.video_id: known}))
@@ -269,8 +338,8 @@ class Galleries:
         return owned
 
     def drop_if_empty(self, owned: OwnedGallery) -> None:
-        """Forget a gallery that has neither rows nor records."""
-        if not owned.gallery.rows and not owned.gallery.videos:
+        """Forget a gallery that has neither rows nor records nor decisions."""
+        if owned.is_empty and not owned.gallery.decisions:
             self._owned.pop(owned.gallery.gallery_id, None)
 
     def load(self, partition: int, key: bytes, value: bytes) -> None:
@@ -289,3 +358,8 @@ class Galleries:
     def rows(self) -> int:
         """How many tracklets are known."""
         return sum(len(owned.gallery.rows) for owned in self._owned.values())
+
+    @property
+    def decisions(self) -> int:
+        """How many decisions are known."""
+        return sum(len(owned.gallery.decisions) for owned in self._owned.values())

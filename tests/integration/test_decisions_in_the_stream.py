@@ -1,0 +1,158 @@
+"""Decisions on `review-decisions`, and what a real matcher makes of them."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+
+from services import get
+from test_matcher import assert_decided_as, decided, put, said_by_the_core, video, wait_until_done
+from test_older_files import COMMITS, FIXTURES, GALLERY, changelog, send_to_changelog
+
+import streamproc
+from streamproc.decisions import UndoDecision, parse_decision
+from streamproc.events import PersonIdentity
+from streamproc.kafka.records import partition_of
+from streamproc.kafka.topics import wanted_topics
+
+TOPIC = "review-decisions"
+
+
+def identities(stream):
+    """What the topic says last, by its keys."""
+    last = {}
+    for record in stream.records("identities"):
+        last[record.key] = record.value and PersonIdentity.from_json(record.value)
+    return {json.loads(key)[1]: one for key, one in last.items() if one is not None}
+
+
+def decisions_of(matcher, gallery_id):
+    """What a matcher knows."""
+    return get(f"{matcher.url}/galleries/{gallery_id}/decisions")
+
+
+def wait_for(stream, matcher, gallery_id, count):
+    """Wait until a matcher knows so many decisions; return them."""
+
+    def known():
+        found = get(f"{matcher.url}/galleries/{gallery_id}/decisions")
+        return found if found["count"] == count else None
+
+    return stream.eventually(known, f"{count} decisions")
+
+
+def test_decisions_from_anybody_make_identities_and_last(stream, tmp_path):
+    """From Python and as bare JSON under any key; a bad one is a dead letter; a restart keeps all.
+
+    One that claims to be of the far future counts as a minute after its record.
+    """
+    stream = stream()
+    matcher = stream.start("matcher")
+    events = video("lobby", "a", seed=1)
+    put(stream, *events)
+    same, no = decided("lobby", "a/1", "a/2", "same"), decided("lobby", "a/2", "a/3", "different")
+    streamproc.decide(
+        same, no, bootstrap=stream.flags["bootstrap"], kafka__topic_prefix=prefix_of(stream)
+    )
+    far = decided("lobby", "a/4", "a/5", "same").saying(decided_at="2999-01-01T00:00:00Z")
+    bare = {name: value for name, value in json.loads(far.to_json()).items() if name != "event_id"}
+    foreign = b"some other key"
+    stream.send(TOPIC, (foreign, json.dumps(bare).encode()), (foreign, b'{"kind": "pair"}'))
+    found = wait_for(stream, matcher, "lobby", 3)
+    last = parse_decision(json.dumps(found["decisions"][-1]).encode())
+    assert last.decision_id == far.decision_id
+    assert datetime.fromisoformat(last.decided_at) < datetime.now(UTC) + timedelta(minutes=2)
+    stream.eventually(lambda: len(stream.dead()) == 1, "the dead letter")
+    [dead] = stream.dead()
+    assert (dead["topic"].endswith(TOPIC), dead["error_code"]) == (True, "bad-event")
+
+    _, galleries = said_by_the_core([*events, same, no, last])
+    gallery = galleries["lobby"]
+    wait_until_done(stream)
+    assert_decided_as(matcher, gallery)
+    assert {name: tuple(one.person_keys) for name, one in identities(stream).items()} == {
+        name: one.person_keys for name, one in gallery.reviewed.notable.items()
+    }
+    partitions = stream.settings.topics.identities.partitions
+    assert {record.partition for record in stream.records("identities")} == {
+        partition_of("lobby", partitions)
+    }
+    metrics = matcher.metrics()
+    assert metrics["streamproc_decisions"] == 3
+    assert metrics["streamproc_identities_total"] == len(identities(stream))
+
+    # An undo takes back what was said; the record without a value is the last of its key.
+    stream.send(
+        TOPIC,
+        (
+            b"lobby",
+            UndoDecision.make(
+                gallery_id="lobby", decided_at="2999-01-01T00:00:00Z", undoes=far.decision_id
+            ).to_json(),
+        ),
+    )
+    wait_for(stream, matcher, "lobby", 4)
+    assert [one.person_keys for one in identities(stream).values()] == [["a/1", "a/2"]]
+    assert matcher.stop() == 0
+    other = stream.start("matcher", matcher__state_folder=str(tmp_path / "elsewhere"))
+    assert wait_for(stream, other, "lobby", 4)
+    assert get(f"{other.url}/galleries/lobby/identities")["count"] == 1
+    name = f"{prefix_of(stream)}identities"
+    assert stream.topic_configs(name)[name]["cleanup.policy"] == "compact"
+    assert [spec.partitions for spec in wanted_topics(stream.settings) if spec.name == name] == [
+        partitions
+    ]
+
+
+def prefix_of(stream):
+    """The prefix of an installation's topics."""
+    return stream.settings.kafka.topic_prefix
+
+
+def test_decisions_outlive_their_gallery_and_go_after_their_own_time(stream, tmp_path):
+    """The rows expire and identities are taken back; `review.keep_days` later decisions go."""
+    day = 24 * 3600
+    stream = stream(matcher__gallery_expiry_hours=2 / 3600)
+    matcher = stream.start("matcher")
+    put(stream, *video("lobby", "a", seed=1, persons=3))
+    stream.send(TOPIC, (b"lobby", decided("lobby", "a/1", "a/2", "same").to_json()))
+    stream.eventually(lambda: identities(stream), "the identity")
+
+    def galleries(service):
+        return {one["gallery_id"]: one for one in get(f"{service.url}/galleries")["galleries"]}
+
+    stream.eventually(lambda: galleries(matcher)["lobby"]["persons"] == 0, "the rows gone")
+    assert galleries(matcher)["lobby"]["decisions"] == 1
+    stream.eventually(lambda: not identities(stream), "the identity taken back")
+    wait_until_done(stream)
+    matcher.stop()
+    again = stream.start(
+        "matcher",
+        matcher__state_folder=str(tmp_path / "elsewhere"),
+        review__keep_days=1 / day,
+    )
+    stream.eventually(lambda: not galleries(again), "the decisions gone")
+    wait_until_done(stream)
+
+
+def test_a_gallery_that_an_older_version_wrote_can_be_decided(stream):
+    """Its pair goes when it is called different, and is there again after the undo."""
+    stream = stream(topics__person_embeddings__partitions=1)
+    send_to_changelog(stream, changelog(FIXTURES / COMMITS[0]))
+    matcher = stream.start("matcher")
+    url = f"{matcher.url}/galleries/{GALLERY}"
+    before = get(f"{url}/candidates")
+    a, b = (one["person_key"] for one in before["candidates"][0]["persons"])
+    no = decided(GALLERY, a, b, "different")
+    stream.send(TOPIC, (b"", no.to_json()))
+    wait_for(stream, matcher, GALLERY, 1)
+    after = get(f"{url}/candidates")
+    assert after["count"] == before["count"] - 1
+    assert [event["reason"] for event in stream.events("duplicate-candidates")] == ["decided"]
+    undo = UndoDecision.make(
+        gallery_id=GALLERY, decided_at="2026-11-24T13:00:00Z", undoes=no.decision_id
+    )
+    stream.send(TOPIC, (None, undo.to_json()))
+    wait_for(stream, matcher, GALLERY, 2)
+    assert get(f"{url}/candidates")["count"] == before["count"]
+    assert matcher.stop() == 0
