@@ -264,7 +264,7 @@ def test_what_is_missing_is_said(entries, looks, notices, texts, tmp_path, open_
     assert (tmp_path / "webp_viewer/assets/plotly.min.js").exists() == has_heatmap
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_six_hundred_persons_stay_usable(tmp_path, open_page):
     """With 600 persons lists are cut to what can be shown, and the page stays small."""
     people = [samples.entry(i, i, webp="webp/person_0.webp") for i in range(600)]

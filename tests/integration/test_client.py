@@ -10,6 +10,7 @@ import io
 import json
 
 import numpy as np
+import pytest
 from brokers import start_broker
 
 from streamproc.ids import video_id_of
@@ -169,6 +170,7 @@ def test_the_growing_matrix_can_be_read_at_any_time(stream):
     )
 
 
+@pytest.mark.long
 def test_a_broker_goes_on_where_it_was_at_another_port(jars, tmp_path):
     """Started again on its folder, it has its topics, whichever port is free then."""
     assert jars

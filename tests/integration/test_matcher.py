@@ -33,6 +33,8 @@ FAULTS = {
     "full-disk": FAILED,
 }
 """The faults of tests/scripts/matcher_with_a_fault.py, and the exit code after each."""
+LONG = ("killed-before-the-local-store", "refused-by-the-broker")
+"""Those of them that run with the long tests."""
 
 
 def video(gallery_id, video_id, *, seed, persons=20, minute=0, run="r1", looks=6):
@@ -213,7 +215,10 @@ def test_an_event_that_cannot_be_decided_is_a_dead_letter_and_stops_nobody(strea
     assert matcher.stop() == 0
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    "fault",
+    [pytest.param(name, marks=pytest.mark.long if name in LONG else ()) for name in FAULTS],
+)
 def test_nothing_is_lost_wherever_it_dies(stream, tmp_path, fault):
     """After any fault another matcher, with no local copy of the rows, knows all from Kafka."""
     stream = stream(kafka__session_timeout_seconds=2)
@@ -239,6 +244,7 @@ def test_nothing_is_lost_wherever_it_dies(stream, tmp_path, fault):
         assert_decided_as(third, gallery)
 
 
+@pytest.mark.long
 def test_matchers_join_and_leave_under_load_and_send_each_other_their_readers(stream):
     """Two matchers share the partitions, either answers for all, and one takes over from both."""
     stream = stream(topics__person_embeddings__partitions=8)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import time
 
+import pytest
 from services import media_server
 
 from streamproc.ids import video_id_of
@@ -84,6 +85,7 @@ def test_videos_come_out_as_persons_then_a_closing(stream):
     assert worker.stop() == 0
 
 
+@pytest.mark.long
 def test_a_job_longer_than_the_poll_interval_is_done_once(stream, sample):
     """A job of ten poll intervals is not begun twice: the worker polls while it works."""
     stream = stream(kafka__max_poll_interval_seconds=POLL_SECONDS)
@@ -157,6 +159,7 @@ def test_a_header_of_a_megabyte_stops_no_worker(stream):
     assert worker.stop() == 0
 
 
+@pytest.mark.long
 def test_a_video_that_kills_the_process_is_given_up_and_takes_no_other_with_it(stream):
     """At the third death a video is a dead letter, and the videos beside it are done."""
     stream = stream(jobs__videos_at_once=3)
@@ -281,6 +284,7 @@ def test_a_worker_killed_in_the_middle_is_replaced_and_the_run_is_the_same(strea
     assert not stream.dead()
 
 
+@pytest.mark.long
 def test_members_join_and_leave_and_no_running_job_is_restarted_whose_partition_stayed(
     stream, sample
 ):

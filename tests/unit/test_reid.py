@@ -222,6 +222,7 @@ def test_the_committed_files_are_the_same_weights(need_torch, exports, default) 
     np.testing.assert_allclose(exported.embed(noise(4)), default.embed(noise(4)), atol=1e-5)
 
 
+@pytest.mark.long
 def test_an_export_is_made_once(need_torch, exports) -> None:
     """The same weights are exported once and found again."""
     path = package_file("osnet_x0_25_ours.safetensors")

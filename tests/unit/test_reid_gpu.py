@@ -102,6 +102,7 @@ def test_it_compiles_as_one_graph(caplog) -> None:
 
 
 @needs_triton
+@pytest.mark.long
 def test_the_kernels_compute_what_torchs_layers_compute() -> None:
     """In Triton's interpreter the kernels give what torch's layers give.
 

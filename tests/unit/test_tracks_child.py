@@ -74,6 +74,7 @@ def test_a_pipe_as_a_track_file_is_refused(tmp_path) -> None:
         read_tracks(tmp_path / "pipe")
 
 
+@pytest.mark.long
 def test_a_file_that_takes_too_much_memory_is_refused(tmp_path) -> None:
     """The child's limit of memory ends in one line that says what to do."""
     path = mot(tmp_path / "a.txt", 1_000_000)
