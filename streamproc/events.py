@@ -351,6 +351,29 @@ class TracksRef(_Model):
         return said if self.object_class is None else said | {"class": self.object_class}
 
 
+class AskedDetector(_Model):
+    """How people are found in one video; each as in the settings `detector.*`.
+
+    `enabled`: true, they are found in the frames whatever lies beside the video; false, never;
+    absent, where no tracks are named and none lie beside it. `model` is a name that `streamproc
+    models list` prints: an event names no file of the worker's machine.
+    """
+
+    enabled: bool | None = None
+    model: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = None
+    input_size: Annotated[int, Field(ge=0, le=4096, multiple_of=32)] | None = None
+    every_frames: Annotated[int, Field(ge=0, le=1000)] | None = None
+    min_confidence: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
+
+
+class AskedTracker(_Model):
+    """How found boxes are linked in one video; each as in the settings `tracker.*`."""
+
+    high_confidence: Share | None = None
+    new_confidence: Share | None = None
+    lost_seconds: Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)] | None = None
+
+
 class VideoOptions(_Model):
     """What a producer may ask for one video; absent: the worker's settings."""
 
@@ -361,6 +384,17 @@ class VideoOptions(_Model):
     similarity_threshold: Cosine | None = None
     animate: bool | None = None
     time_limit_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    detector: AskedDetector | None = None
+    tracker: AskedTracker | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_later_fields(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # As in TracksRef: the ids of events that say nothing of these stay as they were.
+        said: dict[str, Any] = serialise(self)
+        for name in ("detector", "tracker"):
+            if said.get(name) is None:
+                said.pop(name, None)
+        return said
 
 
 class VideoReady(Event):

@@ -143,6 +143,13 @@ class DetectorSettings(_Section):
             "ultralytics or RT-DETR export it (`--detector`). None: the package's own."
         ),
     )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto",
+        description=(
+            "`auto` or `cpu`: the detector runs on the CPU. `cuda` is refused, as it does not run "
+            "on a GPU yet."
+        ),
+    )
     input_size: int = Field(
         default=0,
         ge=0,

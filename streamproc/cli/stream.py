@@ -191,6 +191,19 @@ def animator(**options: Any) -> None:
 )
 @click.option("--no-animations", is_flag=True, help="Ask for no animations.")
 @click.option(
+    "--detect/--no-detect",
+    default=None,
+    help="Ask to find people in the frames, whatever lies beside the video; or never. Without "
+    "either, where there is no track file.",
+)
+@click.option(
+    "--option",
+    "more_options",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="One of the event's `options`, such as top_persons=10 or detector.input_size=640.",
+)
+@click.option(
     "--recorded-at",
     help="Capture time of the first frame (RFC 3339): gives time gaps across videos.",
 )
@@ -198,7 +211,6 @@ def animator(**options: Any) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the event.")
 def submit(video: str, **options: Any) -> None:
     """Announce VIDEO, a file under the media root or a URI. Prints its video_id."""
-    from streamproc.events import VideoOptions
     from streamproc.kafka import client
     from streamproc.tracks import ReadOptions
 
@@ -215,9 +227,11 @@ def submit(video: str, **options: Any) -> None:
                 object_class=options["object_class"],
             ),
             copy=options["copy"],
-            options=VideoOptions(
+            options=client.video_options(
+                options["more_options"],
                 similarity_threshold=options["threshold"],
                 animate=False if options["no_animations"] else None,
+                detector__enabled=options["detect"],
             ),
             gallery_id=options["gallery"],
             recorded_at=options["recorded_at"],

@@ -9,15 +9,17 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaConnectionError, KafkaError
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from streamproc.decisions import Decision
 from streamproc.errors import EventError, MachineError, UsageError, VideoError
 from streamproc.events import (
+    AskedDetector,
+    AskedTracker,
     DuplicateCandidate,
     PersonEmbedding,
     TracksReady,
@@ -55,6 +57,7 @@ _TAKEN_TOPICS = (
 )
 """The topics whose records services take, and so may have put aside."""
 _CHUNK_BYTES = 1024 * 1024
+_NESTED_OPTIONS: dict[str, type[BaseModel]] = {"detector": AskedDetector, "tracker": AskedTracker}
 
 
 def video_ready(
@@ -70,12 +73,16 @@ def video_ready(
     """Return the event that announces a video and its tracks, each a URI or a local path.
 
     A path below the media root becomes a relative URI. If `persons` is None, tracks are looked for
-    beside a local video. A folder of tracks is read here and becomes one npz in the media root;
-    `read_as` says how tracks are read. Raises UsageError for a path outside the media root, unless
-    `copy` is true, and VideoError for a file that does not exist.
+    beside a local video, unless people are to be found in its frames all the same. A folder of
+    tracks is read here and becomes one npz in the media root; `read_as` says how tracks are read.
+    Raises UsageError for a path outside the media root, unless `copy` is true, and VideoError for a
+    file that does not exist.
     """
     media = media_access(settings)
-    if persons is None and not _is_uri(video):
+    detect = options.detector is not None and options.detector.enabled
+    if detect and persons is not None:
+        raise UsageError("expected --detect or --persons, got both")
+    if persons is None and not detect and not _is_uri(video):
         found = find_track_file(Path(video))
         persons = None if found is None else str(found)
     video_uri = _uri_of(media, video, copy=copy)
@@ -89,6 +96,39 @@ def video_ready(
         )
     except ValidationError as error:
         raise UsageError(f"{video}: {describe(error)}") from error
+
+
+def video_options(given: Iterable[str], **asked: object) -> VideoOptions:
+    """Return an event's options from texts such as `detector.input_size=640`, and from `asked`.
+
+    Keys of `asked` have two underscores for a dot, and None for what is left open. Raises
+    UsageError.
+    """
+    known = [
+        *(name for name in VideoOptions.model_fields if name not in _NESTED_OPTIONS),
+        *(f"{name}.{key}" for name, kind in _NESTED_OPTIONS.items() for key in kind.model_fields),
+    ]
+    values: dict[str, object] = {
+        key.replace("__", "."): value for key, value in asked.items() if value is not None
+    }
+    for text in given:
+        key, equals, said = text.partition("=")
+        if not equals or key not in known:
+            raise UsageError(
+                f"--option {text}: expected NAME=VALUE with a name among {', '.join(known)}"
+            )
+        values[key] = said
+    tree: dict[str, Any] = {}
+    for key, value in values.items():
+        *sections, leaf = key.split(".")
+        for section in sections:
+            tree.setdefault(section, {})[leaf] = value
+        if not sections:
+            tree[leaf] = value
+    try:
+        return VideoOptions.model_validate(tree)
+    except ValidationError as error:
+        raise UsageError(f"--option {describe(error)}") from error
 
 
 def _is_uri(text: str) -> bool:

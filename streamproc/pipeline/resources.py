@@ -10,14 +10,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self, TypeVar
 
-from streamproc.errors import UsageError, WeightsError
+from streamproc.errors import EventError, UsageError, WeightsError
 from streamproc.gallery import Calibration, load_curves
-from streamproc.networks.manifest import package_file
+from streamproc.networks.manifest import load_manifest, package_file
+from streamproc.shown import shown
 from streamproc.video import Limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from streamproc.events import VideoOptions
     from streamproc.networks.weights import Weights
     from streamproc.reid import Embedder
     from streamproc.settings import Clustering, Settings
@@ -43,10 +45,19 @@ def load_network(settings: Settings) -> Embedder:
     return Embedder(weights, threads=settings.threads, device=settings.clustering.device)
 
 
+def check_detector_device(settings: Settings) -> None:
+    """Raise UsageError if the detector is to run where it cannot."""
+    if settings.detector.device == "cuda":
+        raise UsageError(
+            "detector.device: expected auto or cpu, got cuda: the detector runs on the CPU alone"
+        )
+
+
 def load_detector(settings: Settings) -> Detector:
-    """Load the detector that the settings name. Raises WeightsError."""
+    """Load the detector that the settings name. Raises WeightsError or UsageError."""
     from streamproc.tracks.detection.detector import Detector, find_weights
 
+    check_detector_device(settings)
     wanted = settings.detector
     weights = find_weights(
         wanted.model,
@@ -59,6 +70,31 @@ def load_detector(settings: Settings) -> Detector:
         min_confidence=wanted.min_confidence,
         longest_px=wanted.input_size,
     )
+
+
+def settings_as_asked(settings: Settings, asked: VideoOptions) -> Settings:
+    """Return the settings with what an event asks of detector and tracker in their place.
+
+    Raises EventError for a detector that is no known name: an event must not name files here.
+    """
+    changes: dict[str, object] = {}
+    for section, wanted in (("detector", asked.detector), ("tracker", asked.tracker)):
+        if wanted is not None:
+            said = wanted.model_dump(exclude_none=True, exclude={"enabled"})
+            changes[section] = getattr(settings, section).model_copy(update=said)
+    if asked.detector is not None and asked.detector.model is not None:
+        _check_detector_name(asked.detector.model)
+    return settings.model_copy(update=changes)
+
+
+def _check_detector_name(name: str) -> None:
+    from streamproc.tracks.detection.detector import DEFAULT_NAME
+
+    if name != DEFAULT_NAME and load_manifest().find(name) is None:
+        raise EventError(
+            "options.detector.model: expected a name that `streamproc models list` prints, "
+            f"got {shown(name)!r}"
+        )
 
 
 def finding_options(settings: Settings) -> FindingOptions:

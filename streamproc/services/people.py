@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from streamproc.errors import TracksError
 from streamproc.events import TracksReady, TracksRef
-from streamproc.pipeline.resources import finding_options, load_detector
+from streamproc.pipeline.resources import (
+    check_detector_device,
+    finding_options,
+    load_detector,
+    settings_as_asked,
+)
 from streamproc.shown import shown
 from streamproc.storage.found_tracks import TrackStore
 from streamproc.tracks import TRACK_FILE_PATTERNS
@@ -37,15 +42,15 @@ class Finding:
 class PeopleFinder:
     """Finds the tracks of videos that have none. Used by one event loop.
 
-    The detector is loaded for the first such video, as most streams have none. What was found is
-    written to `detector.output_uri` and announced by `publish`. Raises UsageError if that place is
-    invalid or needs a package that is not installed.
+    A detector is loaded for the first video that needs it, as most streams have none. What was
+    found is written to `detector.output_uri` and announced by `publish`. Raises UsageError if that
+    place is invalid or needs a package that is not installed.
     """
 
     def __init__(self, settings: Settings, publish: Publish) -> None:
         self._settings = settings
         self._publish = publish
-        self._detector: Detector | None = None
+        self._detectors: dict[str | None, Detector] = {}  # by the name or file of the settings
         self._loading = asyncio.Lock()
         self.store = TrackStore(
             settings.detector.output_uri or str(settings.media_root / "tracks"),
@@ -54,41 +59,57 @@ class PeopleFinder:
         )
 
     def check(self) -> None:
-        """Raise UsageError if tracks will be found and cannot be written."""
+        """Raise UsageError if tracks are to be found, and cannot be or cannot be written."""
         if self._settings.detector.enabled:
+            check_detector_device(self._settings)
             self.store.check()
 
     @asynccontextmanager
     async def finding(self, request: Request) -> AsyncIterator[Finding]:
         """Give the tracks of a video as they are found while it is decoded.
 
-        Raises TracksError where nobody may look for people, WeightsError for a bad detector.
+        Raises TracksError where nobody may look for people, WeightsError for a bad detector,
+        EventError for one that is no known name.
         """
         from streamproc.tracks.detection.found import tracks_found
         from streamproc.tracks.detection.record import TrackRecord
 
-        detector = await self._detector_for(request)
+        self._check_enabled(request)
+        settings = settings_as_asked(self._settings, request.event.options)
+        detector = await self._detector_of(settings)
         record = TrackRecord()
 
         async def keep(run_id: str) -> None:
             await self._keep(request, record, run_id)
 
         try:
-            yield Finding(tracks_found(detector, finding_options(self._settings), record), keep)
+            yield Finding(tracks_found(detector, finding_options(settings), record), keep)
         finally:
             record.close()
 
-    async def _detector_for(self, request: Request) -> Detector:
-        if not self._settings.detector.enabled:
+    def _check_enabled(self, request: Request) -> None:
+        name = shown(request.event.video_uri)
+        if request.detect and not self._settings.detector.enabled:
+            raise TracksError(
+                f"{name}: its people are to be found in its frames, but detector.enabled is false "
+                "here: name its tracks in the event"
+            )
+        if request.detect is False or not self._settings.detector.enabled:
             names = ", ".join(pattern.format(stem="NAME") for pattern in TRACK_FILE_PATTERNS)
             raise TracksError(
-                f"{shown(request.event.video_uri)}: no tracks found beside it: expected one of "
-                f"{names} there, or `tracks` in the event"
+                f"{name}: no tracks found beside it: expected one of {names} there, or `tracks` "
+                "in the event"
             )
+
+    async def _detector_of(self, settings: Settings) -> Detector:
+        wanted = settings.detector
         async with self._loading:
-            if self._detector is None:
-                self._detector = await asyncio.to_thread(load_detector, self._settings)
-        return self._detector
+            if wanted.model not in self._detectors:
+                loaded = await asyncio.to_thread(load_detector, settings)
+                self._detectors[wanted.model] = loaded
+        return self._detectors[wanted.model].adjusted(
+            min_confidence=wanted.min_confidence, longest_px=wanted.input_size
+        )
 
     async def _keep(self, request: Request, record: TrackRecord, run_id: str) -> None:
         """Write the tracks, then announce them: whoever hears of them finds them."""

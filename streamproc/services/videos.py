@@ -57,6 +57,8 @@ class Request:
     similarity_threshold: float
     time_limit_seconds: float
     animate: bool
+    detect: bool | None
+    """Whether people are found in the frames: always, never, or (None) without tracks."""
 
     @property
     def named_run_id(self) -> str | None:
@@ -74,6 +76,9 @@ def read_request(record: Record, settings: Settings) -> Request:
     event_type = TracksReady if is_of_tracks_ready(record, settings) else VideoReady
     event = event_type.from_json(record.value or b"")
     asked = event.options
+    detect = None if asked.detector is None else asked.detector.enabled
+    if detect and event.tracks is not None and not isinstance(event, TracksReady):
+        raise EventError("options.detector.enabled: expected this or `tracks`, got both")
     submitted_at = event.submitted_at
     if submitted_at is None:
         submitted_at_ms = time_ms_of(record)
@@ -95,6 +100,7 @@ def read_request(record: Record, settings: Settings) -> Request:
         similarity_threshold=similarity_threshold,
         time_limit_seconds=time_limit_seconds,
         animate=settings.animate and asked.animate is not False,
+        detect=detect,
     )
 
 
@@ -109,7 +115,7 @@ def event_of(record: Record) -> VideoReady | None:
 async def tracks_ref_of(
     request: Request, media: MediaAccess, stop: asyncio.Event
 ) -> TracksRef | None:
-    """Return the track file of a video: the one that is named, or lies beside it.
+    """Return the track file of a video: the one that is named, or else lies beside it.
 
     None: its people are to be found in its frames. Raises VideoError, MachineError and
     MediaStoppedError as `MediaAccess.find_tracks` does.
@@ -117,6 +123,8 @@ async def tracks_ref_of(
     event = request.event
     if event.tracks is not None:
         return event.tracks
+    if request.detect:
+        return None
 
     def find(is_stopped: Callable[[], bool]) -> str | None:
         return media.find_tracks(event.video_uri, stop=is_stopped)

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PROGRESS_SECONDS = 1.0
+FORECAST_SECONDS = 60.0
+"""After so long it can be told whether a video will end within its time limit."""
 WEDGED_SECONDS = 60.0
 """How long a video may take to end after its time limit.
 
@@ -136,6 +138,7 @@ class _Worker:
                 async with turn:  # waiting for it does not count
                     with _time_limit(work):
                         job = replace(job, before_closing=before_closing)
+                        work.decoding_since = time.monotonic()
                         summary = await self._pipeline.process(job, work.stats, work.stop)
         except MediaStoppedError:
             if work.too_slow:
@@ -176,11 +179,12 @@ class _Worker:
         while True:
             await asyncio.sleep(PROGRESS_SECONDS)
             now = (work.stats.frames_done, work.stats.persons_embedded)
-            if now != last:
+            warning = work.warn_if_too_slow(time.monotonic())
+            if now != last or warning is not None:
                 last = now
                 # The same fault is raised where the video's own events are published.
                 with contextlib.suppress(MachineError):
-                    await self._publish(work.progress("running"))
+                    await self._publish(work.progress("running", warning=warning))
 
     async def refuse(self, record: Record, *, code: str, text: str, attempts: int) -> None:
         """Publish the dead letter, and `failed` if it is known of which video."""
@@ -217,6 +221,8 @@ class _Work:
         self.stats = VideoStats()
         self.too_slow = False
         self.seconds_left = request.time_limit_seconds
+        self.decoding_since: float | None = None
+        self._has_warned = False
         self._start_seconds = time.monotonic()
 
     @property
@@ -238,7 +244,28 @@ class _Work:
         self.stop.outcome = "failed"
         self.stop.set()
 
-    def progress(self, state: str, *, summary: VideoSummary | None = None) -> VideoProgress:
+    def warn_if_too_slow(self, now_seconds: float) -> Warned | None:
+        """Return, once, that the video cannot end in time if it goes on as it did so far."""
+        since = self.decoding_since
+        if self._has_warned or since is None or now_seconds < since + FORECAST_SECONDS:
+            return None
+        spent_seconds = now_seconds - since
+        expected_seconds = forecast_seconds(self.stats, spent_seconds)
+        if expected_seconds is None or expected_seconds <= self.seconds_left:
+            return None
+        self._has_warned = True
+        text = (
+            f"{self.stats.frames_done} of {self.stats.frames_planned} frames in "
+            f"{spent_seconds:.0f} s: all would take about {expected_seconds:.0f} s, more than the "
+            f"{self.seconds_left:.0f} s that are left of its time limit; raise "
+            "jobs.time_limit_seconds"
+        )
+        log.warning("%s: %s", shown(self.request.event.video_uri), text)
+        return Warned(code="time-limit", text=text)
+
+    def progress(
+        self, state: str, *, summary: VideoSummary | None = None, warning: Warned | None = None
+    ) -> VideoProgress:
         """Return the event that says where this video stands."""
         stats = self.stats
         fraction = None
@@ -257,7 +284,7 @@ class _Work:
             persons_embedded=stats.persons_embedded,
             crops_embedded=stats.crops_embedded,
             elapsed_seconds=round(self.elapsed_seconds, 3),
-            warnings=[] if summary is None else _warnings(summary),
+            warnings=[warning] if warning is not None else _warnings(summary),
         )
 
 
@@ -267,8 +294,17 @@ async def _end_task(task: asyncio.Task[None]) -> None:
     await asyncio.gather(task, return_exceptions=True)
 
 
-def _warnings(summary: VideoSummary) -> list[Warned]:
+def forecast_seconds(stats: VideoStats, spent_seconds: float) -> float | None:
+    """Return how long all frames take if the others take as long as these; None: nobody knows."""
+    if not stats.frames_done:
+        return None
+    return spent_seconds * stats.frames_planned / stats.frames_done
+
+
+def _warnings(summary: VideoSummary | None) -> list[Warned]:
     """Return what was left out or repaired."""
+    if summary is None:
+        return []
     warnings = [
         Warned(code=f"tracks:{code}", text="boxes left out or repaired", count=count)
         for code, count in summary.problems.items()

@@ -14,12 +14,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 import brokers
 import pytest
 import services
+import small_detectors
 from processes import Process, eventually
+from squares import write_squares
 
 from streamproc import replay
 from streamproc.ids import video_id_of
@@ -411,3 +413,42 @@ def test_the_animator_takes_tracks_ready_as_its_order(stream):
     assert stream.cli("dead-letters", "replay", "--code", "bad-tracks").returncode == 0
     stream.eventually(lambda: len(animations(stream)) == 6, "animations")
     assert {event["run_id"] for event in stream.events("animation-ready")} == {"run of the worker"}
+
+
+def test_an_event_says_how_people_are_found(stream, tmp_path):
+    """Its options go before the worker's settings, and name no file of the worker's machine."""
+    stream = stream(detector__model=str(small_detectors.yolox(tmp_path / "small.onnx")))
+    write_squares(stream.media / "walk.mp4", 60, [(3, 20), (40, 57)])
+    stream.start("worker", script="worker_that_is_slow.py")
+    (stream.media / "given.mp4").write_bytes((stream.media / "walk.mp4").read_bytes())
+    (stream.media / "given.persons.npz").symlink_to("a.persons.npz")
+    submit = ("submit", str(stream.media / "given.mp4"), "--json")
+    asked = stream.cli(*submit, "--detect", "--option", "tracker.lost_seconds=0.5")
+    assert json.loads(asked.stdout)["options"]["detector"] == {"enabled": True}
+    for bad in ("tracker.lost=5", "top_persons", "detector.input_size=33"):
+        refused = stream.cli(*submit, "--option", bad)
+        assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1), refused.stderr
+    assert stream.cli(*submit, "--detect", "--persons", "x.npz").returncode == 2
+    submitted_at = "2026-11-24T09:30:00Z"
+    stream.announce("walk.mp4", submitted_at=submitted_at)
+    stream.announce("given.mp4", options={"detector": {"model": "/etc/passwd", "enabled": True}})
+    tracks = {"uri": "a.persons.npz"}
+    stream.announce("given.mp4", options={"detector": {"enabled": True}}, tracks=tracks)
+    stream.announce("walk.mp4", options={"detector": {"enabled": False}})
+    stream.eventually(lambda: len(stream.dead()) == 3, "dead letters")
+    stream.eventually(lambda: stream.lag("worker") == 0, "lag 0")
+    codes = sorted(dead["error_code"] for dead in stream.dead())
+    assert codes == ["bad-event", "bad-event", "bad-tracks"]
+    found = {event["video_uri"]: event for event in stream.events("tracks-ready")}
+    assert found.keys() == {"walk.mp4", "given.mp4"}
+    assert found["given.mp4"]["options"]["tracker"] == {"lost_seconds": 0.5}
+    persons = [e for e in stream.events("person-embeddings") if e["kind"] == "person"]
+    assert Counter(e["video_id"] for e in persons).keys() == {video_id_of(name) for name in found}
+    # The same with another setting is another run.
+    stream.announce("walk.mp4", submitted_at=submitted_at, options={"tracker": {"lost_seconds": 9}})
+    stream.eventually(lambda: len(stream.events("tracks-ready")) == 3, "found again")
+    runs = [e["run_id"] for e in stream.events("tracks-ready") if e["video_uri"] == "walk.mp4"]
+    assert len(set(runs)) == 2
+    warned = [e for e in stream.events("video-progress") if e["state"] == "running"]
+    assert {w["code"] for event in warned for w in event["warnings"]} == {"time-limit"}
+    assert Counter(e["video_id"] for e in warned if e["warnings"])[video_id_of("given.mp4")] == 1

@@ -7,15 +7,14 @@ import os
 import shutil
 import subprocess
 import sys
-from fractions import Fraction
 from functools import partial
 from typing import TYPE_CHECKING
 
-import av
 import numpy as np
 import pytest
 import small_detectors
 from processes import run_streamproc
+from squares import write_squares
 
 from streamproc import replay
 from streamproc.errors import UsageError
@@ -42,19 +41,7 @@ def clip(sample, tmp_path) -> Path:
 @pytest.fixture
 def squares(tmp_path) -> Path:
     """A clip in which a bright square crosses a grey picture, from frame 5 on."""
-    path = tmp_path / "squares.mp4"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=10)
-        stream.width, stream.height, stream.pix_fmt = 288, 288, "yuv420p"
-        stream.time_base = Fraction(1, 10)
-        for number in range(40):
-            pixels = np.full((288, 288, 3), 90, np.uint8)
-            if number >= 5:
-                left = 4 * number
-                pixels[80:210, left : left + 130] = 250
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")))
-        container.mux(stream.encode(None))
-    return path
+    return write_squares(tmp_path / "squares.mp4", 40, [(5, 40)])
 
 
 def candidates_of(out):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from streamproc.tracks.source import Picture
     from streamproc.types import Float32Array, Uint8Array
 
+VERSION = 1
+"""Of what is done around the network. Raise it with every change that finds other boxes with the
+same weights and settings: it is part of a run's id."""
 DEFAULT_NAME = "persondet_ours"
 _FAMILY = NetworkFamily(
     name="a detector",
@@ -62,10 +66,7 @@ def find_weights(
 
 
 class Detector:
-    """One network in memory, for any number of videos. Safe to use from any thread.
-
-    `identity` stands for all that decides what it finds in a frame: weights and settings.
-    """
+    """One network in memory, for any number of videos. Safe to use from any thread."""
 
     def __init__(
         self,
@@ -92,10 +93,21 @@ class Detector:
         self.weights_sha256 = self._session.source_sha256
         height, width = self._fixed
         self._layout = layout_of(self._session, height or 96, width or 160)
-        self.identity = (
-            f"{self.weights_sha256} {self._layout.name} {min_confidence} {longest_px} "
-            f"{suppression_iou}"
+
+    @property
+    def identity(self) -> str:
+        """What stands for all that decides what is found: version, weights and settings."""
+        return (
+            f"{VERSION} {self.weights_sha256} {self._layout.name} {self._min_confidence} "
+            f"{self._longest_px} {self._suppression_iou}"
         )
+
+    def adjusted(self, *, min_confidence: float, longest_px: int) -> Detector:
+        """Return one with other settings, which shares the network in memory."""
+        other = copy.copy(self)
+        other._min_confidence = min_confidence  # noqa: SLF001 - of the same class
+        other._longest_px = longest_px  # noqa: SLF001 - as above
+        return other
 
     def __repr__(self) -> str:
         return f"Detector({self.name}, {self._layout.name}, sha256 {self.weights_sha256[:8]})"
