@@ -36,17 +36,42 @@ from streamproc.settings import load_settings
 from streamproc.tracks.detection.detector import Detector, find_weights
 from streamproc.tracks.detection.found import frames_between_looks
 from streamproc.tracks.detection.tracker import BufferedByteTracker, TrackerOptions
-from streamproc.types import Picture
-from streamproc.video import open_video
+from streamproc.video import Video, open_video
 
 CACHE = Path("~/.cache/streamproc").expanduser()
 YOLOX_PX = 416
 FRAMES_AT_ONCE = 8
 
 
+class Plain:
+    """A whole picture as OpenCV read it, as a detector takes it."""
+
+    pts_seconds = 0.0
+
+    def __init__(self, index: int, rgb: np.ndarray) -> None:
+        self.frame_index = index
+        self.height, self.width = rgb.shape[:2]
+        self._rgb = rgb
+
+    def crop_rgb(self, box: tuple[int, int, int, int], /) -> np.ndarray:
+        """Return the pixels of a box."""
+        x0, y0, x1, y1 = box
+        return self._rgb[y0:y1, x0:x1]
+
+    def scaled_rgb(self, width: int, height: int, /) -> np.ndarray:
+        """Return the whole picture in another size."""
+        return cv2.resize(self._rgb, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+def rate_of(video: Video) -> float:
+    """Frames a second, by the time stamps."""
+    pts_seconds = video.frame_table.pts_seconds
+    return (len(pts_seconds) - 1) / float(pts_seconds[-1] - pts_seconds[0])
+
+
 def default_videos() -> list[Path]:
     """The two videos that the figures are asked of."""
-    wanted = [SHARED / "data/videos/vtest.avi", SHARED / "data/videos/Venice-2/video.mp4"]
+    wanted = [SHARED / "data/videos/vtest.avi", SHARED / "data/trackers/Venice-2/video.mp4"]
     return [path for path in wanted if path.is_file()]
 
 
@@ -58,7 +83,7 @@ def parts(path: Path, tracks: Path, out: Path) -> dict[str, float]:
     start = time.perf_counter()
     found = {}
     with open_video(path, limits=video_limits(settings)) as video:
-        every = frames_between_looks(video.frames_per_second)
+        every = frames_between_looks(rate_of(video))
         frames = video.frames(np.arange(0, video.frame_count, every))
         waiting = []
         for frame in frames:
@@ -71,7 +96,7 @@ def parts(path: Path, tracks: Path, out: Path) -> dict[str, float]:
             found[index] = detector.read(look.result(), video.width, video.height)
         seconds["detector"] = time.perf_counter() - start
         options = finding_options(settings).tracker
-        linker = BufferedByteTracker(options, frames_per_second=video.frames_per_second)
+        linker = BufferedByteTracker(options, frames_per_second=rate_of(video))
         start = time.perf_counter()
         for index in range(video.frame_count):
             linker.update(index, found.get(index))
@@ -96,7 +121,7 @@ def plain_seconds(path: Path, tracks: Path, out: Path) -> float:
         if not more:
             break
         rgb = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
-        detections = looker.detect(Picture(index, rgb))
+        detections = looker.detect(Plain(index, rgb))
         linker.update(index, detections)
         index += 1
     finding = time.perf_counter() - start
@@ -106,15 +131,17 @@ def plain_seconds(path: Path, tracks: Path, out: Path) -> float:
 def measure(path: Path, *, runs: int, with_plain: bool) -> None:
     """Print the figures of one video."""
     with open_video(path) as video:
-        length_seconds = video.frame_count / video.frames_per_second
+        length_seconds = video.frame_count / rate_of(video)
         print(f"{path.name}: {video.width}x{video.height}, {length_seconds:.1f} s")
     whole = []
     summed = []
     for _ in range(runs):
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "out"
+            without_tracks = Path(folder) / path.name
+            without_tracks.symlink_to(path.resolve())
             start = time.perf_counter()
-            replay(path, persons=None, out=out)
+            replay(without_tracks, out=out)
             whole.append(time.perf_counter() - start)
             tracks = next(out.rglob("tracks.npz"))
             each = parts(path, tracks, Path(folder) / "again")
