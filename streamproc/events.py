@@ -273,8 +273,15 @@ class Event(_Model):
     def make(cls, **fields: Any) -> Self:
         """Build an event with its `event_id`."""
         event = cls(**fields)
-        said = event.model_dump(include=set(cls.identity), mode="json")
-        return event.model_copy(update={"event_id": hash_of(cls.topic, said)})
+        said = event._said()
+        # In place, as nobody has it yet: a copy takes a fifth of the time of all this.
+        event.__dict__["event_id"] = hash_of(cls.topic, said)
+        event.__pydantic_fields_set__.add("event_id")
+        return event
+
+    def _said(self) -> dict[str, Any]:
+        """What the event's id is a hash of."""
+        return self.model_dump(include=set(self.identity), mode="json")
 
     def saying(self, **changes: Any) -> Self:
         """Return this event with other values of some fields, and the `event_id` of that."""
@@ -583,6 +590,13 @@ class CandidatePerson(_Model):
     crop_count: Count
     best_crop: CropInfo | None = None
 
+    @cached_property
+    def said(self) -> orjson.Fragment:
+        """This as JSON with sorted keys: what ids are hashes of. Kept, as one has many pairs."""
+        return orjson.Fragment(
+            orjson.dumps(self.model_dump(mode="json"), option=orjson.OPT_SORT_KEYS)
+        )
+
 
 class DuplicateCandidate(Event):
     """A pair that may be one person, or that no longer is thought to be.
@@ -626,6 +640,12 @@ class DuplicateCandidate(Event):
     vetoes_checked: list[str] = ["seen-apart"]
     model: ModelInfo
     gallery_person_count: Count
+
+    def _said(self) -> dict[str, Any]:
+        # As `model_dump` says it, at a third of the cost.
+        said: dict[str, Any] = {name: getattr(self, name) for name in self.identity}
+        persons = [person.said for person in self.persons]
+        return said | {"persons": persons, "model": self.model.model_dump(mode="json")}
 
 
 class DuplicateGroup(Event):

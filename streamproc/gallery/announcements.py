@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from streamproc.gallery.identities import Identity
     from streamproc.gallery.pairs import Candidate, Group
 
+_VETOES = ["seen-apart"]
 _Reason = Literal["below-threshold", "below-probability", "veto", "person-removed", "decided"]
 
 
@@ -142,6 +143,7 @@ class Announcer:
             time_gap_seconds=time_gap_seconds(a, b),
             model=a.model,
             gallery_person_count=len(rows) + (a.person_key not in rows),
+            vetoes_checked=_VETOES,  # the default, of which pydantic would make a deep copy
             **fields,
         )
 

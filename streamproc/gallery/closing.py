@@ -12,11 +12,13 @@ to `calibration.scorer`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from streamproc.gallery.calibration.scorer import crops_embedded
+from streamproc.gallery.gallery import Settled
 from streamproc.gallery.linking.context import competition
 from streamproc.gallery.linking.groups import components, same_group
 from streamproc.gallery.linking.pair_features import ACROSS, MOVING, close_video
@@ -41,6 +43,7 @@ from streamproc.gallery.pairs import (
     pair_key,
     pair_similarity,
 )
+from streamproc.gallery.scope import Scope, Tracklets
 from streamproc.types import Trajectory
 
 if TYPE_CHECKING:
@@ -65,42 +68,46 @@ _PROBABILITY_DIGITS = 2  # as of all probabilities: see `calibration.scorer`
 class Decided:
     """What a closing comes to.
 
-    `candidates` are all pairs of closed videos, as they become; `dropped` those that are no longer
-    kept. `owners` says whose row keeps a pair that no row had. `groups` are all of the gallery, by
-    id. `not_kept` counts the pairs above the similarity threshold that are not among the likeliest
-    of either tracklet.
+    `stored` are the pairs that were looked at, as the gallery holds them; `candidates` those of
+    closed videos that change, as they become; `dropped` those that are no longer kept. `owners`
+    says whose row keeps a pair that no row had. `groups` are those that may change, as they become
+    by id, None for those that are no more. `not_kept` counts the pairs above the similarity
+    threshold that are not among the likeliest of either tracklet. `settled` is what holds then.
     """
 
+    settled: Settled
+    stored: dict[PairKey, Candidate] = field(default_factory=dict)
     candidates: dict[PairKey, Candidate] = field(default_factory=dict)
     dropped: set[PairKey] = field(default_factory=set)
     owners: dict[PairKey, str] = field(default_factory=dict)
-    groups: dict[str, Group] = field(default_factory=dict)
+    groups: dict[str, Group | None] = field(default_factory=dict)
     not_kept: int = 0
 
 
 def decide_pairs(
-    announcer: Announcer,
-    calibration: Calibration,
-    video_id: str,
-    tracklets: Mapping[str, PersonEmbedding],
-    stored: Mapping[PairKey, Candidate],
+    announcer: Announcer, calibration: Calibration, video_id: str, removed: Collection[str]
 ) -> Decided:
     """Decide the pairs of closed videos, `video_id` being the one that closes now.
 
-    `tracklets` are those that stay, `stored` all pairs of them that the gallery holds.
+    `removed` are the tracklets that do not stay.
     """
     gallery = announcer.gallery
-    closed = {name for name, record in gallery.videos.items() if record.closed} | {video_id}
-    by_weights: dict[str, list[str]] = {}
-    for key in sorted(tracklets):
-        if tracklets[key].video_id in closed:
-            by_weights.setdefault(tracklets[key].model.weights_sha256, []).append(key)
-    decided = Decided()
-    for weights in sorted(by_weights.keys() & calibration.curves.keys()):
+    decided = Decided(Settled(calibration))
+    affected = {*removed, *gallery.changed}
+    to_judge_again: set[str] = set()
+    groups: dict[str, Group] = {}
+    for weights in sorted(gallery.weights & calibration.curves.keys()):
         curve = calibration.curves[weights]
         if curve.pair_model is not None and gallery.dim_of(weights) == len(curve.mean):
-            own = {key: tracklets[key] for key in by_weights[weights]}
-            _Linking(announcer, calibration, curve, own, stored).decide(video_id, decided)
+            scope = Scope(gallery, calibration, weights, video_id, removed)
+            linking = _Linking(announcer, calibration, curve, curve.pair_model, scope)
+            affected |= linking.decide(decided, groups)
+            to_judge_again |= linking.to_judge_again(decided)
+    decided.settled = Settled(calibration, frozenset(to_judge_again))
+    known: set[str] = set(gallery.groups)
+    if gallery.settled_by(calibration) is not None:
+        known = {gallery.group_ids[key] for key in affected & gallery.group_ids.keys()}
+    decided.groups = dict.fromkeys(known) | groups
     return decided
 
 
@@ -121,160 +128,151 @@ class _Judged:
     def select(self, chosen: BoolArray) -> _Judged:
         return _Judged(*(getattr(self, name)[chosen] for name in self.__slots__))
 
-    def join(self, other: _Judged) -> _Judged:
-        arrays = ((getattr(self, name), getattr(other, name)) for name in self.__slots__)
-        return _Judged(*(np.concatenate(both) for both in arrays))
-
 
 class _Linking:
-    """The closed tracklets of one gallery and one set of weights, sorted by their keys."""
+    """The closed tracklets of one gallery and one set of weights, as far as a closing needs them.
+
+    Positions (n,) are those of some `Tracklets`, of which it makes two: the videos of pairs that
+    are measured, and all tracklets whose pairs count for what is affected.
+    """
 
     def __init__(
         self,
         announcer: Announcer,
         calibration: Calibration,
         curve: Curve,
-        tracklets: Mapping[str, PersonEmbedding],
-        stored: Mapping[PairKey, Candidate],
+        model: PairModel,
+        scope: Scope,
     ) -> None:
-        assert curve.pair_model is not None
         self._announcer = announcer
         self._calibration = calibration
         self._curve = curve
-        self._model: PairModel = curve.pair_model
-        self._keys = list(tracklets)
-        self._tracklets = list(tracklets.values())
-        self._position = {key: i for i, key in enumerate(self._keys)}
-        names = [tracklet.video_id for tracklet in self._tracklets]
-        self._names, numbers = np.unique(names, return_inverse=True)
-        self._video: Int64Array = numbers.astype(np.int64)
-        self._beside = self._seen_beside()
-        self._stored = {
-            pair: candidate
-            for pair, candidate in stored.items()
-            if pair[0] in self._position and pair[1] in self._position
-        }
+        self._model = model
+        self._scope = scope
+        self._asked: set[str] = set()  # videos
+        self._asked_keys: set[str] = set()
+        self._similarities: dict[PairKey, float] = {}
 
-    def decide(self, video_id: str, decided: Decided) -> None:
-        """Add what becomes of all pairs."""
-        asked = self._to_judge(video_id)
-        new = self._measured(asked)
-        is_kept, keeper = self._likeliest(new, asked)
-        kept = new.select(is_kept)
-        for (one, other), owner in zip(kept.pairs.tolist(), keeper[is_kept].tolist(), strict=True):
-            decided.owners[self._keys[one], self._keys[other]] = self._keys[owner]
-        decided.not_kept += int(np.count_nonzero(~is_kept))
-        for one, other in new.pairs[~is_kept].tolist():
-            pair = (self._keys[one], self._keys[other])
-            if pair in self._stored:
-                decided.dropped.add(pair)
-        everything = kept.join(self._remembered(asked))
-        self._conclude(everything, decided)
+    def decide(self, decided: Decided, groups: dict[str, Group]) -> set[str]:
+        """Add what becomes of pairs, and all groups of who is affected; return who that is."""
+        scope = self._scope
+        changed = scope.changed()
+        self._asked = scope.videos_to_judge(changed)
+        self._asked_keys = scope.keys_of_videos(self._asked)
+        if not changed and not self._asked_keys:
+            return set()
+        judged_by_key = self._judge_new(decided)
+        changed |= self._asked_keys
+        for pair in judged_by_key:
+            changed.update(pair)
+        affected = scope.around(changed)
+        decided.stored |= scope.stored
+        everyone = Tracklets(self._announcer.gallery, affected.union(*scope.stored, *judged_by_key))
+        judged = self._with_remembered(judged_by_key, decided.dropped, everyone)
+        self._conclude(judged, everyone, affected, decided, groups)
+        return affected
 
-    # Which videos, and which of their pairs.
-
-    def _to_judge(self, video_id: str) -> BoolArray:
-        """Return which videos are judged: the closing one, and those judged by another model."""
-        asked = self._names == video_id
-        for (one, other), candidate in self._stored.items():
-            if candidate.evidence is None or not self._is_of_curve(candidate):
-                asked[self._video[[self._position[one], self._position[other]]]] = True
-        found: BoolArray = asked
+    def to_judge_again(self, decided: Decided) -> set[str]:
+        """Return the videos with pairs that were asked for, and could not be judged."""
+        found: set[str] = set()
+        rows = self._announcer.gallery.rows
+        for key in self._asked_keys:
+            for other, entry in self._scope.neighbours(key).items():
+                pair = pair_key(key, other)
+                is_decided = pair in decided.candidates or pair in decided.dropped
+                if not is_decided and not self._scope.is_judged(entry):
+                    found |= {rows[end].tracklet.video_id for end in pair}
         return found
 
-    def _is_of_curve(self, candidate: Candidate) -> bool:
-        judgement = candidate.judgement
-        return judgement is not None and judgement.calibration_id == self._curve.calibration_id
+    # Which pairs are judged now.
 
-    def _similar(self, asked: BoolArray) -> Int64Array:
-        """Return the pairs (p, 2) above their threshold with no veto, one at least of `asked`."""
-        rows = np.flatnonzero(asked[self._video])
-        weights = self._tracklets[0].model.weights_sha256
-        least = min(self._announcer.threshold_of(self._tracklets[i]) for i in rows)
-        keys = [self._keys[i] for i in rows.tolist()]
-        found = []
+    def _judge_new(self, decided: Decided) -> dict[PairKey, Evidence]:
+        """Judge the similar pairs of the videos asked; return those that are kept."""
         gallery = self._announcer.gallery
-        for key, others in gallery.all_similar(keys, weights, least - FLOAT32_SLACK):
-            one = self._position[key]
-            for other_key in others:
-                other = self._position.get(other_key, one)
-                twice = bool(asked[self._video[other]]) and other < one
-                if other != one and not twice and self._may_be_one(one, other):
-                    found.append((min(one, other), max(one, other)))
-        return np.array(sorted(found), np.int64).reshape(-1, 2)
+        asked = Tracklets(gallery, self._asked_keys)
+        pairs = self._similar(asked)
+        if not pairs:
+            return {}
+        ends = set(chain.from_iterable(pairs))
+        involved = {gallery.rows[key].tracklet.video_id for key in ends}
+        own = asked
+        if involved != self._asked:
+            own = Tracklets(gallery, self._scope.keys_of_videos(involved))
+        new = self._measured(own, pairs)
+        is_kept, keeper = self._likeliest(new, own)
+        kept = {}
+        keys = own.keys
+        columns = (new.first, new.local, is_kept, keeper)
+        for pair, first, local, stays, owner in zip(
+            pairs, *(column.tolist() for column in columns), strict=True
+        ):
+            if stays:
+                decided.owners[pair] = keys[owner]
+                kept[pair] = Evidence(first, local)
+            elif pair in self._scope.stored:
+                decided.dropped.add(pair)
+        decided.not_kept += int(np.count_nonzero(~is_kept))
+        return kept
 
-    def _may_be_one(self, one: int, other: int) -> bool:
-        a = self._tracklets[one]
-        b = self._tracklets[other]
-        if a.video_id == b.video_id and (a.run_id != b.run_id or other in self._beside[one]):
+    def _similar(self, asked: Tracklets) -> list[PairKey]:
+        """Return the pairs above their threshold with no veto, one at least of a video asked."""
+        if not asked.keys:
+            return []
+        scope = self._scope
+        gallery = self._announcer.gallery
+        keys = asked.keys
+        vetoes = {(keys[one], keys[other]) for one, other in asked.vetoes.tolist()}
+        least = min(self._announcer.threshold_of(tracklet) for tracklet in asked.tracklets)
+        found = []
+        for key, others in gallery.all_similar(keys, scope.weights, least - FLOAT32_SLACK):
+            stored = scope.neighbours(key)
+            for other in others:
+                twice = other in asked.position and other <= key
+                if twice or not scope.counts(other):
+                    continue
+                pair = pair_key(key, other)
+                if pair not in vetoes and self._may_be_one(pair, stored.get(other)):
+                    found.append(pair)
+        found.sort()
+        return found
+
+    def _may_be_one(self, pair: PairKey, stored: Candidate | None) -> bool:
+        rows = self._announcer.gallery.rows
+        a = rows[pair[0]].tracklet
+        b = rows[pair[1]].tracklet
+        if a.video_id == b.video_id and a.run_id != b.run_id:
             return False
-        return self._similarity(one, other) > self._announcer.pair_threshold(a, b)
-
-    def _similarity(self, one: int, other: int) -> float:
-        known = self._stored.get(pair_key(self._keys[one], self._keys[other]))
-        if known is not None:
-            return known.similarity
-        return pair_similarity(self._tracklets[one], self._tracklets[other])
-
-    def _seen_beside(self) -> list[set[int]]:
-        """Return with whom each tracklet was seen apart in the same frames."""
-        by_id = {
-            (tracklet.video_id, tracklet.person_id): i for i, tracklet in enumerate(self._tracklets)
-        }
-        beside: list[set[int]] = [set() for _ in self._tracklets]
-        for i, tracklet in enumerate(self._tracklets):
-            for person_id in tracklet.seen_with:
-                other = by_id.get((tracklet.video_id, person_id), i)
-                if other != i:
-                    beside[i].add(other)
-                    beside[other].add(i)
-        return beside
+        if stored is None:
+            similarity = self._similarities[pair] = pair_similarity(a, b)
+        else:
+            similarity = stored.similarity
+        return similarity > self._announcer.pair_threshold(a, b)
 
     # What they are judged by.
 
-    def _measured(self, asked: BoolArray) -> _Judged:
-        """Judge all similar pairs of the videos `asked`, among themselves and with all others."""
-        pairs = self._similar(asked)
-        involved = np.unique(self._video[pairs])  # videos
-        order = np.flatnonzero(np.isin(self._video, involved))  # video by video: keys are sorted
-        order = order[np.argsort(self._video[order], kind="stable")]
-        number = np.zeros(len(self._keys), np.int64)
-        number[order] = np.arange(len(order))
+    def _measured(self, own: Tracklets, keys: Sequence[PairKey]) -> _Judged:
+        """Judge pairs of tracklets of `own`, which are all of the videos that are involved."""
+        pairs = np.array([(own.position[a], own.position[b]) for a, b in keys], np.int64)
         moving = set(pairs.ravel().tolist())
-        videos = [self._closed_video(np.flatnonzero(self._video == i), moving) for i in involved]
+        order = np.argsort(own.video, kind="stable")  # video by video
+        number = np.empty_like(order)
+        number[order] = np.arange(len(order))
+        vetoes = number[own.vetoes]
+        starts = np.searchsorted(own.video[order], np.arange(len(own.videos) + 1))
+        videos = [
+            _closed_video(self._model, own, order[start:end], moving, _between(vetoes, start, end))
+            for start, end in pairwise(starts.tolist())
+        ]
         measured = measure(videos, number[pairs], self._model.position)
         first = first_log_odds(measured, self._model)
-        local = self._local(measured, first, self._vetoes_among(order.tolist(), number))
-        return _Judged(pairs, first, local, measured.kind == ACROSS, measured.kind == MOVING)
-
-    def _closed_video(self, rows: Int64Array, moving: Collection[int]) -> Video:
-        """Compute what is asked of a video; trajectories are those of `moving` alone."""
-        own = [self._tracklets[i] for i in rows.tolist()]
-        sizes = [one.trajectory for one in own if one.trajectory is not None][:1]
-        size = sizes[0] if sizes else None
-        number = np.zeros(len(self._keys), np.int64)
-        number[rows] = np.arange(len(rows))
-        return close_video(
-            self._model.looks,
-            np.stack([one.vector.numpy() for one in own]),
-            np.array([crops_embedded(one) for one in own]),
-            self._vetoes_among(rows.tolist(), number),
-            [_trajectory_of(self._tracklets[i]) if i in moving else None for i in rows.tolist()],
-            width=size.width_px if size else 1,
-            height=size.height_px if size else 1,
-            frames_per_second=size.frames_per_second if size else 1.0,
+        local = self._local(measured, first, vetoes)
+        return _Judged(
+            pairs,
+            np.round(first, _EVIDENCE_DIGITS),  # as it is remembered
+            np.round(local, _EVIDENCE_DIGITS),
+            measured.kind == ACROSS,
+            measured.kind == MOVING,
         )
-
-    def _vetoes_among(self, positions: Sequence[int], number: Int64Array) -> Int64Array:
-        """Return the vetoes (v, 2) among some tracklets, by their `number`."""
-        inside = set(positions)
-        found = [
-            (int(number[i]), int(number[other]))
-            for i in positions
-            for other in self._beside[i]
-            if i < other and other in inside
-        ]
-        return np.array(found, np.int64).reshape(-1, 2)
 
     def _local(
         self, measured: GalleryPairs, first: Float64Array, vetoes: Int64Array
@@ -292,97 +290,152 @@ class _Linking:
             local[is_across] = final_log_odds(across, self._model)
         return local
 
-    def _likeliest(self, new: _Judged, asked: BoolArray) -> tuple[BoolArray, Int64Array]:
+    def _likeliest(self, new: _Judged, own: Tracklets) -> tuple[BoolArray, Int64Array]:
         """Return which pairs are kept (p,), and the tracklet (p,) among whose likeliest each is."""
         count = len(new.pairs)
         ends = new.pairs.ravel()  # of pair 0 both, of pair 1 both, …
-        odds = np.repeat(np.round(new.local, _EVIDENCE_DIGITS), 2)
+        odds = np.repeat(new.local, 2)
         order = np.lexsort((new.pairs[:, ::-1].ravel(), -odds, ends))
         begins = np.searchsorted(ends[order], ends[order], side="left")
         rank = np.empty(2 * count, np.int64)
         rank[order] = np.arange(2 * count) - begins
-        chosen = ((rank < MAX_KEPT) & asked[self._video[ends]]).reshape(-1, 2)
+        is_asked = np.array([name in self._asked for name in own.videos], bool)
+        chosen = ((rank < MAX_KEPT) & is_asked[own.video[ends]]).reshape(-1, 2)
         is_kept: BoolArray = chosen[:, 0] | chosen[:, 1]
         keeper: Int64Array = np.where(chosen[:, 0], new.pairs[:, 0], new.pairs[:, 1])
         return is_kept, keeper
 
-    def _remembered(self, asked: BoolArray) -> _Judged:
-        """Return the pairs that no video of `asked` has, as they were judged before."""
-        rows = []
-        for (a, b), candidate in self._stored.items():
-            one = self._position[a]
-            other = self._position[b]
-            evidence = candidate.evidence
-            if evidence is None or asked[self._video[[one, other]]].any():
-                continue
-            is_across = self._video[one] != self._video[other]
-            moves = not is_across and self._moves(one, other)
-            rows.append((one, other, evidence.first, evidence.local, is_across, moves))
-        table = np.array(rows, np.float64).reshape(-1, 6)
-        pairs = table[:, :2].astype(np.int64)
-        return _Judged(pairs, table[:, 2], table[:, 3], table[:, 4] > 0, table[:, 5] > 0)
-
-    def _moves(self, one: int, other: int) -> bool:
-        both = (self._tracklets[one], self._tracklets[other])
-        return all(tracklet.trajectory is not None for tracklet in both)
+    def _with_remembered(
+        self, judged: Mapping[PairKey, Evidence], dropped: Collection[PairKey], everyone: Tracklets
+    ) -> _Judged:
+        """Return pairs that were judged now, and all others as they were judged before."""
+        known = dict(judged)
+        for pair, candidate in self._scope.stored.items():
+            is_new = pair in judged or pair in dropped
+            if candidate.evidence is not None and not is_new and self._scope.is_judged(candidate):
+                known[pair] = candidate.evidence
+        # Column by column: numpy makes no array of many lists without holding up other threads.
+        one = np.array([everyone.position[pair[0]] for pair in known], np.int64)
+        other = np.array([everyone.position[pair[1]] for pair in known], np.int64)
+        first = np.array([evidence.first for evidence in known.values()], np.float64)
+        local = np.array([evidence.local for evidence in known.values()], np.float64)
+        order = np.lexsort((other, one))  # sums must not depend on the order
+        pairs = np.stack([one, other], axis=1)[order]
+        has_way = np.array([own.trajectory is not None for own in everyone.tracklets], bool)
+        is_across = everyone.video[pairs[:, 0]] != everyone.video[pairs[:, 1]]
+        moves = ~is_across & has_way[pairs[:, 0]] & has_way[pairs[:, 1]]
+        return _Judged(pairs, first[order], local[order], is_across, moves)
 
     # What it comes to.
 
-    def _conclude(self, judged: _Judged, decided: Decided) -> None:
-        log_odds = self._with_competition(judged)
+    def _conclude(
+        self,
+        known: _Judged,
+        everyone: Tracklets,
+        affected: Collection[str],
+        decided: Decided,
+        groups: dict[str, Group],
+    ) -> None:
+        """Add what changes of the pairs of who is affected; `known` are all that tell of them."""
+        log_odds = self._with_competition(known, everyone.video)
+        is_affected = np.array([key in affected for key in everyone.keys], bool)
+        inside = is_affected[known.pairs[:, 0]] & is_affected[known.pairs[:, 1]]
+        judged = known.select(inside)
+        log_odds = log_odds[inside]
         chances = np.round(sigmoid(log_odds), _PROBABILITY_DIGITS)
-        grouped = self._group(judged.pairs, log_odds, chances)
-        self._add_groups(grouped, decided)
+        grouped = self._group(judged.pairs, log_odds, chances, everyone)
+        self._add_groups(grouped, everyone, groups)
         together = same_group(judged.pairs, grouped.label)
-        least = self._calibration.least_probabilities(together, judged.moves)
-        for row, (one, other) in enumerate(judged.pairs.tolist()):
-            pair = (self._keys[one], self._keys[other])
-            evidence = Evidence(
-                round(float(judged.first[row]), _EVIDENCE_DIGITS),
-                round(float(judged.local[row]), _EVIDENCE_DIGITS),
-            )
-            judgement = self._calibration.judgement(self._curve, float(chances[row]))
-            old = self._stored.get(pair) or self._new_candidate(one, other, decided.owners[pair])
-            is_shown = bool(chances[row] >= least[row])
-            decided.candidates[pair] = old.judged(judgement, evidence, is_shown=is_shown)
+        is_shown = chances >= self._calibration.least_probabilities(together, judged.moves)
+        judgements = {
+            chance: self._calibration.judgement(self._curve, chance)
+            for chance in set(chances.tolist())
+        }
+        stored = self._scope.stored
+        keys = everyone.keys
+        columns = (judged.first, judged.local, chances, is_shown)
+        for (one, other), *values in zip(
+            judged.pairs.tolist(), *(column.tolist() for column in columns), strict=True
+        ):
+            pair = (keys[one], keys[other])
+            first, local, chance, shown = values
+            old = stored.get(pair)
+            before = old or self._new_candidate(pair, decided.owners[pair])
+            evidence = Evidence(first, local)
+            new = before.judged(judgements[chance], evidence, is_shown=shown)
+            if new != old:
+                decided.candidates[pair] = new
 
-    def _add_groups(self, grouped: Clustering, decided: Decided) -> None:
+    def _add_groups(
+        self, grouped: Clustering, everyone: Tracklets, groups: dict[str, Group]
+    ) -> None:
         members = grouped.members()
         chances = group_probabilities(grouped, members, self._model)
         gallery_id = self._announcer.gallery.gallery_id
         for own, chance in zip(members, chances.tolist(), strict=True):
-            keys = tuple(self._keys[i] for i in own.tolist())
+            keys = tuple(everyone.keys[i] for i in own.tolist())
             judgement = self._calibration.judgement(self._curve, chance)
-            decided.groups[group_id_of(gallery_id, keys[0])] = Group(keys, judgement)
+            groups[group_id_of(gallery_id, keys[0])] = Group(keys, judgement)
 
-    def _new_candidate(self, one: int, other: int, owner: str) -> Candidate:
+    def _new_candidate(self, pair: PairKey, owner: str) -> Candidate:
         """Return a pair that no row has, as the row of `owner` keeps it."""
-        kept_with = self._tracklets[other if self._keys[one] == owner else one]
-        return Candidate(self._similarity(one, other), kept_with.run_id, "suppressed")
+        kept_with = pair[1] if pair[0] == owner else pair[0]
+        run_id = self._announcer.gallery.rows[kept_with].tracklet.run_id
+        return Candidate(self._similarities[pair], run_id, "suppressed")
 
-    def _with_competition(self, judged: _Judged) -> Float64Array:
+    def _with_competition(self, judged: _Judged, video: Int64Array) -> Float64Array:
         """Return the final log-odds (p,): those of two videos also know all other pairs."""
         if not judged.is_across.any():
             return judged.local
         place = 1 + FINAL[ACROSS].index("competition")
         weight = self._model.final[ACROSS][place]
-        against = competition(judged.pairs, judged.first, self._video)
+        against = competition(judged.pairs, judged.first, video)
         log_odds: Float64Array = judged.local + np.where(judged.is_across, weight * against, 0.0)
         return log_odds
 
     def _group(
-        self, pairs: Int64Array, log_odds: Float64Array, chances: Float64Array
+        self,
+        pairs: Int64Array,
+        log_odds: Float64Array,
+        chances: Float64Array,
+        everyone: Tracklets,
     ) -> Clustering:
         """Decide all pairs together, within connected components of pairs that are likely enough.
 
         Parts of two components are never likelier one than two, so no other pair matters.
         """
-        count = len(self._keys)
+        count = len(everyone)
         component = components(pairs[chances >= self._calibration.min_probability], count)
         inside = same_group(pairs, component)
-        number = np.arange(count)
-        vetoes = self._vetoes_among(np.unique(pairs[inside]).tolist(), number)
+        vetoes = everyone.vetoes_of(np.unique(pairs[inside]))
         return group_tracklets(pairs[inside], log_odds[inside], vetoes, count)
+
+
+def _closed_video(
+    model: PairModel,
+    known: Tracklets,
+    positions: Int64Array,
+    moving: Collection[int],
+    vetoes: Int64Array,
+) -> Video:
+    """Compute what is asked of a video; trajectories are those of positions in `moving` alone."""
+    own = [known.tracklets[i] for i in positions.tolist()]
+    size = next((one.trajectory for one in own if one.trajectory is not None), None)
+    return close_video(
+        model.looks,
+        np.stack([one.vector.numpy() for one in own]),
+        np.array([crops_embedded(one) for one in own]),
+        vetoes,
+        [_trajectory_of(known.tracklets[i]) if i in moving else None for i in positions.tolist()],
+        width=size.width_px if size else 1,
+        height=size.height_px if size else 1,
+        frames_per_second=size.frames_per_second if size else 1.0,
+    )
+
+
+def _between(vetoes: Int64Array, start: int, end: int) -> Int64Array:
+    """Return the vetoes of those numbered `start` to `end`, numbered from 0."""
+    return vetoes[(vetoes[:, 0] >= start) & (vetoes[:, 0] < end)] - start
 
 
 def _part(measured: GalleryPairs, chosen: BoolArray) -> GalleryPairs:

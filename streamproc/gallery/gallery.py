@@ -19,11 +19,12 @@ from streamproc.gallery.reviewed import Reviewed, Said
 from streamproc.ids import person_key_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, KeysView, Mapping, Sequence
 
     import numpy.typing as npt
 
     from streamproc.events import PersonEmbedding, VideoClosed
+    from streamproc.gallery.calibration.scorer import Calibration
     from streamproc.gallery.carry_over import Place
     from streamproc.gallery.identities import Pair
     from streamproc.gallery.pairs import Candidate, Group
@@ -65,12 +66,25 @@ class VideoRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Settled:
+    """That all pairs of closed videos are as a closing leaves them; kept in memory only.
+
+    `calibration` is what judged them. `to_judge_again` are the videos that have pairs which it
+    could not judge: the next closing tries again.
+    """
+
+    calibration: Calibration
+    to_judge_again: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
 class Writes:
     """What an event changes; None removes.
 
     Rows by person key, records by video id, groups by their ids, decisions by theirs. `places` say
     where those were whom decisions name, by person key. `reviewed` is what follows from the
-    decisions once all this is written; absent, `Gallery` finds it out where it must.
+    decisions once all this is written; absent, `Gallery` finds it out where it must. `settled` is
+    what a closing says.
     """
 
     rows: Mapping[str, Row | None] = field(default_factory=dict)
@@ -79,6 +93,7 @@ class Writes:
     decisions: Mapping[str, Kept | None] = field(default_factory=dict)
     places: Mapping[str, Place | None] = field(default_factory=dict)
     reviewed: Reviewed | None = None
+    settled: Settled | None = None
 
 
 class _Block:
@@ -191,6 +206,9 @@ class Gallery:
         self._keys_of_video: dict[str, set[str]] = {}
         # By person key: the keys of the rows that have it among their candidates.
         self._rows_with_candidate: dict[str, set[str]] = {}
+        self._settled: Settled | None = None
+        # Tracklets of closed videos whose pairs have come or gone since the last closing.
+        self.changed: set[str] = set()
 
     def __repr__(self) -> str:
         sizes = f"{len(self.rows)} tracklets of {len(self.videos)} videos"
@@ -198,7 +216,13 @@ class Gallery:
 
     def write(self, writes: Writes) -> None:
         """Carry out what `apply` returned."""
+        if writes.settled is None and self._settled is not None:
+            self._note_changes(writes)
         for key, row in writes.rows.items():
+            old = self.rows.get(key)
+            if row is not None and old is not None and row.tracklet is old.tracklet:
+                self._change_candidates(key, old, row)
+                continue
             self._remove_row(key)
             if row is not None:
                 self._add_row(key, row)
@@ -209,6 +233,9 @@ class Gallery:
                 self.videos[video_id] = record
         self._write_groups(writes.groups)
         self._write_decisions(writes)
+        if writes.settled is not None:
+            self._settled = writes.settled
+            self.changed = set()
 
     @property
     def reviewed(self) -> Reviewed:
@@ -256,6 +283,43 @@ class Gallery:
         ):
             self._reviewed = None
 
+    def settled_by(self, calibration: Calibration) -> Settled | None:
+        """Return what the closings so far have settled.
+
+        None where a closing has to look at everything: before the first one since the rows were
+        read, and where another calibration judged.
+        """
+        settled = self._settled
+        return settled if settled is not None and settled.calibration is calibration else None
+
+    def _note_changes(self, writes: Writes) -> None:
+        """Remember whose pairs of closed videos come or go with what is written."""
+        changed: set[str] = set()
+        for video_id, record in writes.videos.items():
+            was_closed = self._is_closed(video_id)
+            if record is None or (record.closed and not was_closed):
+                self._settled = None  # not by an event: the next closing looks at everything
+                self.changed = set()
+                return
+            if was_closed and not record.closed:
+                changed |= self._with_neighbours(self.keys_of_video(video_id))
+        for key, new in writes.rows.items():
+            row = new or self.rows.get(key)
+            if row is not None and self._is_closed(row.tracklet.video_id):
+                changed |= self._with_neighbours([key])
+                changed |= row.candidates.keys()
+        self.changed |= changed
+
+    def _with_neighbours(self, keys: Iterable[str]) -> set[str]:
+        found = set(keys)
+        for key in list(found):
+            found |= self.candidates_of(key, with_suppressed=True).keys()
+        return found
+
+    def _is_closed(self, video_id: str) -> bool:
+        record = self.videos.get(video_id)
+        return record is not None and record.closed
+
     def _write_groups(self, groups: Mapping[str, Group | None]) -> None:
         for group_id in groups:
             old = self.groups.pop(group_id, None)
@@ -272,6 +336,11 @@ class Gallery:
     def rows_with(self, key: str) -> Iterable[str]:
         """Return the keys of the rows that keep a candidate with a tracklet, current or not."""
         return self._rows_with_candidate.get(key, ())
+
+    @property
+    def weights(self) -> KeysView[str]:
+        """The `weights_sha256` of all rows."""
+        return self._blocks.keys()
 
     def dim_of(self, weights_sha256: str) -> int | None:
         """Return the length of vectors of some weights, None before the first."""
@@ -375,6 +444,14 @@ class Gallery:
         vector = tracklet.vector.numpy()
         block = self._blocks.setdefault(tracklet.model.weights_sha256, _Block(len(vector)))
         block.add(key, vector)
+
+    def _change_candidates(self, key: str, old: Row, new: Row) -> None:
+        """Write a row of a tracklet that stays the same, as a closing does with many."""
+        for other in old.candidates.keys() - new.candidates.keys():
+            _take_from(self._rows_with_candidate, other, key)
+        for other in new.candidates.keys() - old.candidates.keys():
+            self._rows_with_candidate.setdefault(other, set()).add(key)
+        self.rows[key] = new
 
     def _remove_row(self, key: str) -> None:
         row = self.rows.pop(key, None)

@@ -41,7 +41,7 @@ from streamproc.gallery.pairs import (
 from streamproc.gallery.review import take_decision, with_decisions
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from streamproc.decisions import AnyDecision
     from streamproc.events import (
@@ -254,18 +254,23 @@ class _Step:
             return MatchResult(events=(self.announcer.done(event, known.candidate_count),))
         own = set(self.gallery.keys_of_video(event.video_id))
         removed = {key for key in own if not self._stays(self._tracklet(key), event)}
-        stored = self._pairs_without(removed)
-        decided = self._decide(event.video_id, removed, stored)
-        announcer = replace(self.announcer, group_ids=group_ids_of(decided.groups))
+        decided = self._decide(event.video_id, removed)
+        groups = {
+            group_id: group
+            for group_id, group in decided.groups.items()
+            if self.gallery.groups.get(group_id) != group
+        }
+        standing = {name: group for name, group in decided.groups.items() if group is not None}
+        announcer = replace(self.announcer, group_ids=group_ids_of(standing))
         events: list[DuplicateCandidate | DuplicateGroup] = [
-            *_Step(self.gallery, announcer, self.calibration).announce(decided, stored),
-            *self._announce_groups(decided.groups),
+            *_Step(self.gallery, announcer, self.calibration).announce(decided),
+            *self._announce_groups(groups),
         ]
-        rows = dict.fromkeys(sorted(removed)) | self._rows_with(decided, stored)
-        count = _count_candidates(own - removed, stored, decided)
+        rows = dict.fromkeys(sorted(removed)) | self._rows_with(decided)
+        count = self._count_candidates(own - removed, removed, decided)
         record = VideoRecord(order_of(event), closed=True, candidate_count=count)
         return MatchResult(
-            Writes(rows, {event.video_id: record}, self._changed_groups(decided.groups)),
+            Writes(rows, {event.video_id: record}, groups, settled=decided.settled),
             (*self._removals(removed), *events, self.announcer.done(event, count)),
             not_kept=decided.not_kept,
         )
@@ -285,28 +290,32 @@ class _Step:
                     pair = (self._tracklet(key), self._tracklet(other))
                     yield self.announcer.removal(*pair, candidate)
 
-    def _decide(
-        self, video_id: str, removed: Collection[str], stored: Mapping[PairKey, Candidate]
-    ) -> Decided:
+    def _decide(self, video_id: str, removed: Collection[str]) -> Decided:
         """Judge the pairs of the gallery as it is without `removed`.
 
-        Those of weights that have no model of pairs are judged by their curve alone.
+        Those of weights that have no model of pairs are judged by their curve alone, all of them:
+        each counts for all others.
         """
-        tracklets = {
+        decided = decide_pairs(self.announcer, self.calibration, video_id, removed)
+        if not self.calibration.weights_without_pair_model() & self.gallery.weights:
+            return decided
+        staying = {
             key: row.tracklet for key, row in self.gallery.rows.items() if key not in removed
         }
-        decided = decide_pairs(self.announcer, self.calibration, video_id, tracklets, stored)
-        by_curve = self.calibration.without_pair_model(tracklets)
+        by_curve = self.calibration.without_pair_model(staying)
+        stored = self._pairs_of(by_curve, removed)
         pairs = sorted(pair for pair in stored if pair[0] in by_curve and pair[1] in by_curve)
         for pair, judgement in self.calibration.at_close(by_curve, pairs).items():
             is_shown = not self.calibration.suppresses(judgement)
-            decided.candidates[pair] = stored[pair].judged(judgement, is_shown=is_shown)
+            new = stored[pair].judged(judgement, is_shown=is_shown)
+            if new != stored[pair]:
+                decided.stored[pair] = stored[pair]
+                decided.candidates[pair] = new
         return decided
 
-    def announce(
-        self, decided: Decided, stored: Mapping[PairKey, Candidate]
-    ) -> Iterator[DuplicateCandidate]:
+    def announce(self, decided: Decided) -> Iterator[DuplicateCandidate]:
         """Yield what readers must know of pairs that were decided."""
+        stored = decided.stored
         for pair in sorted(decided.dropped):
             if not stored[pair].is_suppressed:
                 yield self._candidate_event(pair, replace(stored[pair], state="suppressed"))
@@ -317,9 +326,9 @@ class _Step:
             if not is_said and (was_shown or not new.is_suppressed):
                 yield self._candidate_event(pair, new)
 
-    def _announce_groups(self, groups: Mapping[str, Group]) -> Iterator[DuplicateGroup]:
+    def _announce_groups(self, changed: Mapping[str, Group | None]) -> Iterator[DuplicateGroup]:
         known = self.gallery.groups
-        for group_id, group in sorted(self._changed_groups(groups).items()):
+        for group_id, group in sorted(changed.items()):
             if group is None:
                 yield self.announcer.group(group_id, known[group_id], "withdrawn")
             else:
@@ -328,52 +337,59 @@ class _Step:
                 )
                 yield self.announcer.group(group_id, group, state)
 
-    def _changed_groups(self, groups: Mapping[str, Group]) -> dict[str, Group | None]:
-        """Return the groups that change, None for those that are no more."""
-        known = self.gallery.groups
-        changed: dict[str, Group | None] = {
-            group_id: group for group_id, group in groups.items() if known.get(group_id) != group
-        }
-        return changed | dict.fromkeys(known.keys() - groups.keys())
-
     def _candidate_event(self, pair: PairKey, candidate: Candidate) -> DuplicateCandidate:
         one, other = pair
         return self.announcer.candidate(self._tracklet(one), self._tracklet(other), candidate)
 
-    def _pairs_without(self, removed: Collection[str]) -> dict[PairKey, Candidate]:
-        """Return all pairs that count, suppressed ones as well, but those of `removed`."""
-        found: dict[PairKey, Candidate] = {}
-        for key, row in self.gallery.rows.items():
-            if key in removed:
-                continue
-            for other, candidate in row.candidates.items():
-                if other not in removed and self.gallery.is_current(other, candidate):
-                    found[pair_key(key, other)] = candidate
-        return found
+    def _pairs_of(self, keys: Iterable[str], removed: Collection[str]) -> dict[PairKey, Candidate]:
+        """Return all pairs of some tracklets, suppressed ones as well, but those of `removed`."""
+        return {
+            pair_key(key, other): candidate
+            for key in keys
+            for other, candidate in self.gallery.candidates_of(key, with_suppressed=True).items()
+            if other not in removed
+        }
 
-    def _rows_with(
-        self, decided: Decided, stored: Mapping[PairKey, Candidate]
-    ) -> dict[str, Row | None]:
+    def _rows_with(self, decided: Decided) -> dict[str, Row | None]:
         """Return the rows that change with what was decided, as they become."""
+        rows = self.gallery.rows
         changed: dict[str, dict[str, Candidate]] = {}
 
         def candidates_of(key: str) -> dict[str, Candidate]:
-            return changed.setdefault(key, dict(self.gallery.rows[key].candidates))
+            own = changed.get(key)
+            if own is None:
+                own = changed[key] = dict(rows[key].candidates)
+            return own
 
         for pair in decided.dropped:
-            for key, other in (pair, pair[::-1]):
-                if self._keeps(key, other):
-                    del candidates_of(key)[other]
+            for key, other in self._keepers(pair):
+                del candidates_of(key)[other]
         for pair, new in decided.candidates.items():
-            if pair not in stored:
+            if pair in decided.stored:
+                keepers = self._keepers(pair)
+            else:
                 owner = decided.owners[pair]
-                candidates_of(owner)[pair[0] if owner == pair[1] else pair[1]] = new
-            elif new != stored[pair]:
-                for key, other in (pair, pair[::-1]):
-                    if self._keeps(key, other):
-                        candidates_of(key)[other] = new
-        rows = self.gallery.rows
+                keepers = [pair if owner == pair[0] else pair[::-1]]
+            for key, other in keepers:
+                candidates_of(key)[other] = new
         return {key: Row(rows[key].tracklet, own) for key, own in sorted(changed.items())}
+
+    def _keepers(self, pair: PairKey) -> list[PairKey]:
+        """Return whose row keeps a pair, each with the other of the two."""
+        return [both for both in (pair, pair[::-1]) if self._keeps(*both)]
+
+    def _count_candidates(
+        self, own: Collection[str], removed: Collection[str], decided: Decided
+    ) -> int:
+        """Return how many pairs of a video's tracklets are announced once `decided` holds."""
+        after = self._pairs_of(own, removed)
+        for pair, candidate in decided.candidates.items():
+            if pair[0] in own or pair[1] in own:
+                after[pair] = candidate
+        return sum(
+            not candidate.is_suppressed and pair not in decided.dropped
+            for pair, candidate in after.items()
+        )
 
     def _keeps(self, key: str, other: str) -> bool:
         candidate = self.gallery.rows[key].candidates.get(other)
@@ -381,18 +397,6 @@ class _Step:
 
     def _tracklet(self, key: str) -> PersonEmbedding:
         return self.gallery.rows[key].tracklet
-
-
-def _count_candidates(
-    keys: Collection[str], stored: Mapping[PairKey, Candidate], decided: Decided
-) -> int:
-    """Return how many pairs of these tracklets are announced once `decided` holds."""
-    after = {**stored, **decided.candidates}
-    return sum(
-        not candidate.is_suppressed and pair not in decided.dropped
-        for pair, candidate in after.items()
-        if pair[0] in keys or pair[1] in keys
-    )
 
 
 def _check_times(event: PersonEmbedding) -> None:

@@ -14,6 +14,7 @@ from models.linking.learned import all_coefficients
 from streamproc.events import DuplicateCandidate, DuplicateGroup
 from streamproc.gallery import Calibration, Curve, Gallery, apply
 from streamproc.gallery.closing import MAX_KEPT
+from streamproc.gallery.gallery import Writes
 from streamproc.ids import hash_of
 
 DIM = 32
@@ -163,6 +164,65 @@ def test_a_later_run_leaves_no_ghost(seed, other_seed, data) -> None:
     pairs, groups = last_words(said)
     assert pairs == {pair: judged.probability for pair, judged in standing(gallery).items()}
     assert groups.keys() == gallery.groups.keys()
+
+
+def reread(gallery):
+    """The same gallery as a matcher reads it from its table: nothing is settled."""
+    fresh = Gallery("g")
+    for key, row in gallery.rows.items():
+        fresh.write(Writes(rows={key: row}))
+    for video_id, record in gallery.videos.items():
+        fresh.write(Writes(videos={video_id: record}))
+    for group_id, group in gallery.groups.items():
+        fresh.write(Writes(groups={group_id: group}))
+    return fresh
+
+
+def some_again(seed, video, draw):
+    """A later run of some of a video's persons, in any order, and its closing."""
+    run = f"again-{seed}"
+    changes = {"run_id": run, "submitted_at": f"2026-11-24T1{draw(st.integers(0, 9))}:30:00Z"}
+    found = [one.model_copy(update=changes) for one in scene(seed, (video,))[video]]
+    came = draw(st.lists(st.sampled_from(found), unique_by=lambda one: one.person_id))
+    end = closed([one.person_id for one in came], video_id=video, run=run)
+    outcome = draw(st.sampled_from(["done", "cancelled"]))
+    changes |= {"outcome": outcome}
+    return [*came, end.model_copy(update=changes)]
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 2**32 - 1), st.data())
+def test_a_closing_that_knows_what_is_settled_gives_what_one_from_scratch_gives(seed, data) -> None:
+    """What a closing does not look at again would come to the same."""
+    events = shuffled(scene(seed, ("v", "w")), data.draw)
+    later = shuffled(scene(seed + 1, ("y", "z")), data.draw)
+    for number in range(data.draw(st.integers(0, 2))):
+        video = data.draw(st.sampled_from(["v", "w"]))
+        *came, end = some_again(seed + number, video, data.draw)
+        events += came  # and other videos close before this run does
+        later.insert(data.draw(st.integers(0, len(later))), end)
+    events += later
+    gallery = Gallery("g")
+    for event in events:
+        words = {"similarity_threshold": 0.7, "occurred_at": "2026-11-24T12:00:00Z"}
+        result = apply(gallery, event, **words, calibration=CALIBRATION)
+        if event.kind == "video-closed":
+            again = apply(reread(gallery), event, **words, calibration=CALIBRATION)
+            assert result.events == again.events
+            assert result.writes == again.writes
+        gallery.write(result.writes)
+
+
+def test_a_closing_without_persons_leaves_a_gallery_as_it_is() -> None:
+    """A video in which nobody was seen closes beside others, and says only that it is done."""
+    gallery = Gallery("g")
+    events = three_pieces()
+    feed(gallery, *events, closed([one.person_id for one in events]))
+    for known in (gallery, reread(gallery)):
+        before = (standing(known), known.groups)
+        (done,) = feed(known, closed([], video_id="empty"))
+        assert (done.state, done.candidate_count) == ("done", 0)
+        assert (standing(known), known.groups) == before
 
 
 @settings(max_examples=30)

@@ -229,11 +229,15 @@ class Calibration:
                 judged[pair] = self.judgement(curve, probability)
         return judged
 
+    def weights_without_pair_model(self) -> set[str]:
+        """Return the weights whose curve says nothing of motion."""
+        return {name for name, curve in self.curves.items() if curve.pair_model is None}
+
     def without_pair_model(
         self, tracklets: Mapping[str, PersonEmbedding]
     ) -> dict[str, PersonEmbedding]:
         """Return the tracklets whose weights have a curve that says nothing of motion."""
-        weights = {name for name, curve in self.curves.items() if curve.pair_model is None}
+        weights = self.weights_without_pair_model()
         return {key: one for key, one in tracklets.items() if one.model.weights_sha256 in weights}
 
     def suppresses(self, judgement: Judgement | None) -> bool:

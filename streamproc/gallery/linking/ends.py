@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from statistics import median
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from streamproc.types import BoolArray, Float64Array, Int64Array, Trajectory
 
@@ -60,35 +59,52 @@ def ends_of(
     velocity = np.zeros((count, 2))
     heights = np.ones(count)
     at_edge = np.zeros(count, bool)
-    for i, trajectory in enumerate(trajectories):
-        if trajectory is None or not len(trajectory.frame_indices):
-            continue
-        known[i] = True
-        chosen = slice(-END_BOXES, None) if last else slice(0, END_BOXES)
-        frames = trajectory.frame_indices[chosen]
-        boxes = trajectory.boxes_xyxy[chosen].astype(np.float64)
-        end = -1 if last else 0
-        frame[i] = frames[end]
-        position[i], velocity[i] = _position_and_velocity(frames, boxes, end, frames_per_second)
-        heights[i] = max(median((boxes[:, 3] - boxes[:, 1]).tolist()), 1.0)
-        at_edge[i] = _touches_edge(boxes[end], width, height)
+    chosen = slice(-END_BOXES, None) if last else slice(0, END_BOXES)
+    end = -1 if last else 0
+    for rows, found in _by_length(trajectories):
+        frames = np.stack([one.frame_indices[chosen] for one in found])  # (m, k)
+        boxes = np.stack([one.boxes_xyxy[chosen] for one in found]).astype(np.float64)
+        known[rows] = True
+        frame[rows] = frames[:, end]
+        centres = (boxes[:, :, :2] + boxes[:, :, 2:]) / 2
+        position[rows] = centres[:, end]
+        velocity[rows] = _velocities(frames / frames_per_second, centres)
+        tall = np.median(boxes[:, :, 3] - boxes[:, :, 1], axis=1)
+        heights[rows] = np.maximum(tall, 1.0)
+        at_edge[rows] = _touch_edge(boxes[:, end], width, height)
     return Ends(frame, position, heights, velocity, at_edge, known)
 
 
-def _position_and_velocity(
-    frames: Int64Array, boxes: Float64Array, end: int, frames_per_second: float
-) -> tuple[Float64Array, Float64Array]:
-    """Centre (2,) of the box at `end` in px, and px a second by a ridge regression on time."""
-    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-    seconds = frames / frames_per_second
-    from_mean = seconds - seconds.mean()
-    spread = float(from_mean @ from_mean) + VELOCITY_RIDGE_SECONDS**2
-    velocity = from_mean @ (centres - centres.mean(0)) / spread
-    return centres[end], velocity
+def _by_length(
+    trajectories: Sequence[Trajectory | None],
+) -> Iterator[tuple[list[int], list[Trajectory]]]:
+    """Yield those that are known by how many boxes an end has, so that each lot is one array."""
+    lots: dict[int, tuple[list[int], list[Trajectory]]] = {}
+    for i, trajectory in enumerate(trajectories):
+        if trajectory is None or not len(trajectory.frame_indices):
+            continue
+        length = min(len(trajectory.frame_indices), END_BOXES)
+        rows, found = lots.setdefault(length, ([], []))
+        rows.append(i)
+        found.append(trajectory)
+    yield from lots.values()
 
 
-def _touches_edge(box: Float64Array, width: int, height: int) -> bool:
-    x0, y0, x1, y1 = box
+def _velocities(seconds: Float64Array, centres: Float64Array) -> Float64Array:
+    """Px a second (m, 2) of k centres (m, k, 2) each, by a ridge regression on time (m, k)."""
+    from_mean = seconds - seconds.mean(1, keepdims=True)
+    spread = np.einsum("mk,mk->m", from_mean, from_mean) + VELOCITY_RIDGE_SECONDS**2
+    moved = centres - centres.mean(1, keepdims=True)
+    velocities: Float64Array = np.einsum("mk,mkc->mc", from_mean, moved) / spread[:, None]
+    return velocities
+
+
+def _touch_edge(boxes: Float64Array, width: int, height: int) -> BoolArray:
+    x0, y0, x1, y1 = boxes.T
     near_x = EDGE_SHARE * width
     near_y = EDGE_SHARE * height
-    return bool(x0 <= near_x or y0 <= near_y or x1 >= width - near_x or y1 >= height - near_y)
+    touches: BoolArray = x0 <= near_x
+    touches |= y0 <= near_y
+    touches |= x1 >= width - near_x
+    touches |= y1 >= height - near_y
+    return touches

@@ -67,7 +67,9 @@ def cluster(
     below `floor` count as `floor`.
     """
     state = _Clusters(count, max_tracklets, floor)
-    state.forbid(vetoes)
+    if len(vetoes):
+        # What lies in two components never meets: most vetoes are of such.
+        state.forbid(vetoes[same_group(vetoes, components(pairs, count))])
     values: Float64Array = np.round(np.maximum(log_odds, floor), _DIGITS).astype(np.float64)
     state.link(pairs, values)
     merged_at = np.full(len(pairs), -np.inf)
@@ -91,10 +93,12 @@ class _Links:
 
     def strength(self, possible: int, floor: float) -> float:
         """Mean of the upper half of `possible` pairs, those not judged at `floor`."""
+        values = self.values
         if possible == 1:
-            return self.values[0]  # rounded already
+            return values[0]  # rounded already
         half = (possible + 1) // 2
-        best = sorted(self.values, reverse=True)[:half]
+        values.sort(reverse=True)  # in place: the next time little is left to do
+        best = values[:half]
         return round((sum(best) + floor * (half - len(best))) / half, _DIGITS)
 
 
@@ -123,7 +127,9 @@ class _Clusters:
                 continue
             links = _Links([row], [value])
             self._links[one][other] = self._links[other][one] = links
-            self._push(one, other)
+            if self._max_tracklets > 1:
+                self._queue.append((-value, min(one, other), max(one, other), 1, 1))
+        heapq.heapify(self._queue)
 
     def pop(self, stop: float) -> tuple[float, int, int] | None:
         """The strongest link that still stands: its log-odds, the cluster that stays, the other."""
