@@ -447,7 +447,7 @@ class ServiceSettings(_Section):
         le=65535,
         description=(
             "Its port (`--http-port`). None: 8081 for a worker, 8082 for a matcher, 8083 for an "
-            "animator. 0: any free one."
+            "animator, 8084 for the live page. 0: any free one."
         ),
     )
     allowed_hosts: Names = Field(
@@ -548,8 +548,35 @@ class AnimatorSettings(_Section):
 
 
 class ReviewSettings(_Section):
-    """How long decisions are kept."""
+    """Where the live page is served, who may see it, and how long decisions are kept."""
 
+    host: str = Field(
+        default="127.0.0.1",
+        description=(
+            "Address on which the live page is served. Beyond the loopback `review.token` is "
+            "needed."
+        ),
+    )
+    port: int = Field(
+        default=8080, ge=0, le=65535, description="Its port (`--port`). 0: any free one."
+    )
+    token: SecretStr | None = Field(
+        default=None,
+        description=(
+            "What a browser must know, given once as `/?token=…`; 16 characters or more. Set it in "
+            "the environment, not in a file. None: the page is open to who reaches it."
+        ),
+    )
+    require_token: bool = Field(
+        default=True,
+        description=(
+            "False: beyond the loopback no token is needed, as something else keeps others away."
+        ),
+    )
+    matcher_url: str = Field(
+        default="http://127.0.0.1:8082",
+        description="Any matcher: the live page asks it for galleries, and for other matchers.",
+    )
     keep_days: float | None = Field(
         default=None,
         gt=0,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from streamproc.cli.common import EXIT_CODES, NamedPath, faults_in_one_line
+from streamproc.cli.stream import common_options, run_service
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -15,17 +16,34 @@ _MAX_PORT = 65535
 
 
 @click.command(epilog=EXIT_CODES)
-@click.argument("output", type=NamedPath())
+@click.argument("output", type=NamedPath(), required=False)
 @click.option(
     "--port",
     type=click.IntRange(0, _MAX_PORT),
-    help="Where the page is served on 127.0.0.1; 0 is any free one. [default: 8080]",
+    help="Where the page is served; 0 is any free one. [default: 8080]",
 )
-def review(output: Path, port: int | None) -> None:
+@common_options
+@click.option(
+    "--http-port",
+    type=click.IntRange(0, _MAX_PORT),
+    help="Health and metrics of the live page; 0: any. [default: 8084]",
+)
+def review(output: Path | None, port: int | None, **options: Any) -> None:
     """Decide about the candidates of OUTPUT, a folder of `streamproc replay`, in a browser.
 
-    The decisions go to decisions.jsonl in OUTPUT. Ctrl-C ends it.
+    The decisions go to decisions.jsonl in OUTPUT. Without OUTPUT it is a service: the live page of
+    the stream, whose decisions go to the topic `review-decisions`. Ctrl-C ends it.
     """
+    if output is not None:
+        _review_folder(output, port)
+        return
+    from streamproc.services.live.service import run_review
+
+    flags = {"review.port": port, "service.http_port": options.pop("http_port")}
+    run_service(options, run_review, **flags)
+
+
+def _review_folder(output: Path, port: int | None) -> None:
     import asyncio
     import signal
 

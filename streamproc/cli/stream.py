@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Command = Any  # click's decorators lose the function's type
 
 
-def _common(function: Command) -> Command:
+def common_options(function: Command) -> Command:
     """Add the options of every command that reads the settings of the stream."""
     media_root = click.option(
         "--media-root", help="Folder that relative URIs refer to. [default: media]"
@@ -42,7 +42,7 @@ def _common(function: Command) -> Command:
 
 
 def _settings(options: dict[str, Any], **flags: object) -> Settings:
-    """Take the options of `_common` out of `options`, and load the settings with all flags.
+    """Take the options of `common_options` out of `options`, and load the settings with all flags.
 
     `flags` are settings keys, dotted or with two underscores for a dot.
     """
@@ -68,9 +68,10 @@ def _run(work: Coroutine[Any, Any, Any]) -> Any:
         sys.exit(EXIT_INTERRUPTED)
 
 
-def _service(
+def run_service(
     options: dict[str, Any], run: Callable[[Settings], Coroutine[Any, Any, None]], **flags: object
 ) -> None:
+    """Run a service until it is stopped, with the options of its command."""
     with faults_in_one_line():
         settings = _settings(options, **flags)
     os.umask(settings.umask_bits())
@@ -83,7 +84,7 @@ def topics() -> None:
 
 
 @topics.command("create")
-@_common
+@common_options
 def topics_create(**options: Any) -> None:
     """Create the topics that are missing, print their names, and check all."""
     from streamproc.kafka.topics import check_topics, create_topics
@@ -96,7 +97,7 @@ def topics_create(**options: Any) -> None:
 
 
 @topics.command("check")
-@_common
+@common_options
 def topics_check(**options: Any) -> None:
     """Check that all topics exist with the right number of partitions; creates nothing."""
     from streamproc.kafka.topics import check_topics
@@ -108,7 +109,7 @@ def topics_check(**options: Any) -> None:
 
 
 @click.command(epilog=EXIT_CODES)
-@_common
+@common_options
 @click.option(
     "--weights",
     help="OSNet weights: .onnx, .pth, .pt or .safetensors. [default: the package's own]",
@@ -129,11 +130,11 @@ def worker(**options: Any) -> None:
         "clustering.osnet_model": options.pop("weights"),
         "clustering.device": options.pop("device"),
     }
-    _service(options, run_worker, **flags, service__http_port=options.pop("http_port"))
+    run_service(options, run_worker, **flags, service__http_port=options.pop("http_port"))
 
 
 @click.command(epilog=EXIT_CODES)
-@_common
+@common_options
 @click.option(
     "--http-port",
     type=click.IntRange(0, 65535),
@@ -146,11 +147,11 @@ def matcher(**options: Any) -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from streamproc.services.matcher.matcher import run_matcher
 
-    _service(options, run_matcher, service__http_port=options.pop("http_port"))
+    run_service(options, run_matcher, service__http_port=options.pop("http_port"))
 
 
 @click.command(epilog=EXIT_CODES)
-@_common
+@common_options
 @click.option(
     "--output",
     help="Folder or fsspec URI for the animations. [default: animations under the media root]",
@@ -170,12 +171,12 @@ def animator(**options: Any) -> None:
         "animator.output_uri": options.pop("output"),
         "clustering.osnet_model": options.pop("weights"),
     }
-    _service(options, run_animator, **flags, service__http_port=options.pop("http_port"))
+    run_service(options, run_animator, **flags, service__http_port=options.pop("http_port"))
 
 
 @click.command(epilog=EXIT_CODES)
 @click.argument("video")
-@_common
+@common_options
 @click.option(
     "--persons", help="Track file, folder, or URI of a file. [default: looked for beside the video]"
 )
@@ -243,7 +244,7 @@ def submit(video: str, **options: Any) -> None:
 
 @click.command(epilog=EXIT_CODES)
 @click.argument("video_id")
-@_common
+@common_options
 @click.option("--reason", help="Why; part of the event.")
 def cancel(video_id: str, **options: Any) -> None:
     """Cancel the video with VIDEO_ID, begun or not."""
@@ -255,7 +256,7 @@ def cancel(video_id: str, **options: Any) -> None:
 
 
 @click.command(epilog=EXIT_CODES)
-@_common
+@common_options
 @click.option("--gallery", help="Only candidates of this gallery.")
 @click.option(
     "--since",
@@ -338,7 +339,7 @@ def dead_letters() -> None:
 
 
 @dead_letters.command("list")
-@_common
+@common_options
 @click.option("--json", "as_json", is_flag=True, help="One object a line.")
 def dead_letters_list(**options: Any) -> None:
     """Print dead letters: place, code, origin, reason."""
@@ -375,7 +376,7 @@ def _letter_json(letter: DeadLetter) -> bytes:
 
 @dead_letters.command("replay")
 @click.argument("where", nargs=-1)
-@_common
+@common_options
 @click.option("--all", "everything", is_flag=True, help="All that the topic holds.")
 @click.option("--code", help="Only those with this code.")
 def dead_letters_replay(where: tuple[str, ...], **options: Any) -> None:
@@ -399,7 +400,7 @@ def dead_letters_replay(where: tuple[str, ...], **options: Any) -> None:
 
 
 @click.command(epilog=EXIT_CODES)
-@_common
+@common_options
 @click.option(
     "--folder",
     type=NamedPath(),
@@ -408,7 +409,7 @@ def dead_letters_replay(where: tuple[str, ...], **options: Any) -> None:
     help="Kafka's data and the matcher's state.",
 )
 def dev(folder: Path, **options: Any) -> None:
-    """Run worker, matcher and animator in one terminal.
+    """Run worker, matcher, animator and the live page in one terminal.
 
     Starts a Kafka of its own unless --bootstrap names one.
     """

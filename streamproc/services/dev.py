@@ -1,4 +1,4 @@
-"""`streamproc dev`: worker, matcher and animator in one terminal.
+"""`streamproc dev`: worker, matcher, animator and the live page in one terminal.
 
 It starts a Kafka broker of its own unless the settings name one.
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from streamproc.settings import Settings
 
-SERVICES = ("worker", "matcher", "animator")
+SERVICES = ("worker", "matcher", "animator", "review")
 _USUAL_PORT = 9092
 _RESTART_SECONDS = (1.0, 2.0, 4.0, 8.0)
 """How long to wait before a service is started again, by how often it died in a row."""
@@ -138,6 +138,7 @@ def _say_what_next(settings: Settings) -> None:
         "then in another terminal:\n"
         f"    streamproc submit {root}/video.mp4{flag}\n"
         f"    streamproc watch{flag}\n"
+        f"and decide at http://{settings.review.host}:{settings.review.port}/\n"
         "Ctrl-C here stops everything."
     )
 

@@ -10,13 +10,10 @@ import asyncio
 import contextlib
 import errno
 import fcntl
-import math
 import os
 import threading
-import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import orjson
 from aiohttp import web
 
 from streamproc.decisions import (
@@ -26,16 +23,26 @@ from streamproc.decisions import (
     SelectedDecision,
     UndoDecision,
     VerifiedDecision,
-    parse_decision,
 )
 from streamproc.errors import EventError, MachineError, UsageError
-from streamproc.events import timestamp_of
 from streamproc.offline.page import PAGE_NAME
 from streamproc.offline.replay_folder import (
     MAX_DECISIONS_BYTES,
     read_decisions,
     read_folder,
     whole_length,
+)
+from streamproc.services.review_http import (
+    CLOSE_SECONDS,
+    HEARTBEAT_SECONDS,
+    MAX_BODY_BYTES,
+    MAX_LISTENERS,
+    DecisionClock,
+    answered,
+    event_stream,
+    fault,
+    json_answer,
+    said_by_page,
 )
 
 if TYPE_CHECKING:
@@ -48,11 +55,7 @@ if TYPE_CHECKING:
 
 HOST = "127.0.0.1"
 DEFAULT_PORT = 8080
-_MAX_BODY_BYTES = 128 * 1024
 _MAX_DECISIONS = 100_000
-_MAX_LISTENERS = 64
-_HEARTBEAT_SECONDS = 15.0
-_CLOSE_SECONDS = 1.0
 _SERVED = {
     ".html": "text/html",
     ".css": "text/css",
@@ -60,17 +63,6 @@ _SERVED = {
     ".webp": "image/webp",
 }
 _VIEWER = "webp_viewer"
-_HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
-        "img-src 'self' data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
-        "frame-ancestors 'none'"
-    ),
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Cache-Control": "no-store",
-}
 
 
 class DecisionFile:
@@ -176,14 +168,16 @@ class ReviewServer:
         self._gallery_id = replayed.gallery_id
         self._video_ids = {str(video["video_id"]) for video in replayed.videos}
         self._file = DecisionFile(replayed.decisions_path, self._gallery_id)
-        self._latest_ms = max((one.order[0] * 1000 for one in self._decisions), default=0.0)
+        self._clock = DecisionClock()
+        for decision in self._decisions:
+            self._clock.know(decision)
         self._changed = asyncio.Condition()
         self._listeners = 0
 
     @contextlib.asynccontextmanager
     async def serve(self) -> AsyncIterator[str]:
         """Listen while the body runs, and give it the page's address. Raises MachineError."""
-        app = web.Application(middlewares=[self._guard], client_max_size=_MAX_BODY_BYTES)
+        app = web.Application(middlewares=[self._guard], client_max_size=MAX_BODY_BYTES)
         app.add_routes(
             [
                 web.get("/", self._first_page),
@@ -193,7 +187,7 @@ class ReviewServer:
                 web.get("/{path:.+}", self._static),
             ]
         )
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=_CLOSE_SECONDS)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=CLOSE_SECONDS)
         await runner.setup()
         try:
             await web.TCPSite(runner, HOST, self._port).start()
@@ -216,16 +210,8 @@ class ReviewServer:
         """
         origin = request.headers.get("Origin")
         if request.host not in self._names() or origin not in (None, f"http://{request.host}"):
-            return _fault(403, "this page is served under its own address alone")
-        try:
-            response = await handler(request)
-        except web.HTTPException as error:
-            response = _fault(error.status, error.reason)
-            if error.status in range(300, 400):
-                response.headers["Location"] = error.headers["Location"]
-        if not response.prepared:
-            response.headers.update(_HEADERS)
-        return response
+            return fault(403, "this page is served under its own address alone")
+        return await answered(request, handler)
 
     def _names(self) -> tuple[str, ...]:
         return (f"{HOST}:{self._port}", f"localhost:{self._port}")
@@ -258,7 +244,8 @@ class ReviewServer:
 
     def _state(self) -> web.Response:
         decisions = [one.model_dump(mode="json", exclude_none=True) for one in self._decisions]
-        return _json({"gallery_id": self._gallery_id, "decisions": decisions})
+        place = "Decisions are written to decisions.jsonl in the folder of this replay."
+        return json_answer({"gallery_id": self._gallery_id, "decisions": decisions, "place": place})
 
     @property
     def _decisions(self) -> list[AnyDecision]:
@@ -266,31 +253,23 @@ class ReviewServer:
 
     async def _decide(self, request: web.Request) -> web.Response:
         if request.content_type != "application/json":
-            return _fault(415, "expected application/json")
+            return fault(415, "expected application/json")
         if len(self._decisions) >= _MAX_DECISIONS:
-            return _fault(429, f"{self._file.path}: it holds {_MAX_DECISIONS} decisions: no more")
+            return fault(429, f"{self._file.path}: it holds {_MAX_DECISIONS} decisions: no more")
         try:
             decision = self._checked(await request.read())
             await asyncio.to_thread(self._file.append, decision)
         except EventError as error:
-            return _fault(400, str(error))
+            return fault(400, str(error))
         except MachineError as error:
-            return _fault(507, str(error))
+            return fault(507, str(error))
         async with self._changed:
             self._changed.notify_all()
-        return _json(decision.model_dump(mode="json", exclude_none=True), status=201)
+        return json_answer(decision.model_dump(mode="json", exclude_none=True), status=201)
 
     def _checked(self, body: bytes) -> AnyDecision:
-        """Parse what a page sends: a decision as on the wire, whose gallery and time are ours."""
-        try:
-            said = orjson.loads(body)
-        except orjson.JSONDecodeError as error:
-            raise EventError(f"expected JSON ({error})") from error
-        if not isinstance(said, dict):
-            raise EventError("expected a JSON object")
-        ours = {"gallery_id": self._gallery_id, "decided_at": self._next_time()}
-        parsed = parse_decision(orjson.dumps(said | ours))
-        decision = type(parsed).make(**parsed.model_dump(exclude={"event_id"}))
+        """Parse what a page sends; raises EventError."""
+        decision = said_by_page(body, self._gallery_id, self._next_time())
         if isinstance(decision, UndoDecision) and decision.undoes not in {
             known.decision_id for known in self._decisions
         }:
@@ -302,26 +281,18 @@ class ReviewServer:
         return decision
 
     def _next_time(self) -> str:
-        """Return the time now, or a millisecond after the latest decision.
-
-        Of what is said of a pair the latest holds: where a clock was wrong, or two come within a
-        millisecond, it has to be the one that came last.
-        """
-        later_ms = max(time.time() * 1000, math.floor(self._latest_ms) + 1)
         try:
-            when = timestamp_of(later_ms)
-        except (ValueError, OverflowError) as error:
+            return self._clock.next_time()
+        except ValueError as error:
             raise EventError(
                 f"{self._file.path}: it holds a decision of the year 9999: nothing can come after"
             ) from error
-        self._latest_ms = later_ms
-        return when
 
     async def _follow(self, request: web.Request) -> web.StreamResponse:
         """Say how many decisions there are, now and at each change (server-sent events)."""
-        if self._listeners >= _MAX_LISTENERS:
-            return _fault(503, f"{_MAX_LISTENERS} pages are open: close some")
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream", **_HEADERS})
+        if self._listeners >= MAX_LISTENERS:
+            return fault(503, f"{MAX_LISTENERS} pages are open: close some")
+        response = event_stream()
         await response.prepare(request)
         self._listeners += 1
         said = -1
@@ -341,7 +312,7 @@ class ReviewServer:
     async def _change_from(self, count: int) -> None:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(
-                self._changed.wait_for(lambda: len(self._decisions) != count), _HEARTBEAT_SECONDS
+                self._changed.wait_for(lambda: len(self._decisions) != count), HEARTBEAT_SECONDS
             )
 
 
@@ -351,12 +322,3 @@ def _keys(decision: AnyDecision) -> list[str]:
     if isinstance(decision, PairDecision | GroupDecision | VerifiedDecision | SelectedDecision):
         return [*decision.person_keys]
     return []
-
-
-def _json(value: object, status: int = 200) -> web.Response:
-    return web.Response(body=orjson.dumps(value), status=status, content_type="application/json")
-
-
-def _fault(status: int, text: str) -> web.Response:
-    error: dict[str, Any] = {"error": text}
-    return _json(error, status)

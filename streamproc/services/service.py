@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PORTS = {"worker": 8081, "matcher": 8082, "animator": 8083}
+PORTS = {"worker": 8081, "matcher": 8082, "animator": 8083, "review": 8084}
 _GIVE_UP_SHARE = 0.9
 """Of the grace time: then the work is cancelled. The rest is for leaving in order."""
 _ANSWER_SECONDS = 1.0

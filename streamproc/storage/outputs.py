@@ -125,6 +125,43 @@ class OutputStore:
                 "check room, permissions and the store"
             ) from error
 
+    def read(self, relative: str) -> bytes | None:
+        """Return a file's bytes, None where it is not there; links are not followed.
+
+        Raises MachineError if the disk or the store fails.
+        """
+        try:
+            if self._folder is None:
+                content: bytes = self._fs.cat_file(f"{self._prefix}/{relative}")
+                return content
+            path = self._folder / relative
+            _refuse_links(self._folder, path)
+            if path.is_symlink() or not path.is_file():
+                return None
+            return path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except Exception as error:
+            raise MachineError(
+                f"{self._uri}/{relative}: cannot be read ({_reason(error)})"
+            ) from error
+
+    def relative_of(self, uri: str) -> str | None:
+        """Return the path of a file below the place by its URI, None for a URI of another place."""
+        if self._folder is None:
+            is_own = uri.startswith(f"{self._uri}/")
+            return uri.removeprefix(f"{self._uri}/") if is_own else None
+        if uri.startswith("file:"):
+            prefix = f"{self._folder.as_uri()}/"
+        elif self._media_root is not None:
+            prefix = self.uri_of("")
+            prefix = f"{prefix}/" if prefix not in ("", ".") else ""
+            if prefix.startswith("file:"):
+                return None
+        else:
+            return None
+        return unquote(uri[len(prefix) :]) if uri.startswith(prefix) else None
+
     def remove_older_than(self, pattern: str, seconds: float, now_seconds: float) -> int:
         """Remove the files in a folder of this pattern that were written before; returns how many.
 

@@ -288,7 +288,7 @@ def supervise(stream, running, finished, *, seconds) -> None:
     eventually(is_finished, "all videos done", seconds=seconds, processes=running)
 
 
-def test_dev_runs_all_three_with_a_broker_of_its_own(jars, tmp_path, sample):
+def test_dev_runs_all_services_with_a_broker_of_its_own(jars, tmp_path, sample):
     """`dev` starts Kafka from KAFKA_HOME, finds the sample's pair, and stops at Ctrl-C."""
     media = tmp_path / "media"
     media.mkdir()
@@ -300,7 +300,12 @@ def test_dev_runs_all_three_with_a_broker_of_its_own(jars, tmp_path, sample):
         "dev",
         [*product, "dev", *folders],
         tmp_path / "dev.log",
-        environment=os.environ | {"KAFKA_HOME": str(jars), "STREAMPROC_SERVICE__HTTP_PORT": "0"},
+        environment=os.environ
+        | {
+            "KAFKA_HOME": str(jars),
+            "STREAMPROC_SERVICE__HTTP_PORT": "0",
+            "STREAMPROC_REVIEW__PORT": "0",
+        },
         folder=tmp_path,
     )
     try:
@@ -326,7 +331,7 @@ def test_dev_runs_all_three_with_a_broker_of_its_own(jars, tmp_path, sample):
         assert dev.wait() == 0
     finally:
         dev.kill()
-    for name in SERVICES:
+    for name in (*SERVICES, "review"):
         assert f"{name} has stopped" in dev.log
 
 

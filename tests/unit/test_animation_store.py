@@ -260,3 +260,40 @@ def test_animations_are_removed_after_their_time(tmp_path):
     assert left == {"v/old/mine.txt", "v/new/person_1.webp"}
     assert store.remove_older_than(3600, written + 3601) == 1
     assert not (tmp_path / "v" / "new").exists()
+
+
+@pytest.mark.parametrize("place", ["media/animations", "media", "elsewhere"])
+def test_what_was_written_is_read_by_its_uri_and_nothing_else(tmp_path, place):
+    """Also where the store is the media root itself, or outside of it; links are not followed."""
+    media = tmp_path / "media"
+    media.mkdir()
+    folder = tmp_path / place
+    store = AnimationStore(str(folder), media_root=media)
+    stored = store.write("a video/1", "run", -7, b"RIFF")
+    assert store.read(stored.uri) == b"RIFF"
+    secret = tmp_path / "media" / "secret.webp"
+    secret.write_bytes(b"secret")
+    path = next(folder.glob("*/*/person_-7.webp"))
+    path.with_name("person_1.webp").symlink_to(secret)
+    (folder / "out").symlink_to(tmp_path)
+    uris = [
+        stored.uri.replace("person_-7", "person_1"),
+        stored.uri.replace("person_-7", "person_2"),
+        stored.uri.replace("run/", "../run/"),
+        secret.as_uri(),
+        "secret.webp",
+        "out/media/person_1.webp",
+        f"{folder.as_uri()}/../media/secret.webp",
+        "s3://bucket/a/run/person_1.webp",
+        "",
+    ]
+    assert [store.read(uri) for uri in uris] == [None] * len(uris)
+
+
+def test_an_object_store_gives_back_what_was_written():
+    """By the URI that the event names; another bucket's is not read."""
+    store = AnimationStore("memory://animations")
+    stored = store.write("v", "run", 1, b"RIFF")
+    assert store.read(stored.uri) == b"RIFF"
+    assert store.read(stored.uri.replace("person_1", "person_2")) is None
+    assert store.read("memory://others/v/run/person_1.webp") is None

@@ -155,7 +155,7 @@ def says_default(help_text: str, command: str, description: str, default: object
     if found is None:
         return True
     said = found[1]
-    if command in PORTS and said.isdigit():
+    if command in PORTS and default is None and said.isdigit():
         return int(said) == PORTS[command] and said in description
     if default is None:
         return said in description.replace("`", "")

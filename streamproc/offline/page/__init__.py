@@ -1,6 +1,7 @@
 """The report page: one HTML file with its data inside, and the scripts and styles beside it.
 
-It works from disk (file:) and forbids itself the network. Plotly's script (4.5 MB) comes from the
+It works from disk (file:) and forbids itself the network. The live page of the stream is the same
+page, which asks its server for new data (`LiveReport`). Plotly's script (4.5 MB) comes from the
 installed `plotly` package and is written once a directory; this package carries no other's code.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import html
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from string import Template
@@ -23,7 +25,8 @@ from streamproc.offline.artifacts import to_json
 from streamproc.offline.report import likeliest_first
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
+    from datetime import datetime
 
     from streamproc.events import DuplicateCandidate, DuplicateGroup
     from streamproc.offline.report import GalleryReport, PersonEntry, VetoedPair
@@ -40,7 +43,7 @@ _MAX_PAIRS_SHOWN = 1000
 
 All are in similarity_matrix.json.
 """
-_MAX_HEATMAP_PERSONS = 1000
+MAX_HEATMAP_PERSONS = 1000
 _MIN_HEATMAP_PERSONS = 2
 _DECIMALS = 4
 # The same for all candidates, or known from the list of persons.
@@ -55,6 +58,51 @@ _CANDIDATE_FIELDS_LEFT_OUT: dict[str, Any] = {
     "gallery_person_count": True,
     "persons": {"__all__": CandidatePerson.model_fields.keys() - {"person_key"}},
 }
+_GROUP_FIELDS = {"group_id", "person_keys", "probability", "band"}
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class LiveReport:
+    """What the live page shows of a gallery.
+
+    `candidates` and `groups` are events in their wire form, the likeliest first; candidates that
+    reviewers called different are among them. `similarity` (n, n) float32 is that of
+    `embedded_keys`, of `matrix_version`; all else is of `version`.
+    `seen_apart` are the pairs that have a veto, the smaller key first.
+    """
+
+    gallery_id: str
+    version: int
+    matrix_version: int
+    timestamp: datetime
+    similarity_threshold: float
+    model: dict[str, Any] | None
+    persons: tuple[PersonEntry, ...]
+    candidates: tuple[dict[str, Any], ...]
+    candidate_count: int
+    groups: tuple[dict[str, Any], ...]
+    embedded_keys: tuple[str, ...]
+    similarity: Float32Array | None
+    seen_apart: frozenset[tuple[str, str]]
+    vetoed_pairs: tuple[VetoedPair, ...]
+
+
+def live_data(report: LiveReport, *, known_matrix: int | None = None) -> bytes:
+    """Return what the live page reads, as JSON.
+
+    `known_matrix` is the version of the similarities that it has: they are left out then.
+    """
+    return to_json(_live_data(report, known_matrix))
+
+
+def live_html(report: LiveReport) -> bytes:
+    """Return the live page; raises OSError where its template cannot be read."""
+    return _html(report.gallery_id, to_json(_live_data(report, None)), with_heatmap=True)
+
+
+def galleries_template() -> str:
+    """Return the list of galleries, with a place for `items`; raises OSError."""
+    return (_HERE / "galleries.html").read_text(encoding="utf-8")
 
 
 def asset_files() -> Iterator[tuple[str, Path]]:
@@ -74,18 +122,20 @@ def unused_assets(report: GalleryReport) -> tuple[str, ...]:
 
 def page_html(report: GalleryReport) -> bytes:
     """Return the page; raises OSError where its template cannot be read."""
+    data = to_json(_page_data(report))
+    return _html(report.title, data, with_heatmap=_has_heatmap(report))
+
+
+def _html(title: str, data: bytes, *, with_heatmap: bool) -> bytes:
     template = Template((_HERE / "page.html").read_text(encoding="utf-8"))
-    plotly = ""
-    if _has_heatmap(report):
-        plotly = f'<script defer src="assets/{_PLOTLY}"></script>'
-    data = to_json(_page_data(report)).decode()
+    plotly = f'<script defer src="assets/{_PLOTLY}"></script>' if with_heatmap else ""
     # "</script>" and "<!--" inside a string would end the element or change how it is read.
-    data = data.replace("<", "\\u003c")
-    return template.substitute(title=html.escape(report.title), plotly=plotly, data=data).encode()
+    safe = data.decode().replace("<", "\\u003c")
+    return template.substitute(title=html.escape(title), plotly=plotly, data=safe).encode()
 
 
 def _has_heatmap(report: GalleryReport) -> bool:
-    return _MIN_HEATMAP_PERSONS <= len(report.embedded_ids) <= _MAX_HEATMAP_PERSONS
+    return _MIN_HEATMAP_PERSONS <= len(report.embedded_ids) <= MAX_HEATMAP_PERSONS
 
 
 def _page_data(report: GalleryReport) -> dict[str, Any]:
@@ -116,6 +166,47 @@ def _page_data(report: GalleryReport) -> dict[str, Any]:
         "vetoed_count": len(vetoed),
         "seen_apart": _seen_apart(report),
     }
+
+
+def _live_data(report: LiveReport, known_matrix: int | None) -> dict[str, Any]:
+    """Return what page.js reads, as `_page_data` does."""
+    position = {person.person_key: index for index, person in enumerate(report.persons)}
+    similarities = None
+    if report.similarity is not None and known_matrix != report.matrix_version:
+        similarities = _packed(report.similarity)
+    return {
+        "live": {"version": report.version, "matrix": report.matrix_version},
+        "gallery": report.gallery_id,
+        "run": "",
+        "title": report.gallery_id,
+        "timestamp": report.timestamp.isoformat(),
+        "threshold": report.similarity_threshold,
+        "model": report.model,
+        "notices": [],
+        "persons": [_person(person) for person in report.persons],
+        "has_similarity": True,
+        "embedded": [position[key] for key in report.embedded_keys],
+        "similarities": similarities,
+        "candidates": [_without_what_is_known(one) for one in report.candidates[:_MAX_PAIRS_SHOWN]],
+        "candidate_count": report.candidate_count,
+        "groups": [
+            {name: value for name, value in one.items() if name in _GROUP_FIELDS}
+            for one in report.groups[:_MAX_PAIRS_SHOWN]
+        ],
+        "group_count": len(report.groups),
+        "vetoed": [_vetoed(pair) for pair in report.vetoed_pairs[:_MAX_PAIRS_SHOWN]],
+        "vetoed_count": len(report.vetoed_pairs),
+        "seen_apart": _by_place(report.seen_apart, position),
+    }
+
+
+def _without_what_is_known(candidate: dict[str, Any]) -> dict[str, Any]:
+    shown = {
+        name: value
+        for name, value in candidate.items()
+        if _CANDIDATE_FIELDS_LEFT_OUT.get(name) is not True
+    }
+    return shown | {"persons": [{"person_key": one["person_key"]} for one in candidate["persons"]]}
 
 
 def _person(person: PersonEntry) -> dict[str, Any]:
@@ -160,7 +251,12 @@ def _seen_apart(report: GalleryReport) -> list[list[int]]:
             video_id = event["video_id"]
             own = person_key_of(video_id, event["person_id"])
             pairs.add((own, person_key_of(video_id, other)))
-    found: list[set[int]] = [set() for _ in report.persons]
+    return _by_place(pairs, place_of)
+
+
+def _by_place(pairs: Iterable[tuple[str, str]], place_of: dict[str, int]) -> list[list[int]]:
+    """Return for each person the places of the later ones whom it makes a pair with."""
+    found: list[set[int]] = [set() for _ in place_of]
     for keys in pairs:
         if place_of.keys() >= set(keys):
             first, second = sorted(place_of[key] for key in keys)
@@ -175,8 +271,7 @@ def _candidate(candidate: DuplicateCandidate) -> dict[str, Any]:
 
 def _group(group: DuplicateGroup) -> dict[str, Any]:
     """Return the event as it is on the wire, without the fields that the page does not need."""
-    wanted = {"group_id", "person_keys", "probability", "band"}
-    return group.model_dump(mode="json", exclude_none=True, include=wanted)
+    return group.model_dump(mode="json", exclude_none=True, include=_GROUP_FIELDS)
 
 
 def _vetoed(pair: VetoedPair) -> dict[str, Any]:

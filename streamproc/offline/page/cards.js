@@ -91,14 +91,15 @@ function animation(person) {
  * where a gallery has several videos; `more` is one more line. */
 function personFigure(person, severalVideos, more) {
   const time = `${clock(person.first_seconds)} – ${clock(person.last_seconds)}`;
-  const frames = plural(person.frames, "frame", "frames");
+  // Of somebody who has just come the live page does not know it yet.
+  const frames = person.frames ? plural(person.frames, "frame", "frames") : null;
   const span = `frames ${person.first_frame} to ${person.last_frame}`;
   return element("figure", { className: "person" },
     animation(person),
     element("figcaption", {},
       element("span", { className: "name" }, `Person ${person.number}`),
       element("span", {}, time),
-      element("span", { title: span }, frames),
+      frames ? element("span", { title: span }, frames) : null,
       more ? element("span", {}, more) : null,
       severalVideos ? element("span", {}, person.video) : null,
       severalVideos ? element("span", { className: "id" }, person.label) : null));

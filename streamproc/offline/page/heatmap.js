@@ -100,10 +100,12 @@ function heatmapLayout(labels, pixels, colour) {
 }
 
 /** Draw into `target`, again at each change of theme or width. `onPick(i, j)` gets the row and the
- * column of a clicked cell. */
-function drawHeatmap(target, { rows, labels, threshold, vetoed, onPick }) {
+ * column of a clicked cell. Returns a function that draws other values. */
+function drawHeatmap(target, first) {
+  let shown = first;
   const scheme = matchMedia("(prefers-color-scheme: dark)");
   const draw = () => {
+    const { rows, labels, threshold, vetoed } = shown;
     const style = getComputedStyle(document.documentElement);
     const colour = (name) => style.getPropertyValue(name).trim();
     const data = [heatmapTrace(rows, labels, threshold, colour)];
@@ -114,7 +116,7 @@ function drawHeatmap(target, { rows, labels, threshold, vetoed, onPick }) {
   let width = target.clientWidth;
   draw().then(() => target.on("plotly_click", (event) => {
     const [row, column] = event.points[0].pointIndex || event.points[0].pointNumber;
-    onPick(row, column);
+    shown.onPick(row, column);
   }));
   scheme.addEventListener("change", draw);
   new ResizeObserver(() => {
@@ -122,4 +124,8 @@ function drawHeatmap(target, { rows, labels, threshold, vetoed, onPick }) {
     width = target.clientWidth;
     draw();
   }).observe(target);
+  return (next) => {
+    shown = next;
+    draw();
+  };
 }

@@ -4,10 +4,6 @@
 const PAIRS_AT_ONCE = 12;
 const MAX_CROSSES = 400; // more would hide the colours beneath
 
-const data = JSON.parse(document.getElementById("data").textContent);
-const { persons, embedded } = data;
-nameAll(persons);
-
 function byId(id) {
   return document.getElementById(id);
 }
@@ -16,21 +12,41 @@ function byId(id) {
 function videoLengths() {
   const seconds = new Map();
   for (const person of persons) {
-    const known = seconds.get(person.source) || 0;
-    seconds.set(person.source, Math.max(known, person.last_seconds));
+    const last = seconds.get(person.source) || 0;
+    seconds.set(person.source, Math.max(last, person.last_seconds));
   }
   return seconds;
 }
 
-const context = {
-  severalVideos: new Set(persons.map((person) => person.source)).size > 1,
-  videoSeconds: videoLengths(),
-};
+// What the page shows. Persons are known by their place in the list; rows of the matrix are those
+// of `embedded`. `known` says what is listed of two persons, `groupOf` in whose card one is.
+let [data, persons, embedded, rows] = [null, [], [], null];
+let [rowOf, placeOf, known, groups, groupOf] = [];
+const context = { severalVideos: false, videoSeconds: new Map() };
 
-// Persons are known by their place in the list; rows of the matrix are those of `embedded`.
-const rows = data.similarities && unpackSimilarities(data.similarities, embedded.length);
-const rowOf = new Map(embedded.map((place, row) => [place, row]));
-const placeOf = new Map(persons.map((person, place) => [person.person_key, place]));
+/** Take the data of the page, or of the live page newer ones. */
+function take(newer) {
+  data = newer;
+  ({ persons, embedded } = data);
+  nameAll(persons);
+  if (data.similarities) rows = unpackSimilarities(data.similarities, embedded.length);
+  if (!embedded.length) rows = null;
+  rowOf = new Map(embedded.map((place, row) => [place, row]));
+  placeOf = new Map(persons.map((person, place) => [person.person_key, place]));
+  context.severalVideos = new Set(persons.map((person) => person.source)).size > 1;
+  context.videoSeconds = videoLengths();
+  known = new Map();
+  for (const pair of data.candidates) {
+    known.set(placesKey(...placesOf(pair)), { status: "candidate", pair });
+  }
+  for (const pair of data.vetoed) {
+    known.set(placesKey(...placesOf(pair)), { status: "vetoed", pair });
+  }
+  // Groups of three and more have a card each, with their pairs inside. Of two it is a pair.
+  groups = data.groups.filter((group) => group.person_keys.length > 2);
+  groupOf = new Map(groups.flatMap(
+    (group) => group.person_keys.map((key) => [placeOf.get(key), group])));
+}
 
 /** The places of a pair's two persons, the smaller first. A pair is a candidate as on the wire, or
  * a vetoed pair in the same form. */
@@ -42,12 +58,6 @@ function placesKey(a, b) {
   return a < b ? `${a} ${b}` : `${b} ${a}`;
 }
 
-const known = new Map();
-for (const pair of data.candidates) {
-  known.set(placesKey(...placesOf(pair)), { status: "candidate", pair });
-}
-for (const pair of data.vetoed) known.set(placesKey(...placesOf(pair)), { status: "vetoed", pair });
-
 /** What is known of any two persons: a status as in `pairCard`, and the pair if compared. */
 function factsOf(a, b) {
   const listed = known.get(placesKey(a, b));
@@ -57,11 +67,18 @@ function factsOf(a, b) {
   return { status: similarity > data.threshold ? "above" : "below", pair: { similarity } };
 }
 
+function vetoes() {
+  return data.seen_apart.flatMap((others, place) => others.map(
+    (other) => [persons[place].person_key, persons[other].person_key]));
+}
+
+take(JSON.parse(byId("data").textContent));
+
 const review = new Review({
   gallery: data.gallery,
   run: data.run,
-  vetoes: data.seen_apart.flatMap((others, place) => others.map(
-    (other) => [persons[place].person_key, persons[other].person_key])),
+  isLive: Boolean(data.live),
+  vetoes: vetoes(),
   onFilter: () => {
     byId("groups").replaceChildren();
     byId("candidates").replaceChildren();
@@ -79,9 +96,19 @@ function cardOf(a, b) {
   return card;
 }
 
+/** What a card shows: where it is another text, the card is made anew. */
+const signatures = new WeakMap();
+
+function signatureOf({ person_keys: keys, persons: pair, ...figures }) {
+  const own = (keys || pair.map((person) => person.person_key)).map(
+    (key) => persons[placeOf.get(key)]);
+  return JSON.stringify([figures, own]);
+}
+
 function candidateCard(candidate) {
   const card = cardOf(...placesOf(candidate));
   card.dataset.candidate = candidate.candidate_id;
+  signatures.set(card, signatureOf(candidate));
   return card;
 }
 
@@ -92,11 +119,6 @@ function listedCandidates() {
     return !groupOfPair(candidate) && review.isListed(keys);
   });
 }
-
-/* Groups of three and more have a card each, with their pairs inside. A group of two is a pair. */
-const groups = data.groups.filter((group) => group.person_keys.length > 2);
-const groupOf = new Map(groups.flatMap(
-  (group) => group.person_keys.map((key) => [placeOf.get(key), group])));
 
 /** The group in whose card a candidate is, undefined where it has a card of its own. */
 function groupOfPair(candidate) {
@@ -119,6 +141,8 @@ function cardOfGroup(group) {
     group, members, figures, pairCount: pairs.length, pairCards: () => pairs.map(candidateCard),
   });
   review.attachGroup(card, figures);
+  card.dataset.group = group.group_id;
+  signatures.set(card, signatureOf(group));
   return card;
 }
 
@@ -128,6 +152,7 @@ function emptyState(title, text) {
 
 /** "3 less similar pairs are in similarity_matrix.json." for pairs that the page leaves out. */
 function leftOut(count) {
+  if (data.live) return `${count.toLocaleString("en")} less likely pairs are not listed.`;
   return `${count.toLocaleString("en")} less similar pairs are in similarity_matrix.json.`;
 }
 
@@ -138,6 +163,7 @@ function fact(name, value, className) {
 }
 
 function fillFacts() {
+  byId("facts").replaceChildren();
   fact("Gallery", data.gallery, "wide");
   const videos = [...new Set(persons.map((person) => person.video))];
   if (videos.length) {
@@ -151,10 +177,10 @@ function fillFacts() {
   if (data.model) fact("Model", modelName(data.model), "model wide");
   const made = data.timestamp.replace("T", " ").slice(0, 16);
   byId("numbers-threshold").textContent = data.threshold.toFixed(2);
-  byId("made").textContent = `Made ${made} UTC. `
-    + "The same numbers are in similarity_matrix.json and run.json.";
+  byId("made").textContent = data.live ? `Live; the last change came ${made} UTC.`
+    : `Made ${made} UTC. The same numbers are in similarity_matrix.json and run.json.`;
   const notices = data.notices.map((notice) => element("p", { className: "notice" }, notice));
-  byId("notices").append(...notices);
+  byId("notices").replaceChildren(...notices);
 }
 
 function modelName(model) {
@@ -178,28 +204,47 @@ function nothingListed() {
 }
 
 function fillCandidates() {
-  const list = byId("candidates");
+  if (!data.candidates.length && !data.live) {
+    byId("candidates").replaceWith(nothingListed());
+    return;
+  }
+  fillLead();
+  showMoreCandidates();
+  return review.start(byId("review"));
+}
+
+function fillLead() {
+  const lead = byId("duplicates-lead");
   if (!data.candidates.length) {
-    list.replaceWith(nothingListed());
+    lead.textContent = "No pair so far. What is found appears here by itself.";
     return;
   }
   const count = plural(data.candidate_count, "pair is", "pairs are");
   const them = data.candidate_count === 1 ? "it" : "them";
   const first = data.candidates[0].probability === undefined ? "most similar" : "likeliest";
-  byId("duplicates-lead").textContent = `${count} above ${data.threshold.toFixed(2)} `
+  lead.textContent = `${count} above ${data.threshold.toFixed(2)} `
     + `and nothing rules ${them} out. The ${first} first.`;
-  showMoreCandidates();
-  review.start(byId("review"));
+}
+
+/** The candidates that the filter lets through, and that have no card yet. */
+function waitingCandidates() {
+  const shown = new Set([...byId("candidates").children].map((card) => card.dataset.candidate));
+  return listedCandidates().filter((pair) => !shown.has(pair.candidate_id));
 }
 
 function showMoreCandidates() {
-  const [list, more] = [byId("candidates"), byId("candidates-more")];
+  const list = byId("candidates");
   const from = list.children.length;
-  const shown = new Set([...list.children].map((card) => card.dataset.candidate));
-  const candidates = listedCandidates().filter((pair) => !shown.has(pair.candidate_id));
-  const next = candidates.slice(0, PAIRS_AT_ONCE);
-  list.append(...next.map(candidateCard));
-  const left = candidates.length - next.length;
+  list.append(...waitingCandidates().slice(0, PAIRS_AT_ONCE).map(candidateCard));
+  fillMore();
+  if (from && list.children[from]) {
+    list.children[from].querySelector("h3").scrollIntoView({ block: "nearest" });
+  }
+}
+
+function fillMore() {
+  const more = byId("candidates-more");
+  const left = waitingCandidates().length;
   const beyond = data.candidate_count - data.candidates.length;
   more.replaceChildren();
   if (left) {
@@ -208,22 +253,22 @@ function showMoreCandidates() {
   } else if (beyond) {
     more.append(leftOut(beyond));
   }
-  if (from) list.children[from].querySelector("h3").scrollIntoView({ block: "nearest" });
 }
 
 function fillVetoed() {
-  if (!data.vetoed_count) return;
   const [details, list] = [byId("vetoed"), byId("vetoed-list")];
   const count = plural(data.vetoed_count, "pair", "pairs");
-  details.hidden = false;
+  details.hidden = !data.vetoed_count;
   byId("vetoed-summary").textContent =
     `${count} above ${data.threshold.toFixed(2)} ruled out by a veto`;
-  details.addEventListener("toggle", () => {
-    if (list.children.length) return;
+  list.replaceChildren();
+  details.ontoggle = () => {
+    if (list.children.length || !details.open) return;
     list.append(...data.vetoed.map(vetoedRow));
     const beyond = data.vetoed_count - data.vetoed.length;
     if (beyond) list.append(element("li", { className: "rest" }, leftOut(beyond)));
-  });
+  };
+  details.ontoggle();
 }
 
 function vetoedRow(pair) {
@@ -239,6 +284,8 @@ function vetoedRow(pair) {
 function compare(a, b, show) {
   byId("compare-a").value = a;
   byId("compare-b").value = b;
+  byId("compare-a").dataset.key = persons[a].person_key;
+  byId("compare-b").dataset.key = persons[b].person_key;
   byId("compare-result").replaceChildren(a === b
     ? element("p", { className: "why" }, "Choose two different persons.")
     : cardOf(a, b));
@@ -264,16 +311,24 @@ function crosses() {
   return data.vetoed.map((pair) => placesOf(pair).map((place) => rowOf.get(place)));
 }
 
+let drawAgain = null;
+
 function fillHeatmap() {
   const lead = byId("similarity-lead");
+  byId("matrix").hidden = rows === null;
   if (rows === null) {
+    if (data.live) {
+      lead.textContent = embedded.length || persons.length <= 1000
+        ? "Drawn once a video with two persons is done."
+        : "The persons are too many to draw here.";
+      return;
+    }
     lead.remove();
     byId("similarity").append(noHeatmap());
     return;
   }
   lead.textContent = "Warm cells are above the threshold. "
     + "Choose a cell, or two persons beside it, to see them together.";
-  byId("matrix").hidden = false;
   const labels = embedded.map((place) => persons[place].name);
   const vetoed = crosses();
   byId("heatmap").setAttribute("aria-label",
@@ -282,21 +337,26 @@ function fillHeatmap() {
   byId("heatmap-hint").textContent =
     vetoed.length ? "× ruled out: seen apart in the same frames." : "";
   fillComparison();
-  const pairs = [...data.candidates, ...data.vetoed];
-  const [a, b] = pairs.length ? placesOf(pairs[0]) : embedded;
-  compare(a, b, false);
   const onPick = (i, j) => compare(embedded[i], embedded[j], true);
-  drawHeatmap(byId("heatmap"), { rows, labels, threshold: data.threshold, vetoed, onPick });
+  const shown = { rows, labels, threshold: data.threshold, vetoed, onPick };
+  if (drawAgain) drawAgain(shown);
+  else drawAgain = drawHeatmap(byId("heatmap"), shown);
 }
 
+/** Fill the lists of persons to compare; those who were chosen stay so. */
 function fillComparison() {
-  const [first, second] = [byId("compare-a"), byId("compare-b")];
-  for (const list of [first, second]) {
-    list.append(...embedded.map(
+  const lists = [byId("compare-a"), byId("compare-b")];
+  const chosen = lists.map((list) => list.dataset.key);
+  for (const list of lists) {
+    list.replaceChildren(...embedded.map(
       (place) => element("option", { value: place }, persons[place].name)));
-    list.addEventListener("change",
-      () => compare(Number(first.value), Number(second.value), false));
+    list.onchange = () => compare(Number(lists[0].value), Number(lists[1].value), false);
   }
+  const pairs = [...data.candidates, ...data.vetoed];
+  const kept = chosen.map((key) => placeOf.get(key));
+  const first = pairs.length ? placesOf(pairs[0]) : embedded;
+  const [a, b] = kept.every((place) => rowOf.has(place)) ? kept : first;
+  compare(a, b, false);
 }
 
 const SORTS = {
@@ -319,7 +379,7 @@ function personCard(person, place) {
 
 function fillPersons() {
   const grid = byId("persons-grid");
-  if (!persons.length) {
+  if (!persons.length && !data.live) {
     const text = "No track was long enough; run.json says what was left out.";
     grid.replaceWith(emptyState("No persons", text));
     return;
@@ -334,8 +394,8 @@ function fillPersons() {
     grid.replaceChildren(...shown.map(({ card }) => card));
     byId("persons-count").textContent = wanted ? `${shown.length} of ${count}` : count;
   };
-  byId("persons-find").addEventListener("input", show);
-  byId("persons-sort").addEventListener("change", show);
+  byId("persons-find").oninput = show;
+  byId("persons-sort").onchange = show;
   show();
 }
 
@@ -346,18 +406,126 @@ function wireMotion() {
     button.setAttribute("aria-label", `${button.textContent} the animations`);
   };
   button.hidden = !persons.some((person) => person.webp);
-  button.addEventListener("click", () => {
+  button.onclick = () => {
     motion.paused = !motion.paused;
     document.querySelectorAll(".shot img").forEach(applyMotion);
     label();
-  });
+  };
   label();
+}
+
+/* The live page: the same, and what changes is put in its place. */
+
+/** Put one card in another's place; the reader's focus stays. */
+function replaceCard(old, card) {
+  const hadFocus = old.contains(document.activeElement);
+  old.replaceWith(card);
+  if (hadFocus) card.focus({ preventScroll: true });
+}
+
+function removeCard(card) {
+  const next = card.nextElementSibling;
+  const hadFocus = card.contains(document.activeElement);
+  card.remove();
+  if (hadFocus && next) next.focus({ preventScroll: true });
+}
+
+/** Change and remove the cards of a list as `current`, things by their ids, now says. */
+function updateCards(list, name, current, makeCard) {
+  for (const card of [...list.children]) {
+    const thing = current.get(card.dataset[name]);
+    if (!thing) removeCard(card);
+    else if (signatures.get(card) !== signatureOf(thing)) replaceCard(card, makeCard(thing));
+  }
+}
+
+/** New pairs go where they belong among those that are shown; the others wait below. */
+function updateCandidates() {
+  const list = byId("candidates");
+  const single = data.candidates.filter((pair) => !groupOfPair(pair));
+  const current = new Map(single.map((pair) => [pair.candidate_id, pair]));
+  updateCards(list, "candidate", current, candidateCard);
+  const order = new Map(single.map((pair, place) => [pair.candidate_id, place]));
+  for (const pair of waitingCandidates()) {
+    const place = order.get(pair.candidate_id);
+    const next = [...list.children].find((card) => order.get(card.dataset.candidate) > place);
+    if (next) next.before(candidateCard(pair));
+    else if (list.children.length < PAIRS_AT_ONCE) list.append(candidateCard(pair));
+    else break;
+  }
+  fillMore();
+}
+
+function updateGroups() {
+  const list = byId("groups");
+  const current = new Map(groups.map((group) => [group.group_id, group]));
+  updateCards(list, "group", current, cardOfGroup);
+  const shown = new Set([...list.children].map((card) => card.dataset.group));
+  const fresh = groups.filter((group) => !shown.has(group.group_id));
+  const listed = fresh.filter((group) => review.isListed(group.person_keys));
+  list.append(...listed.map(cardOfGroup));
+}
+
+/** Show newer data; what did not change stays as it is. */
+function update(newer) {
+  const before = JSON.stringify(persons);
+  const matrix = data.live.matrix;
+  take(newer);
+  const isOther = JSON.stringify(persons) !== before;
+  fillFacts();
+  fillLead();
+  updateGroups();
+  updateCandidates();
+  if (isOther) fillPersons();
+  if (isOther || matrix !== data.live.matrix) {
+    fillVetoed();
+    fillHeatmap();
+  }
+  wireMotion();
+  review.update(vetoes());
+}
+
+const asking = { isUnderWay: false, isAgain: false };
+
+/** Ask for the data of the page, once at a time. */
+async function askAgain() {
+  asking.isAgain = true;
+  if (asking.isUnderWay) return;
+  asking.isUnderWay = true;
+  try {
+    while (asking.isAgain) {
+      asking.isAgain = false;
+      const response = await fetch(
+        `/api/gallery${location.search}&matrix=${data.live.matrix}`);
+      if (!response.ok) break; // the next change is said again
+      const newer = await response.json();
+      if (await review.store.readAgain()) update(newer);
+    }
+  } catch {
+    // The server is away. The browser connects again, and hears which version there is.
+  } finally {
+    asking.isUnderWay = false;
+  }
+}
+
+async function goLive(started) {
+  try {
+    await started;
+  } catch (error) {
+    const text = `Decisions cannot be reached (${error.message}): load this page again.`;
+    byId("notices").append(element("p", { className: "notice", role: "alert" }, text));
+    return;
+  }
+  review.store.changes.addEventListener("gallery", (event) => {
+    if (Number(event.data) !== data.live.version) askAgain();
+  });
 }
 
 fillFacts();
 fillGroups();
-fillCandidates();
+const started = fillCandidates();
 fillVetoed();
 fillHeatmap();
 fillPersons();
 wireMotion();
+if (data.live) goLive(started);

@@ -1,8 +1,8 @@
 "use strict";
 /* What the reviewer decides of pairs: buttons on their cards, keys, undo, and where it is kept.
  *
- * Served by `streamproc review`, decisions go to its decisions.jsonl, and other pages show them at
- * once. From disk they stay in this browser until they are saved as a file. What follows from them
+ * Served by `streamproc review`, decisions go to its decisions.jsonl or to the stream, and other
+ * pages show them at once. From disk they stay in this browser until they are saved as a file. What follows from them
  * is what `streamproc/gallery/identities.py` says. */
 
 const DECISION_WORDS = { same: "Same person", different: "Different people", unsure: "Not sure" };
@@ -88,22 +88,27 @@ function consequencesOf(decisions, vetoes) {
   };
 }
 
-/** Where decisions are kept: the server that `streamproc review` runs. */
+/** Where decisions are kept: the server that `streamproc review` runs. The page's own address says
+ * of which gallery, where the server has several. */
 class ServedDecisions {
-  constructor(decisions) {
+  constructor({ decisions, place }) {
     this.decisions = decisions;
-    this.place = "Decisions are written to decisions.jsonl in the folder of this replay.";
+    this.place = place;
     this.isSaved = true;
   }
 
   static async open() {
-    const response = await fetch("/api/decisions");
+    return new ServedDecisions(await ServedDecisions.fetched());
+  }
+
+  static async fetched() {
+    const response = await fetch(`/api/decisions${location.search}`);
     if (!response.ok) throw new Error(response.statusText);
-    return new ServedDecisions((await response.json()).decisions);
+    return response.json();
   }
 
   async add(decision) {
-    const response = await fetch("/api/decisions", {
+    const response = await fetch(`/api/decisions${location.search}`, {
       method: "POST",
       headers: { "Content-Type": "application/json" },
       body: JSON.stringify(decision),
@@ -117,14 +122,20 @@ class ServedDecisions {
 
   /** Call `changed` whenever another page decided something. */
   follow(changed) {
-    const changes = new EventSource("/api/changes");
-    changes.addEventListener("message", async (event) => {
-      if (Number(event.data) === this.decisions.length) return;
-      const response = await fetch("/api/decisions");
-      if (!response.ok) return;
-      this.decisions = (await response.json()).decisions;
-      changed();
+    this.changes = new EventSource(`/api/changes${location.search}`);
+    this.changes.addEventListener("message", async (event) => {
+      if (Number(event.data) !== this.decisions.length && await this.readAgain()) changed();
     });
+  }
+
+  /** Ask for all decisions; returns whether they came. */
+  async readAgain() {
+    try {
+      this.decisions = (await ServedDecisions.fetched()).decisions;
+      return true;
+    } catch {
+      return false; // the server is away: the browser asks for changes again
+    }
   }
 }
 
@@ -194,8 +205,9 @@ class OwnDecisions {
 
 /** The review of one page. `vetoes` are pairs of person keys; `onFilter` shows the list anew. */
 class Review {
-  constructor({ gallery, run, vetoes, onFilter }) {
+  constructor({ gallery, run, vetoes, onFilter, isLive }) {
     this.gallery = gallery;
+    this.isLive = isLive;
     this.vetoes = vetoes;
     this.onFilter = onFilter;
     this.filter = "all";
@@ -210,7 +222,8 @@ class Review {
     if (location.protocol !== "file:") {
       try {
         this.store = await ServedDecisions.open();
-      } catch {
+      } catch (error) {
+        if (this.isLive) throw error;
         // Some other server shows the page: decisions stay in the browser.
       }
     }
@@ -330,6 +343,12 @@ class Review {
     const entry = { card, keys, words, decision, word, buttons };
     this.cards.add(entry);
     this.mark(entry);
+  }
+
+  /** Take over who has a veto now, and mark all cards anew. */
+  update(vetoes) {
+    this.vetoes = vetoes;
+    this.refresh();
   }
 
   entryOf(card) {
