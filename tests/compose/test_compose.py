@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,7 +38,7 @@ BASE_IMAGES = Path(
     os.environ.get("STREAMPROC_BASE_IMAGES", ROOT.parent / "shared" / "docker" / "base-images")
 )
 PUBLIC_IMAGES = ("python:3.13-slim-trixie", "apache/kafka:4.3.1")
-OURS = ("worker", "matcher", "animator")
+OURS = ("worker", "matcher", "animator", "review")
 PAIR = frozenset({1, 6})  # the person of the sample that left and came back
 
 pytestmark = [
@@ -275,6 +276,7 @@ def stack(tmp_path_factory) -> Iterator[Stack]:
         "MEDIA_FOLDER": str(media),
         "KAFKA_HOST_PORT": str(port),
         "MATCHER_HOST_PORTS": "0",
+        "REVIEW_HOST_PORT": "0",
         "STOP_GRACE": "30s",
     }
     if os.geteuid():  # else this user could not remove the animations afterwards
@@ -342,6 +344,38 @@ def test_submit_on_the_host_names_the_same_file_and_the_matrix_can_be_read(stack
     similarity = np.load(io.BytesIO(file.read_bytes()))
     assert similarity.shape == (6, 6)
     assert abs(similarity[0, 5] - found[0]["similarity"]) < 1e-5
+
+
+def test_the_page_answers_and_what_is_decided_there_comes_out(stack) -> None:
+    """A decision posted to the live page gives an identity on the topic; pictures are served."""
+    address = f"http://{stack.compose('port', 'review', '8080').strip()}"
+
+    def ask(path: str, said: dict | None = None) -> bytes:
+        body = None if said is None else json.dumps(said).encode()
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{address}{path}", body, headers)
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.read()
+
+    assert b"lobby" in ask("/")
+    assert b"Possible duplicates" in ask("/?gallery=lobby")
+    data = json.loads(ask("/api/gallery?gallery=lobby"))
+    [pair] = data["candidates"]
+    keys = [person["person_key"] for person in pair["persons"]]
+    [shown] = [one for one in data["persons"] if one["person_key"] == keys[0]]
+    assert shown["video"] == "second.mp4"
+    picture = eventually(
+        lambda: next(
+            one["webp"]
+            for one in json.loads(ask("/api/gallery?gallery=lobby"))["persons"]
+            if one["person_key"] == keys[0]
+        ),
+        "the animation",
+    )
+    assert ask(f"/{picture}")[:4] == b"RIFF"
+    ask("/api/decisions?gallery=lobby", {"kind": "pair", "person_keys": keys, "verdict": "same"})
+    [identity] = stack.consume("identities", 1)
+    assert identity["person_keys"] == keys
 
 
 @pytest.mark.parametrize("service", OURS)

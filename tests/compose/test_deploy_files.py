@@ -224,7 +224,11 @@ def test_a_pod_is_locked_down_and_has_time_to_finish(name, template) -> None:
             variables = _named("ConfigMap", "streamproc")["data"]
             grace_seconds = int(variables["STREAMPROC_SERVICE__GRACE_SECONDS"])
             assert pod["terminationGracePeriodSeconds"] > grace_seconds
-            assert container["ports"] == [{"name": "http", "containerPort": PORTS[service]}]
+            page = [{"name": "page", "containerPort": Settings().review.port}]
+            assert container["ports"] == [
+                {"name": "http", "containerPort": PORTS[service]},
+                *(page if service == "review" else []),
+            ]
             assert template["metadata"]["annotations"]["prometheus.io/port"] == str(PORTS[service])
             assert container["livenessProbe"]["httpGet"]["path"] == "/healthz"
             assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
@@ -243,6 +247,21 @@ def test_a_selector_finds_exactly_its_pods(manifest) -> None:
         name for name, pod in _pods().items() if labels.items() <= pod["metadata"]["labels"].items()
     ]
     assert found == [f"streamproc-{manifest['metadata']['labels']['app.kubernetes.io/component']}"]
+
+
+def test_the_live_page_is_open_to_this_machine_or_asks_for_a_token() -> None:
+    """In compose it is published on the loopback; in a cluster its token comes from a secret."""
+    service = COMPOSE["services"]["review"]
+    assert service["environment"]["STREAMPROC_REVIEW__REQUIRE_TOKEN"] == "false"
+    assert service["ports"] == ["127.0.0.1:${REVIEW_HOST_PORT:-8080}:8080"]
+    assert service["volumes"][0].endswith(":ro,z")
+    [container] = _pods()["streamproc-review"]["spec"]["containers"]
+    assert {"secretRef": {"name": "streamproc-review"}} in container["envFrom"]
+    assert "STREAMPROC_REVIEW__TOKEN" in _named("Secret", "streamproc-review")["stringData"]
+    assert "REQUIRE_TOKEN" not in str(container)
+    policy = _named("NetworkPolicy", "streamproc-review")["spec"]
+    assert policy["ingress"][0]["ports"] == [{"protocol": "TCP", "port": Settings().review.port}]
+    assert policy["egress"][0]["ports"] == [{"protocol": "TCP", "port": PORTS["matcher"]}]
 
 
 def test_manifests_name_no_namespace() -> None:
@@ -353,5 +372,5 @@ def test_compose_reads_its_file(profile) -> None:
     services = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
     ).stdout.split()
-    wanted = {"kafka", "topics", "media-folder", "worker", "matcher", "animator"}
+    wanted = {"kafka", "topics", "media-folder", "worker", "matcher", "animator", "review"}
     assert set(services) == wanted | ({"worker-gpu"} if profile else set())
