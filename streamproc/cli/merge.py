@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from streamproc.cli.common import EXIT_CODES, EXIT_PARTIAL, NamedPath, faults_in_one_line
+from streamproc.cli.stream import common_options, run, settings_of
 from streamproc.files import on_one_line
 from streamproc.types import WrittenFormat
 
@@ -20,7 +21,7 @@ _MAX_CONFLICTS_SHOWN = 20
 
 
 @click.command(epilog=EXIT_CODES)
-@click.argument("output", type=NamedPath())
+@click.argument("output", type=NamedPath(), required=False)
 @click.option(
     "-o",
     "--to",
@@ -43,19 +44,26 @@ _MAX_CONFLICTS_SHOWN = 20
 )
 @click.option("--selected", is_flag=True, help="Only the people who were marked as wanted.")
 @click.option("--dry-run", is_flag=True, help="Say what would be merged, and write nothing.")
+@click.option("--gallery", help="In place of OUTPUT: this gallery of the stream.")
+@click.option("--url", default="http://127.0.0.1:8082", show_default=True, help="Any matcher.")
+@common_options
 def merge(
-    output: Path,
+    output: Path | None,
     to: Path | None,
     written: WrittenFormat | None,
-    decisions: Path | None,
     *,
+    decisions: Path | None,
     likely: bool,
     selected: bool,
     dry_run: bool,
+    gallery: str | None,
+    url: str,
+    **options: Any,
 ) -> None:
     """Write the tracks of OUTPUT, a folder of `streamproc replay`, under the decided identities.
 
-    Only what a reviewer decided is joined.
+    Only what a reviewer decided is joined. With --gallery the decisions are those of the stream,
+    and the tracks are read again as the videos' announcements named them.
     """
     from streamproc.errors import UsageError
     from streamproc.offline.merge import merge_folder, write
@@ -63,12 +71,55 @@ def merge(
     with faults_in_one_line():
         if to is None and not dry_run:
             raise UsageError("expected a file to write to: -o merged.txt, or --dry-run")
-        merged = merge_folder(
-            output, decisions=decisions, with_likely=likely, only_selected=selected
-        )
-        paths = [] if dry_run or to is None else write(merged, to, written)
+        if (output is None) == (gallery is None):
+            raise UsageError("expected a folder of `streamproc replay`, or --gallery NAME")
+        if gallery is not None and (likely or decisions is not None):
+            raise UsageError("--gallery: expected neither --likely nor --decisions with it")
+    if output is not None:
+        with faults_in_one_line():
+            merged = merge_folder(
+                output, decisions=decisions, with_likely=likely, only_selected=selected
+            )
+    else:
+        assert gallery is not None
+        merged = run(_merge_gallery(gallery, url, options, only_selected=selected))
+    with faults_in_one_line():
+        paths = []
+        if to is not None and not dry_run:
+            paths = write(merged, to, written, with_folder=gallery is not None)
     _print(merged, paths, likely=likely)
-    sys.exit(EXIT_PARTIAL if merged.conflicts else 0)
+    sys.exit(EXIT_PARTIAL if merged.conflicts or merged.missing else 0)
+
+
+async def _merge_gallery(
+    gallery: str, url: str, options: dict[str, Any], *, only_selected: bool
+) -> Merged:
+    import asyncio
+
+    from streamproc.kafka import client
+    from streamproc.offline.merge import merge_gallery
+    from streamproc.offline.stream_tracks import StreamTracks, tracks_of_video
+    from streamproc.storage.media import media_access
+
+    settings = settings_of(options)
+    said = await client.fetch_identities(gallery, url)
+    announced = await client.gallery_videos(settings, gallery)
+    media = media_access(settings)
+    videos = [await asyncio.to_thread(tracks_of_video, media, event) for event in announced]
+    text = "its `video-ready` is not on the topic any more"
+    known = {event.video_id for event in announced}
+    videos += [
+        StreamTracks(video_id, video_id, missing=text)
+        for video_id in said.video_ids
+        if video_id not in known
+    ]
+    return merge_gallery(
+        gallery,
+        said.identities,
+        videos,
+        decision_count=said.decision_count,
+        only_selected=only_selected,
+    )
 
 
 def _print(merged: Merged, paths: list[Path], *, likely: bool) -> None:
@@ -100,6 +151,8 @@ def _print(merged: Merged, paths: list[Path], *, likely: bool) -> None:
             "were until it is decided",
             err=True,
         )
+    for reason in merged.missing:
+        click.echo(f"left out: {on_one_line(reason)}", err=True)
     left = len(merged.conflicts) - _MAX_CONFLICTS_SHOWN
     if left > 0:
         click.echo(f"and {left} conflicts more", err=True)

@@ -41,7 +41,7 @@ def common_options(function: Command) -> Command:
     return bootstrap(media_root(config_option(function)))
 
 
-def _settings(options: dict[str, Any], **flags: object) -> Settings:
+def settings_of(options: dict[str, Any], **flags: object) -> Settings:
     """Take the options of `common_options` out of `options`, and load the settings with all flags.
 
     `flags` are settings keys, dotted or with two underscores for a dot.
@@ -54,7 +54,7 @@ def _settings(options: dict[str, Any], **flags: object) -> Settings:
     return load_settings(all_flags, config_file=options.pop("config"))
 
 
-def _run(work: Coroutine[Any, Any, Any]) -> Any:
+def run(work: Coroutine[Any, Any, Any]) -> Any:
     """Run to the end; Ctrl-C ends it with an exit code of its own and no traceback."""
     import asyncio
     import logging
@@ -69,13 +69,13 @@ def _run(work: Coroutine[Any, Any, Any]) -> Any:
 
 
 def run_service(
-    options: dict[str, Any], run: Callable[[Settings], Coroutine[Any, Any, None]], **flags: object
+    options: dict[str, Any], work: Callable[[Settings], Coroutine[Any, Any, None]], **flags: object
 ) -> None:
     """Run a service until it is stopped, with the options of its command."""
     with faults_in_one_line():
-        settings = _settings(options, **flags)
+        settings = settings_of(options, **flags)
     os.umask(settings.umask_bits())
-    _run(run(settings))
+    run(work(settings))
 
 
 @click.group(epilog=EXIT_CODES)
@@ -90,10 +90,10 @@ def topics_create(**options: Any) -> None:
     from streamproc.kafka.topics import check_topics, create_topics
 
     with faults_in_one_line():
-        settings = _settings(options)
-    for name in _run(create_topics(settings)):
+        settings = settings_of(options)
+    for name in run(create_topics(settings)):
         click.echo(name)
-    _run(check_topics(settings))
+    run(check_topics(settings))
 
 
 @topics.command("check")
@@ -103,8 +103,8 @@ def topics_check(**options: Any) -> None:
     from streamproc.kafka.topics import check_topics
 
     with faults_in_one_line():
-        settings = _settings(options)
-    for spec in _run(check_topics(settings)):
+        settings = settings_of(options)
+    for spec in run(check_topics(settings)):
         click.echo(f"{spec.name}\t{spec.partitions}")
 
 
@@ -216,7 +216,7 @@ def submit(video: str, **options: Any) -> None:
     from streamproc.tracks import ReadOptions
 
     with faults_in_one_line():
-        settings = _settings(options)
+        settings = settings_of(options)
         event = client.video_ready(
             settings,
             video,
@@ -238,7 +238,7 @@ def submit(video: str, **options: Any) -> None:
             recorded_at=options["recorded_at"],
             camera_id=options["camera"],
         )
-    _run(client.submit(settings, event))
+    run(client.submit(settings, event))
     click.echo(event.to_json() if options["as_json"] else event.video_id)
 
 
@@ -251,8 +251,8 @@ def cancel(video_id: str, **options: Any) -> None:
     from streamproc.kafka import client
 
     with faults_in_one_line():
-        settings = _settings(options)
-    _run(client.cancel(settings, video_id, options["reason"]))
+        settings = settings_of(options)
+    run(client.cancel(settings, video_id, options["reason"]))
 
 
 @click.command(epilog=EXIT_CODES)
@@ -280,7 +280,7 @@ def watch(**options: Any) -> None:
     from streamproc.kafka import client
 
     with faults_in_one_line():
-        settings = _settings(options)
+        settings = settings_of(options)
 
     async def show() -> str:
         """Show all events; return the state of the last one."""
@@ -299,7 +299,7 @@ def watch(**options: Any) -> None:
             state = event.state
         return state
 
-    sys.exit(0 if _run(show()) == "done" else EXIT_PARTIAL)
+    sys.exit(0 if run(show()) == "done" else EXIT_PARTIAL)
 
 
 def _show(event: DuplicateCandidate | VideoProgress, *, as_json: bool) -> None:
@@ -330,7 +330,7 @@ def matrix(gallery: str, output: Path, url: str) -> None:
     """Write a gallery's current similarity matrix: float32 (N, N), persons by rising key."""
     from streamproc.kafka import client
 
-    _run(client.fetch_matrix(gallery, url, output))
+    run(client.fetch_matrix(gallery, url, output))
 
 
 @click.group("dead-letters", epilog=EXIT_CODES)
@@ -346,13 +346,13 @@ def dead_letters_list(**options: Any) -> None:
     from streamproc.kafka import client
 
     with faults_in_one_line():
-        settings = _settings(options)
+        settings = settings_of(options)
 
     async def show() -> None:
         async for letter in client.dead_letters(settings):
             click.echo(_letter_json(letter) if options["as_json"] else _letter_line(letter))
 
-    _run(show())
+    run(show())
 
 
 def _letter_line(letter: DeadLetter) -> str:
@@ -385,14 +385,14 @@ def dead_letters_replay(where: tuple[str, ...], **options: Any) -> None:
     from streamproc.kafka import client
 
     with faults_in_one_line():
-        settings = _settings(options)
+        settings = settings_of(options)
         if not where and not options["everything"] and options["code"] is None:
             raise UsageError(
                 "expected places such as 0@12 (see `streamproc dead-letters list`), "
                 "--code CODE or --all"
             )
     places = frozenset(where)
-    sent, not_sent = _run(client.replay_dead_letters(settings, places, options["code"]))
+    sent, not_sent = run(client.replay_dead_letters(settings, places, options["code"]))
     click.echo(f"{sent} sent back", err=True)
     for place, reason in not_sent:
         click.echo(f"{place}: cannot be sent back, {on_one_line(reason)}", err=True)
@@ -417,9 +417,9 @@ def dev(folder: Path, **options: Any) -> None:
 
     config = options["config"]
     with faults_in_one_line():
-        settings = _settings(options)
+        settings = settings_of(options)
     os.umask(settings.umask_bits())
-    _run(run_dev(settings, folder=folder, config_file=config))
+    run(run_dev(settings, folder=folder, config_file=config))
 
 
 COMMANDS = (topics, worker, matcher, animator, submit, cancel, watch, matrix, dead_letters, dev)

@@ -11,6 +11,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import orjson
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaConnectionError, KafkaError
 from pydantic import BaseModel, ValidationError
@@ -22,6 +23,7 @@ from streamproc.events import (
     AskedTracker,
     DuplicateCandidate,
     PersonEmbedding,
+    PersonIdentity,
     TracksReady,
     TracksRef,
     VideoCancel,
@@ -385,6 +387,67 @@ async def fetch_matrix(gallery_id: str, url: str, path: Path) -> None:
         raise MachineError(
             f"{address}: expected a matcher there ({error}); name one with --url"
         ) from error
+
+
+async def gallery_videos(settings: Settings, gallery_id: str) -> list[VideoReady]:
+    """Return the last announcement of each video of a gallery that the topic still holds."""
+    topic = settings.kafka.topic_prefix + VideoReady.topic
+    found: dict[str, VideoReady] = {}
+    async with _reader(settings, [topic], None) as (consumer, ends):
+        while not await reached(consumer, ends):
+            for records in (await consumer.getmany(timeout_ms=_POLL_MS)).values():
+                for record in records:
+                    with suppress(EventError):
+                        event = VideoReady.from_json(record.value or b"")
+                        found[event.video_id] = event
+    return [event for _, event in sorted(found.items()) if event.gallery_id == gallery_id]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GalleryIdentities:
+    """What a matcher says of a gallery: who was decided about, by how much, in which videos."""
+
+    identities: tuple[PersonIdentity, ...]
+    decision_count: int
+    video_ids: tuple[str, ...]
+
+
+async def fetch_identities(gallery_id: str, url: str) -> GalleryIdentities:
+    """Ask any matcher for the identities of a gallery.
+
+    Raises UsageError for an unknown gallery, MachineError if no matcher answers.
+    """
+    identities = await _fetched(gallery_id, url, "identities")
+    decisions = await _fetched(gallery_id, url, "decisions")
+    persons = await _fetched(gallery_id, url, "persons")
+    return GalleryIdentities(
+        tuple(PersonIdentity.from_json(orjson.dumps(one)) for one in identities["identities"]),
+        len(decisions["decisions"]),
+        tuple(video["video_id"] for video in persons["videos"]),
+    )
+
+
+async def _fetched(gallery_id: str, url: str, name: str) -> dict[str, Any]:
+    import aiohttp
+    from yarl import URL
+
+    address = URL(url) / "galleries" / gallery_id / name
+    try:
+        async with aiohttp.ClientSession() as session, session.get(address) as response:
+            body = await response.read()
+    except (aiohttp.ClientError, OSError) as error:
+        raise MachineError(
+            f"{address}: expected a matcher there ({error}); name one with --url"
+        ) from error
+    if response.status == HTTPStatus.NOT_FOUND:
+        raise UsageError(
+            f"no gallery {gallery_id!r}: `{url}/galleries` lists those of this matcher"
+        )
+    if response.status != HTTPStatus.OK:
+        text = body[:_SHOWN_BYTES].decode(errors="replace")
+        raise MachineError(f"{address}: the matcher answered {response.status}: {text}")
+    found: dict[str, Any] = orjson.loads(body)
+    return found
 
 
 def _is_device(path: Path) -> bool:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from streamproc.errors import MachineError, UsageError
-from streamproc.gallery.identities import Identities, pair_of, statements_of
-from streamproc.ids import person_key_of
+from streamproc.gallery.identities import Identities, Identity, pair_of, statements_of
+from streamproc.ids import hash_of, person_key_of
 from streamproc.offline.artifacts import ARTIFACT_NAMES
 from streamproc.offline.replay_folder import FOUND_TRACKS_NAME, read_decisions, read_folder
 from streamproc.offline.report import keys_of, likeliest_first
@@ -34,8 +34,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from streamproc.decisions import AnyDecision
-    from streamproc.gallery.identities import Identity, Pair, Statements
+    from streamproc.events import PersonIdentity
+    from streamproc.gallery.identities import Pair, Statements
     from streamproc.offline.replay_folder import ReplayFolder
+    from streamproc.offline.stream_tracks import StreamTracks
     from streamproc.types import WrittenFormat
 
 _ENDINGS = (".txt", ".csv", ".npz")
@@ -58,7 +60,8 @@ class Merged:
     `conflicts` are pairs that must not be one person and were joined: their tracks stay as they
     were. `doubled_boxes` were left out, as the identity has a surer box in that frame.
     `other_decision_count` decisions were left out, as they are on other galleries. `inputs` are
-    the files that all this was made of.
+    the files that all this was made of. `missing` says of which videos there are no tracks, and
+    why.
     """
 
     videos: tuple[MergedVideo, ...]
@@ -69,6 +72,7 @@ class Merged:
     doubled_boxes: int
     other_decision_count: int = 0
     inputs: tuple[Path, ...] = ()
+    missing: tuple[str, ...] = ()
 
 
 def merge_folder(
@@ -102,7 +106,13 @@ def merge_folder(
     numbers = _numbers(wanted, tracks_of)
     doubled: list[int] = []
     videos = [
-        _merged_video(folder, video, tracks_of[str(video["video_id"])], numbers, doubled)
+        _merged_video(
+            str(video["video_id"]),
+            Path(str(video["path"])).stem or folder.path.name,
+            tracks_of[str(video["video_id"])],
+            numbers,
+            doubled,
+        )
         for video in folder.videos
     ]
     return Merged(
@@ -117,14 +127,80 @@ def merge_folder(
     )
 
 
-def write(merged: Merged, to: Path, written: WrittenFormat | None = None) -> list[Path]:
+def merge_gallery(
+    gallery_id: str,
+    said: Iterable[PersonIdentity],
+    videos: Sequence[StreamTracks],
+    *,
+    decision_count: int,
+    only_selected: bool = False,
+) -> Merged:
+    """Merge the tracks of a stream's videos as the identities that the matcher said.
+
+    Raises UsageError where there are no tracks, or nobody was called wanted.
+    """
+    there = [video for video in videos if not video.missing]
+    missing = tuple(f"{video.name}: {video.missing}" for video in videos if video.missing)
+    if not there:
+        reason = missing[0] if missing else "no `video-ready` of it is on the topic any more"
+        raise UsageError(f"gallery {gallery_id!r}: expected tracks, found none ({reason})")
+    tracks_of = {video.video_id: video.tracks for video in there}
+    keys = [
+        person_key_of(video_id, track.person_id)
+        for video_id, tracks in tracks_of.items()
+        for track in tracks
+    ]
+    identities = list(_identities_said(gallery_id, said, keys))
+    wanted = [one for one in identities if one.is_wanted or not only_selected]
+    if not wanted:
+        raise UsageError(f"gallery {gallery_id!r}: nobody was marked as wanted")
+    numbers = _numbers(wanted, tracks_of)
+    doubled: list[int] = []
+    merged = [
+        _merged_video(video.video_id, video.name, video.tracks, numbers, doubled) for video in there
+    ]
+    return Merged(
+        tuple(merged),
+        len(keys),
+        len(wanted),
+        decision_count,
+        tuple(sorted({pair for one in identities for pair in one.conflicts})),
+        sum(doubled),
+        inputs=tuple(video.path for video in there if video.path is not None),
+        missing=missing,
+    )
+
+
+def _identities_said(
+    gallery_id: str, said: Iterable[PersonIdentity], keys: Sequence[str]
+) -> Iterator[Identity]:
+    """Yield the identities of these tracks: as was said, and of others each by itself."""
+    left = set(keys)
+    for event in said:
+        own = tuple(key for key in event.person_keys if key in left)
+        left.difference_update(own)
+        if own:
+            conflicts = tuple(event.conflicts)
+            yield Identity(event.identity_id, own, event.verified, event.wanted, conflicts)
+    for key in sorted(left):
+        yield Identity(hash_of(gallery_id, key), (key,))
+
+
+def write(
+    merged: Merged,
+    to: Path,
+    written: WrittenFormat | None = None,
+    *,
+    with_folder: bool = False,
+) -> list[Path]:
     """Write the merged tracks, one file a video; return the files.
 
-    `to` is the file, or for several videos a folder, which is made. Without `written` the file's
+    `to` is the file, or for several videos a folder, which is made; `with_folder` for one as well,
+    unless its name ends as a file's. Without `written` the file's
     name says the format; in a folder it is MOT text. Raises UsageError or MachineError, and
     UsageError where a file would replace what the tracks were made of.
     """
-    paths = _paths(merged, to, written)
+    paths = _paths(merged, to, written, is_folder=with_folder or len(merged.videos) > 1)
     for path in paths.values():
         _refuse_to_replace(path, merged.inputs)
     for video in merged.videos:
@@ -136,10 +212,12 @@ def write(merged: Merged, to: Path, written: WrittenFormat | None = None) -> lis
     return list(paths.values())
 
 
-def _paths(merged: Merged, to: Path, written: WrittenFormat | None) -> dict[str, Path]:
+def _paths(
+    merged: Merged, to: Path, written: WrittenFormat | None, *, is_folder: bool
+) -> dict[str, Path]:
     """Return where each video's file goes, by its id."""
     several = len(merged.videos) > 1
-    if to.is_dir() or (several and not to.exists() and not to.name.endswith(_ENDINGS)):
+    if to.is_dir() or (is_folder and not to.exists() and not to.name.endswith(_ENDINGS)):
         ending = ENDINGS[written or "mot"]
         return {key: to / f"{name}{ending}" for key, name in _file_names(merged).items()}
     if several:
@@ -300,13 +378,12 @@ def _numbers(
 
 
 def _merged_video(
-    folder: ReplayFolder,
-    video: Mapping[str, Any],
+    video_id: str,
+    name: str,
     tracks: Sequence[Track],
     numbers: Mapping[str, int],
     doubled: list[int],
 ) -> MergedVideo:
-    video_id = str(video["video_id"])
     pieces: dict[int, list[Track]] = defaultdict(list)
     for track in tracks:
         number = numbers.get(person_key_of(video_id, track.person_id))
@@ -317,7 +394,6 @@ def _merged_video(
         one = _merged_track(number, parts)
         doubled.append(sum(map(len, parts)) - len(one.track))
         merged.append(one)
-    name = Path(str(video["path"])).stem or folder.path.name
     return MergedVideo(video_id, name, tuple(merged))
 
 

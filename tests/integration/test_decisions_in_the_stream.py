@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import random
 from datetime import UTC, datetime, timedelta
 
+import pytest
+from processes import eventually
 from services import get
 from test_matcher import assert_decided_as, decided, put, said_by_the_core, video, wait_until_done
 from test_older_files import COMMITS, FIXTURES, GALLERY, changelog, send_to_changelog
 
 import streamproc
-from streamproc.decisions import UndoDecision, parse_decision
+from streamproc.decisions import SelectedDecision, UndoDecision, parse_decision
 from streamproc.events import PersonIdentity
+from streamproc.ids import video_id_of
 from streamproc.kafka.records import partition_of
 from streamproc.kafka.topics import wanted_topics
+from streamproc.tracks import load_tracks
 
 TOPIC = "review-decisions"
 
@@ -156,3 +162,97 @@ def test_a_gallery_that_an_older_version_wrote_can_be_decided(stream):
     wait_for(stream, matcher, GALLERY, 2)
     assert get(f"{url}/candidates")["count"] == before["count"]
     assert matcher.stop() == 0
+
+
+def test_merge_writes_the_tracks_of_a_gallery_as_the_stream_decided(stream, sample, tmp_path):
+    """One file a video, of which the announcements are there; the others are named.
+
+    What comes out is the sample with the two tracks of one person under one number.
+    """
+    stream = stream()
+    matcher = stream.start("matcher")
+    flags = ("merge", "--gallery", "lobby", "--url", matcher.url)
+    for name in ("a.mp4", "b.mp4"):
+        stream.announce(name, gallery_id="lobby")
+    stream.announce("c.mp4", gallery_id="another")
+    video_id = video_id_of("a.mp4")
+    put(stream, *video("lobby", video_id, seed=1, persons=6))
+    same = decided("lobby", f"{video_id}/1", f"{video_id}/6", "same")
+    wanted = SelectedDecision.make(
+        gallery_id="lobby",
+        decided_at="2026-11-24T12:00:00Z",
+        person_keys=[f"{video_id}/1"],
+        wanted=True,
+    )
+    for decision in (same, wanted):
+        stream.send(TOPIC, (b"lobby", decision.to_json()))
+    wait_for(stream, matcher, "lobby", 2)
+
+    done = stream.cli(*flags, "-o", str(tmp_path / "merged"))
+    assert done.returncode == 0, done.stderr
+    assert "12 tracks before, 11 identities after, by 2 decisions" in done.stderr
+    written = {path.name: load_tracks(path).tracks for path in (tmp_path / "merged").iterdir()}
+    before = {
+        track.person_id: len(track) for track in load_tracks(sample / "sample.persons.npz").tracks
+    }
+    assert {name: len(tracks) for name, tracks in written.items()} == {
+        "a.mot.txt": 5,
+        "b.mot.txt": 6,
+    }
+    # A number is one person in all videos, so those of one video are others than before.
+    numbers = {name: {track.person_id for track in tracks} for name, tracks in written.items()}
+    assert not numbers["a.mot.txt"] & numbers["b.mot.txt"]
+    assert sorted(len(track) for track in written["a.mot.txt"]) == sorted(
+        count + (before[6] if number == 1 else 0) for number, count in before.items() if number != 6
+    )
+    done = stream.cli(*flags, "--selected", "-o", str(tmp_path / "wanted"))
+    assert done.returncode == 0, done.stderr
+    [only] = load_tracks(tmp_path / "wanted" / "a.mot.txt").tracks
+    assert len(only) == before[1] + before[6]
+
+    (stream.media / "b.persons.npz").unlink()
+    put(stream, *video("lobby", "unannounced", seed=2, persons=2))
+    wait_until_done(stream)
+    done = stream.cli(*flags, "--dry-run")
+    assert done.returncode == 4
+    assert "left out: b: they were found in its frames, and are in no file" in done.stderr
+    assert "left out: unannounced: its `video-ready`" in done.stderr
+    unknown = stream.cli("merge", "--gallery", "nobody", "--url", matcher.url, "--dry-run")
+    assert unknown.returncode == 2
+    assert "no gallery" in unknown.stderr
+    assert stream.cli("merge", "--dry-run").returncode == 2
+
+
+@pytest.mark.crash
+def test_decisions_survive_random_kills(stream):
+    """Matchers are killed at random while people decide: none is lost, and identities are right."""
+    stream = stream(kafka__session_timeout_seconds=6)
+    generator = random.Random(7)
+    running = [stream.start("matcher"), stream.start("matcher")]
+    events = video("lobby", "a", seed=1, persons=40)
+    put(stream, *events)
+    made = []
+    for second in range(50):
+        a, b = generator.sample(range(1, 41), 2)
+        verdict = generator.choice(["same", "same", "different", "unsure"])
+        made.append(decided("lobby", f"a/{a}", f"a/{b}", verdict, second))
+        stream.send(TOPIC, (b"lobby", made[-1].to_json()))
+        if second % 10 == 5:
+            running.pop(generator.randrange(2)).kill()
+            running.append(stream.start("matcher", ready=False))
+    _, galleries = said_by_the_core([*events, *made])
+    gallery = galleries["lobby"]
+
+    def is_known():
+        if not all(one.is_ready for one in running):
+            return False
+        with contextlib.suppress(OSError):
+            return decisions_of(running[0], "lobby")["count"] == len(made)
+        return False
+
+    eventually(is_known, "all decisions", seconds=120, processes=running)
+    assert_decided_as(running[0], gallery)
+    assert {name: tuple(one.person_keys) for name, one in identities(stream).items()} == {
+        name: one.person_keys for name, one in gallery.reviewed.notable.items()
+    }
+    assert not stream.dead()
