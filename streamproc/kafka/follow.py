@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -36,7 +37,7 @@ async def follow(
         **client_options(settings, service),
         group_id=None,
         isolation_level=COMMITTED_ONLY,
-        auto_offset_reset="latest",
+        auto_offset_reset="earliest",
     )
     prefix = settings.kafka.topic_prefix
     try:
@@ -49,7 +50,8 @@ async def follow(
             (old if topic in from_beginning else new).extend(places)
         consumer.assign(old + new)
         ends = await consumer.end_offsets(old + new)
-        await consumer.seek_to_beginning(*old)
+        # aiokafka begins by itself, at the earliest: what is sought meanwhile would be lost.
+        await asyncio.gather(*(consumer.position(place) for place in old + new))
         for place in new:
             consumer.seek(place, ends[place])
         is_behind = True

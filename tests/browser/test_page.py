@@ -6,6 +6,7 @@ import gallery_samples as samples
 import numpy as np
 import pytest
 from persons import candidate, duplicate_group
+from processes import eventually
 
 from streamproc.animation import encode_webp
 from streamproc.offline.directory import OutputDirectory
@@ -266,11 +267,19 @@ def test_what_is_missing_is_said(entries, looks, notices, texts, tmp_path, open_
 
 @pytest.mark.long
 def test_six_hundred_persons_stay_usable(tmp_path, open_page):
-    """With 600 persons lists are cut to what can be shown, and the page stays small."""
+    """With 600 persons lists are cut to what can be shown, and the page stays small.
+
+    The heatmap is drawn once somebody comes near it.
+    """
     people = [samples.entry(i, i, webp="webp/person_0.webp") for i in range(600)]
     report = samples.report_of(people, looks=[i // 3 for i in range(600)])
     write(tmp_path, report, 0)
     page = open_page(tmp_path)
+    assert not page.evaluate("Boolean(document.getElementById('heatmap').data)")
+    page.locator("#similarity").scroll_into_view_if_needed()
+    eventually(
+        lambda: page.evaluate("Boolean(document.getElementById('heatmap').data)"), "the heatmap"
+    )
     assert len(heatmap(page)) == 600
     assert page.locator("#candidates .pair").count() == 12
     page.locator("#candidates-more button").click()

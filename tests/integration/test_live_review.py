@@ -82,6 +82,7 @@ def test_the_page_and_what_it_asks_are_for_those_who_may(stream):  # noqa: PLR09
     assert (status, data["gallery"], len(data["persons"])) == (200, "lobby", 20)
     assert data["candidates"]
     shown = {one["person_key"]: one["webp"] for one in data["persons"]}
+    assert all(shown[f"a/{number}"] for number in uris)
     assert client.ask("GET", f"/{shown['a/1']}")[::2] == (200, b"RIFF1")
     for number in (2, 3, 4):
         assert client.ask("GET", f"/{shown[f'a/{number}']}")[0] == 404

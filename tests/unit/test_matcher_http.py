@@ -110,6 +110,13 @@ async def test_what_a_gallery_is_now_has_the_form_of_the_events():
     [out] = [one for one in with_decided if one["state"] == "withdrawn"]
     assert out["reason"] == "decided"
     assert sorted(one["person_key"] for one in out["persons"]) == sorted((a, b))
+    shown = [tuple(one["person_key"] for one in event["persons"]) for event in with_decided]
+    assert sorted(shown) == [(a, b) for a, b, _ in gallery.candidates()]
+    one = await listed(matcher, "candidates", "?limit=1")
+    assert (one["count"], one["candidates"][0]["candidate_id"]) == (
+        count - 1,
+        candidates["candidates"][0]["candidate_id"],
+    )
     [identity] = (await listed(matcher, "identities"))["identities"]
     assert PersonIdentity.model_validate(identity).person_keys == sorted((c, d))
     decisions = await listed(matcher, "decisions")

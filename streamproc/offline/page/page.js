@@ -3,6 +3,7 @@
 
 const PAIRS_AT_ONCE = 12;
 const MAX_CROSSES = 400; // more would hide the colours beneath
+const MANY_PERSONS = 300; // what shows all of more is filled once somebody comes near it
 
 function byId(id) {
   return document.getElementById(id);
@@ -414,6 +415,29 @@ function wireMotion() {
   label();
 }
 
+const nearby = new Map(); // what has been filled, or waits to be, by the section's id
+
+/** Fill a section: of many persons, once it comes near the window. */
+function whenNear(id, fill) {
+  if (persons.length <= MANY_PERSONS || nearby.get(id) === "filled") {
+    fill();
+  } else if (!nearby.has(id)) {
+    nearby.set(id, "waits");
+    const observer = new IntersectionObserver((entries) => {
+      if (!entries.some((entry) => entry.isIntersecting)) return;
+      observer.disconnect();
+      nearby.set(id, "filled");
+      fill();
+    }, { rootMargin: "400px" });
+    observer.observe(byId(id));
+  }
+}
+
+function fillLarge() {
+  whenNear("similarity", fillHeatmap);
+  whenNear("persons", fillPersons);
+}
+
 /* The live page: the same, and what changes is put in its place. */
 
 /** Put one card in another's place; the reader's focus stays. */
@@ -476,10 +500,9 @@ function update(newer) {
   fillLead();
   updateGroups();
   updateCandidates();
-  if (isOther) fillPersons();
   if (isOther || matrix !== data.live.matrix) {
     fillVetoed();
-    fillHeatmap();
+    fillLarge();
   }
   wireMotion();
   review.update(vetoes());
@@ -525,7 +548,6 @@ fillFacts();
 fillGroups();
 const started = fillCandidates();
 fillVetoed();
-fillHeatmap();
-fillPersons();
+fillLarge();
 wireMotion();
 if (data.live) goLive(started);

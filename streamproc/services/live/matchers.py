@@ -24,6 +24,8 @@ _NPY = "application/x-npy"
 _SECONDS = 60.0
 _MAX_MATCHERS = 64
 _FEWEST_TO_COMPARE = 2
+_MAX_CANDIDATES = 2000
+"""Twice what a page shows."""
 
 
 class Matchers:
@@ -95,7 +97,8 @@ class Matchers:
         return self._url / "galleries" / gallery_id / name
 
     async def _list(self, gallery_id: str, name: str) -> dict[str, Any] | None:
-        query = {"decided": "yes"} if name == "candidates" else {}
+        is_candidates = name == "candidates"
+        query = {"decided": "yes", "limit": str(_MAX_CANDIDATES)} if is_candidates else {}
         url = self._of(gallery_id, name).with_query(query)
         answer: dict[str, Any] | None = await self._get(url, may_be_missing=True)
         return answer

@@ -20,12 +20,13 @@ from aiohttp import web
 from streamproc.events import now, timestamp_of
 from streamproc.gallery import candidate_id_of
 from streamproc.gallery.announcements import Announcer, candidate_person
+from streamproc.gallery.pairs import pair_key
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 
     from streamproc.events import Event
-    from streamproc.gallery import Candidate, Gallery, Snapshot
+    from streamproc.gallery import Candidate, Gallery, Row, Snapshot
     from streamproc.services.matcher.table import Galleries, OwnedGallery
 
 log = logging.getLogger(__name__)
@@ -165,21 +166,25 @@ class GalleryApi:
     def _candidates(self, request: web.Request, gallery: Gallery) -> Callable[[], dict[str, Any]]:
         """Candidates as `duplicate-candidates` says them, the likeliest first.
 
-        With `?decided=yes` also those that were withdrawn because they were called different.
+        With `?decided=yes` also those that were withdrawn because they were called different, with
+        `?limit=N` so many at most.
         """
         with_decided = request.query.get("decided") == "yes"
+        asked = request.query.get("limit", "")
+        limit = min(MAX_LISTED, int(asked)) if asked.isdecimal() else MAX_LISTED
         reviewed = gallery.reviewed
-        rows = dict(gallery.rows)
-        found = [
-            (a, b, candidate, reviewed.rules_out(a, b)) for a, b, candidate in gallery.candidates()
-        ]
-        listed = [one for one in found if with_decided or not one[3]]
-        listed.sort(key=_likeliest_first)
+        rows = dict(gallery.rows)  # rows themselves never change
         announcer = self._announcer(gallery)
 
         def make() -> dict[str, Any]:
+            found = [
+                (a, b, candidate, reviewed.rules_out(a, b))
+                for (a, b), candidate in _standing(rows).items()
+            ]
+            listed = [one for one in found if with_decided or not one[3]]
+            listed.sort(key=_likeliest_first)
             events = []
-            for a, b, candidate, is_out in listed[:MAX_LISTED]:
+            for a, b, candidate, is_out in listed[:limit]:
                 pair = (rows[a].tracklet, rows[b].tracklet)
                 say = announcer.ruled_out if is_out else announcer.candidate
                 events.append(_wire(say(*pair, candidate)))
@@ -317,6 +322,20 @@ async def _deadline(request: web.Request, size_bytes: int) -> AsyncIterator[None
         log.warning("%s: the client took its answer too slowly", request.path)
         if request.transport is not None:
             request.transport.abort()
+
+
+def _standing(rows: Mapping[str, Row]) -> dict[tuple[str, str], Candidate]:
+    """Return the pairs that count and are not suppressed, by their keys: as `Gallery.candidates`.
+
+    A pair that two rows keep is as the row of the smaller key has it.
+    """
+    found: dict[tuple[str, str], Candidate] = {}
+    for key in sorted(rows, reverse=True):
+        for other, candidate in rows[key].candidates.items():
+            row = rows.get(other)
+            if row is not None and row.tracklet.run_id == candidate.run_id:
+                found[pair_key(key, other)] = candidate
+    return {pair: candidate for pair, candidate in found.items() if not candidate.is_suppressed}
 
 
 def _likeliest_first(
