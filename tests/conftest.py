@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 WITH_BROKER = {
     "test_worker.py": "broker 1",
     "test_older_files.py": "broker 1",
+    "test_live_review.py": "broker 1",
     "test_client.py": "broker 2",
     "test_decisions_in_the_stream.py": "broker 2",
     "test_matcher.py": "broker 2",
