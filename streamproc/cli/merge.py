@@ -105,9 +105,9 @@ async def _merge_gallery(
     said = await client.fetch_identities(gallery, url)
     announced = await client.gallery_videos(settings, gallery)
     media = media_access(settings)
-    videos = [await asyncio.to_thread(tracks_of_video, media, event) for event in announced]
+    videos = [await asyncio.to_thread(tracks_of_video, media, *both) for both in announced]
     text = "its `video-ready` is not on the topic any more"
-    known = {event.video_id for event in announced}
+    known = {event.video_id for event, _ in announced}
     videos += [
         StreamTracks(video_id, video_id, missing=text)
         for video_id in said.video_ids

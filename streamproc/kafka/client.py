@@ -389,18 +389,32 @@ async def fetch_matrix(gallery_id: str, url: str, path: Path) -> None:
         ) from error
 
 
-async def gallery_videos(settings: Settings, gallery_id: str) -> list[VideoReady]:
-    """Return the last announcement of each video of a gallery that the topic still holds."""
-    topic = settings.kafka.topic_prefix + VideoReady.topic
-    found: dict[str, VideoReady] = {}
-    async with _reader(settings, [topic], None) as (consumer, ends):
+async def gallery_videos(
+    settings: Settings, gallery_id: str
+) -> list[tuple[VideoReady, TracksReady | None]]:
+    """Return the last announcement of each video of a gallery that the topic still holds.
+
+    With it, the last one of tracks that a worker found in the video.
+    """
+    prefix = settings.kafka.topic_prefix
+    types: dict[str, type[VideoReady]] = {
+        prefix + VideoReady.topic: VideoReady,
+        prefix + TracksReady.topic: TracksReady,
+    }
+    last: dict[tuple[type[VideoReady], str], VideoReady] = {}
+    async with _reader(settings, list(types), None) as (consumer, ends):
         while not await reached(consumer, ends):
-            for records in (await consumer.getmany(timeout_ms=_POLL_MS)).values():
+            for place, records in (await consumer.getmany(timeout_ms=_POLL_MS)).items():
                 for record in records:
                     with suppress(EventError):
-                        event = VideoReady.from_json(record.value or b"")
-                        found[event.video_id] = event
-    return [event for _, event in sorted(found.items()) if event.gallery_id == gallery_id]
+                        event = types[place.topic].from_json(record.value or b"")
+                        last[types[place.topic], event.video_id] = event
+    found = []
+    for (kind, video_id), event in sorted(last.items(), key=lambda one: one[0][1]):
+        if kind is VideoReady and event.gallery_id == gallery_id:
+            tracks = last.get((TracksReady, video_id))
+            found.append((event, tracks if isinstance(tracks, TracksReady) else None))
+    return found
 
 
 @dataclass(frozen=True, slots=True, eq=False)

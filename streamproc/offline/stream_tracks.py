@@ -11,7 +11,7 @@ from streamproc.tracks import ReadOptions, read_tracks
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from streamproc.events import VideoReady
+    from streamproc.events import TracksReady, VideoReady
     from streamproc.storage.media import MediaAccess
     from streamproc.types import Track
 
@@ -30,19 +30,29 @@ class StreamTracks:
     missing: str = ""
 
 
-def tracks_of_video(media: MediaAccess, event: VideoReady) -> StreamTracks:
-    """Read the tracks of a video: of the file that its event names, or that lies beside it."""
+def tracks_of_video(
+    media: MediaAccess, event: VideoReady, found: TracksReady | None
+) -> StreamTracks:
+    """Read the tracks of a video: of the file that its event names, or that lies beside it.
+
+    Where there is none, those that a worker `found` in it.
+    """
     name = event.video_uri.partition("?")[0].rstrip("/").rpartition("/")[2].rpartition(".")[0]
     video_id = event.video_id
     try:
-        return _read(media, event, name or video_id)
+        return _read(media, event, found, name or video_id)
     except (InputError, MachineError) as error:
         return StreamTracks(video_id, name or video_id, missing=str(error))
 
 
-def _read(media: MediaAccess, event: VideoReady, name: str) -> StreamTracks:
+def _read(
+    media: MediaAccess, event: VideoReady, found: TracksReady | None, name: str
+) -> StreamTracks:
     named = event.tracks
     uri = media.find_tracks(event.video_uri) if named is None else named.uri
+    if uri is None and found is not None:
+        named = found.tracks
+        uri = named.uri
     if uri is None:
         text = "they were found in its frames, and are in no file"
         return StreamTracks(event.video_id, name, missing=text)
@@ -58,8 +68,8 @@ def _read(media: MediaAccess, event: VideoReady, name: str) -> StreamTracks:
         )
     sha256 = None if named is None else named.sha256
     with media.open(uri, kind="tracks", stop=lambda: False, sha256=sha256) as path:
-        found = read_tracks(path, options)
-    if found.is_normalised:
+        content = read_tracks(path, options)
+    if content.is_normalised:
         text = "their boxes are shares of a picture whose size is not known here"
         return StreamTracks(event.video_id, name, missing=text)
-    return StreamTracks(event.video_id, name, found.tracks, path if path.exists() else None)
+    return StreamTracks(event.video_id, name, content.tracks, path if path.exists() else None)

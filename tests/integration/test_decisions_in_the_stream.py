@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import shutil
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -15,7 +16,7 @@ from test_older_files import COMMITS, FIXTURES, GALLERY, changelog, send_to_chan
 
 import streamproc
 from streamproc.decisions import SelectedDecision, UndoDecision, parse_decision
-from streamproc.events import PersonIdentity
+from streamproc.events import PersonIdentity, TracksReady
 from streamproc.ids import video_id_of
 from streamproc.kafka.records import partition_of
 from streamproc.kafka.topics import wanted_topics
@@ -217,6 +218,20 @@ def test_merge_writes_the_tracks_of_a_gallery_as_the_stream_decided(stream, samp
     assert done.returncode == 4
     assert "left out: b: they were found in its frames, and are in no file" in done.stderr
     assert "left out: unannounced: its `video-ready`" in done.stderr
+    # Tracks that a worker found in the video count where no file lies beside it.
+    (stream.media / "tracks").mkdir()
+    shutil.copy(sample / "sample.persons.npz", stream.media / "tracks" / "b.npz")
+    found = TracksReady.make(
+        video_uri="b.mp4",
+        gallery_id="lobby",
+        run_id="r1",
+        submitted_at="2026-11-24T12:00:00Z",
+        tracks={"uri": "tracks/b.npz"},
+    )
+    stream.send("tracks-ready", (found.video_id.encode(), found.to_json()))
+    done = stream.cli(*flags, "--dry-run")
+    assert "left out: b:" not in done.stderr
+    assert "12 tracks before" in done.stderr
     unknown = stream.cli("merge", "--gallery", "nobody", "--url", matcher.url, "--dry-run")
     assert unknown.returncode == 2
     assert "no gallery" in unknown.stderr
