@@ -8,14 +8,14 @@ however long it becomes. (Tracks that are known before decoding are planned inst
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from streamproc.crops.overlaps import VETO_FRAMES, overlaps_in_frame
+from streamproc.crops.apart import SeenApart
+from streamproc.crops.overlaps import overlaps_in_frame
 from streamproc.crops.quality import placement_quality, usable
 from streamproc.crops.selection import EQUALLY_GOOD, choose_embedded
 from streamproc.crops.trajectory import GrowingTrajectory
@@ -99,7 +99,7 @@ class GrowingBuckets:
         self._options = options
         self._tracks: dict[int, _Growing] = {}
         self.track_count = 0
-        self._apart: Counter[tuple[int, int]] = Counter()  # frames in which two are apart
+        self._apart = SeenApart()
 
     def cuts(self, boxes: FrameBoxes) -> list[Cut]:
         """Take the boxes of the next frame; return the crops to cut of it."""
@@ -114,7 +114,7 @@ class GrowingBuckets:
             if quality > 0 and EQUALLY_GOOD * quality > track.best_placement:
                 track.best_placement = quality
                 cuts.append(self._cut(boxes, row, quality, len(track.crops) - 1))
-        self._count_apart(boxes, apart)
+        self._apart.add(boxes.person_ids, apart)
         return cuts
 
     def add(self, crops: Iterable[Crop]) -> None:
@@ -132,7 +132,7 @@ class GrowingBuckets:
         )
         embedded = choose_embedded(crops, self._options.crops_embedded)
         bucket = Bucket(person_id, crops, embedded)
-        seen_with = self._seen_with(person_id)
+        seen_with = self._apart.close(person_id)
         return ClosedTrack(bucket, track.span, seen_with, self._why_skipped(bucket, track))
 
     def close_all(self) -> list[ClosedTrack]:
@@ -163,25 +163,6 @@ class GrowingBuckets:
             float(boxes.confidences[row]),
             quality,
         )
-
-    def _count_apart(self, boxes: FrameBoxes, apart: np.ndarray) -> None:
-        ids = boxes.person_ids
-        for first, second in np.argwhere(np.triu(apart)).tolist():
-            pair = sorted((int(ids[first]), int(ids[second])))
-            self._apart[pair[0], pair[1]] += 1
-
-    def _seen_with(self, person_id: int) -> tuple[int, ...]:
-        """Who was seen apart from a person; pairs whose tracks both have ended are forgotten."""
-        others = set()
-        for pair, frames in list(self._apart.items()):
-            if person_id not in pair:
-                continue
-            other = pair[0] if pair[1] == person_id else pair[1]
-            if frames >= VETO_FRAMES:
-                others.add(other)
-            if other not in self._tracks:
-                del self._apart[pair]
-        return tuple(sorted(others))
 
     def _why_skipped(self, bucket: Bucket, track: _Growing) -> Skipped | None:
         least = self._options.min_track_frames

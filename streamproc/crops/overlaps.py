@@ -222,15 +222,25 @@ def overlaps_in_frame(boxes_xyxy: Float32Array) -> tuple[Float32Array, BoolArray
     """Compare the boxes (n, 4) of one frame.
 
     Returns the share of each box that another one hides (n,), and which pairs are apart (n, n),
-    symmetric, false on the diagonal: as `find_overlaps` judges them over a whole video.
+    symmetric, false on the diagonal: as `find_overlaps` judges them over a whole video, crowds too.
     """
     boxes = boxes_xyxy.astype(np.float64)
-    first, second = np.triu_indices(len(boxes), 1)
+    count = len(boxes)
+    hidden = np.zeros(count)
+    apart = np.zeros((count, count), bool)
+    if count <= CROWD_BOXES:
+        first, second = np.triu_indices(count, 1)
+    else:
+        touching = touching_pairs(boxes)
+        if touching is None:
+            return hidden.astype(np.float32), apart
+        first, second = touching
+        np.fill_diagonal(np.logical_not(apart, out=apart), val=False)
     shared, areas_first, areas_second = _intersections(boxes[first], boxes[second])
-    shares = np.zeros((len(boxes), len(boxes)))
     in_front = boxes[first, 3] > boxes[second, 3]
-    shares[first, second] = _hidden_shares(shared, areas_first, in_front)
-    shares[second, first] = _hidden_shares(shared, areas_second, ~in_front)
-    apart = np.zeros(shares.shape, bool)
-    apart[first, second] = shared / (areas_first + areas_second - shared) < VETO_IOU
-    return shares.max(axis=1, initial=0).astype(np.float32), apart | apart.T
+    np.maximum.at(hidden, first, _hidden_shares(shared, areas_first, in_front))
+    np.maximum.at(hidden, second, _hidden_shares(shared, areas_second, ~in_front))
+    is_apart = shared / (areas_first + areas_second - shared) < VETO_IOU
+    apart[first, second] = is_apart
+    apart[second, first] = is_apart
+    return hidden.astype(np.float32), apart

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamproc.crops import CropOptions
+from streamproc.crops.apart import SeenApart
 from streamproc.crops.growing import GrowingBuckets
 from streamproc.crops.overlaps import find_overlaps, overlaps_in_frame
 from streamproc.crops.trajectory import GrowingTrajectory, thinned
@@ -102,6 +105,51 @@ def test_vetoes_and_hidden_shares_equal_those_of_tracks_known_beforehand(seed) -
         np.testing.assert_allclose(hidden, [shares[frame] for shares in expected.hidden], atol=1e-6)
     for person in range(4):
         assert growing.close(person).seen_with == expected.seen_with.get(person, ())
+
+
+def some_boxes(seed, count):
+    """Boxes (n, 4) of people in a picture so small that many overlap."""
+    rng = np.random.default_rng(seed)
+    corners = rng.uniform(0, 40 * np.sqrt(count), (count, 2))
+    return np.concatenate([corners, corners + rng.uniform(5, 60, (count, 2))], axis=1)
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 2**32 - 1), st.integers(0, 140))
+def test_the_boxes_of_a_crowd_are_compared_as_every_pair_would_be(seed, count) -> None:
+    """Looking only at boxes that touch gives what looking at each pair by itself gives."""
+    found = some_boxes(seed, count).astype(np.float32)
+    hidden, apart = overlaps_in_frame(found)
+    wanted = np.zeros(count)
+    is_apart = np.zeros((count, count), bool)
+    for one in range(count):
+        for other in range(one + 1, count):
+            (share, other_share), both = overlaps_in_frame(found[[one, other]])
+            wanted[one] = max(wanted[one], share)
+            wanted[other] = max(wanted[other], other_share)
+            is_apart[one, other] = is_apart[other, one] = both[0, 1]
+    np.testing.assert_array_equal(hidden, wanted.astype(np.float32))
+    np.testing.assert_array_equal(apart, is_apart)
+
+
+@given(st.data())
+def test_who_was_apart_is_counted_while_tracks_begin_and_end(data) -> None:
+    """Whoever ends knows who was apart three times, of those who have ended before as well."""
+    apart = SeenApart()
+    times = Counter()
+    alive = set()
+    fresh = iter(range(1000))
+    for _ in range(data.draw(st.integers(1, 12))):
+        alive |= {next(fresh) for _ in range(data.draw(st.integers(0, 20)))}
+        ids = data.draw(st.permutations(sorted(alive)))[:15]
+        rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+        upper = np.triu(rng.random((len(ids), len(ids))) < 0.7, 1)
+        apart.add(np.array(ids, np.int64), upper | upper.T)
+        times.update(frozenset((ids[a], ids[b])) for a, b in np.argwhere(upper).tolist())
+        for one in data.draw(st.lists(st.sampled_from(ids), unique=True)) if ids else []:
+            alive.discard(one)
+            others = [pair - {one} for pair, frames in times.items() if one in pair and frames > 2]
+            assert apart.close(one) == tuple(sorted(other for (other,) in others))
 
 
 def test_a_person_without_a_usable_box_is_skipped_with_the_reason() -> None:
