@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from typing import TYPE_CHECKING, Any, Self
@@ -27,7 +28,6 @@ from streamproc.kafka.records import (
 )
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Iterable, Iterator
     from types import TracebackType
 
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_EVENTS_A_STEP = 100
+"""So many events are begun to be sent before other tasks have their turn."""
 _HEADER_ROOM_BYTES = 64 * 1024
 _SHORT_VALUE_BYTES = 1024
 # aiokafka's 16 KiB hold only four persons, and further ones would wait for the next batch.
@@ -110,7 +112,9 @@ class Publisher:
         Within a topic and key they keep their order.
         """
         pending = []
-        for event in events:
+        for number, event in enumerate(events, start=1):
+            if number % _EVENTS_A_STEP == 0:
+                await asyncio.sleep(0)  # to write thousands as JSON takes long
             topic = self._prefix + event.topic
             headers = cloud_event(event, self._service, trace)
             acknowledged = await self.begin(

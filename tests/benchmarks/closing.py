@@ -39,10 +39,14 @@ def unit(values: np.ndarray) -> np.ndarray:
     return values / np.linalg.norm(values, axis=-1, keepdims=True)
 
 
-def persons(people: int, apart: float) -> list[PersonEmbedding]:
-    """Persons in pieces who walk through the picture, and who was seen beside whom."""
+def persons(people: int, apart: float, *, video: str = "v") -> list[PersonEmbedding]:
+    """Persons in pieces who walk through the picture, and who was seen beside whom.
+
+    The people are the same in every video.
+    """
     rng = np.random.default_rng(1)
     looks = rng.normal(size=(people, DIM)) + 0.9 * rng.normal(size=DIM)
+    rng = np.random.default_rng([1, *video.encode()])
     made = []
     for number in range(PERSONS):
         parts = looks[number % people] + apart * rng.normal(size=DIM)
@@ -58,11 +62,11 @@ def persons(people: int, apart: float) -> list[PersonEmbedding]:
         ]
         event = {
             "gallery_id": "g",
-            "video_id": "v",
+            "video_id": video,
             "run_id": "r",
             "submitted_at": TIME,
             "person_id": number,
-            "person_key": f"v/{number}",
+            "person_key": f"{video}/{number}",
             "vector": {"data": packed(unit(parts.mean(0))), "dim": DIM},
             "model": {"name": "own", "weights_sha256": WEIGHTS},
             "crops": [crop(int(frame)) for frame in frames[::8]],
@@ -86,6 +90,19 @@ def persons(people: int, apart: float) -> list[PersonEmbedding]:
     return made
 
 
+def ending(video: str) -> VideoClosed:
+    """The closing of a video of `persons`."""
+    return VideoClosed.make(
+        gallery_id="g",
+        video_id=video,
+        run_id="r",
+        submitted_at=TIME,
+        outcome="done",
+        person_ids=list(range(PERSONS)),
+        frame_count=15_100,
+    )
+
+
 def crop(frame: int) -> dict[str, object]:
     """What an event says of a crop."""
     box = [10.5, 20.5, 50.5, 120.5]
@@ -100,15 +117,7 @@ def measure(people: int, apart: float) -> tuple[float, int]:
     settings = {"similarity_threshold": 0.7, "occurred_at": TIME, "calibration": calibration}
     for event in persons(people, apart):
         gallery.write(apply(gallery, event, **settings).writes)
-    end = VideoClosed.make(
-        gallery_id="g",
-        video_id="v",
-        run_id="r",
-        submitted_at=TIME,
-        outcome="done",
-        person_ids=list(range(PERSONS)),
-        frame_count=15_100,
-    )
+    end = ending("v")
     seconds = []
     for _ in range(TIMES):
         began = time.process_time()

@@ -3,6 +3,7 @@
     matcher_speed.py [--quick]
     matcher_speed.py --against COMMIT [--quick] [--runs N]    beside the matcher of an older commit
     matcher_speed.py --closing [--against COMMIT] [--runs N]  what closing a gallery costs
+    matcher_speed.py --hold                                   how long a closing holds the loop
 
 The bare agent takes the same events as raw bytes, writes each as a row of the same size
 (`table[key] = value`, rocksdict) and does nothing else: no parsing, no comparing, no waiting for
@@ -17,20 +18,23 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import http.client
 import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
+from closing import ending, persons
 from common import add_comparison, compare_commits, print_machine, run_python
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -410,6 +414,67 @@ async def compare(bootstrap: str, *, quick: bool) -> None:
         )
 
 
+HOLD_VIDEOS = ("a", "b", "c", "d")
+"""Of 1,000 persons each, in one gallery."""
+
+
+class Health:
+    """Asks a service for its health again and again, in a thread, and notes the longest answer."""
+
+    def __init__(self, url: str) -> None:
+        self._address = url.removeprefix("http://")
+        self.answers_ms: list[float] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._ask)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _ask(self) -> None:
+        connection = http.client.HTTPConnection(self._address, timeout=60)
+        while not self._stop.is_set():
+            began = time.perf_counter()
+            connection.request("GET", "/healthz")
+            connection.getresponse().read()
+            self.answers_ms.append(1000 * (time.perf_counter() - began))
+            time.sleep(0.002)
+
+
+async def hold(bootstrap: str) -> None:
+    """Print how long health checks wait while a video closes in a gallery of 4,000 persons."""
+    stream = installation(bootstrap)
+    matcher = await asyncio.to_thread(start, stream)
+    prefix = stream.settings.kafka.topic_prefix
+    try:
+        async with client(bootstrap, prefix) as here:
+            for name in HOLD_VIDEOS:
+                made = persons(200, 0.6, video=name)
+                await here.send(*(event.to_json() for event in made))
+                # A person again, in a gallery of its own: once it is done, so are all before it.
+                await here.send(closing(f"before-{name}", 0).replace(b'"bench0"', b'"g"'))
+                await here.read_until(f'"before-{name}"'.encode())
+                await here.send(ending(name).to_json())
+                with Health(matcher.url) as health:
+                    began = time.perf_counter()
+                    await here.read_until(b'"candidate_count"')
+                    seconds = time.perf_counter() - began
+                    await asyncio.sleep(1)  # rows are still being written
+                longest = max(health.answers_ms)
+                middle = np.median(health.answers_ms)
+                print(
+                    f"closing {name}, {len(made) * (1 + HOLD_VIDEOS.index(name)):,} persons, "
+                    f"{seconds:.1f} s: longest answer of /healthz {longest:.0f} ms, "
+                    f"median {middle:.1f} ms of {len(health.answers_ms)}"
+                )
+    finally:
+        stream.close()
+
+
 def by_commit(tree: Path, *, quick: bool) -> dict[str, float]:
     """Microseconds an event for each size, as the benchmark of a checkout prints them."""
     with tempfile.TemporaryDirectory() as home:
@@ -448,6 +513,7 @@ def main() -> None:
     parser.add_argument("--closing", action="store_true", help="of a video of 1,000 persons")
     parser.add_argument("--bare", nargs=3, help=argparse.SUPPRESS)
     add_comparison(parser, runs=3)
+    parser.add_argument("--hold", action="store_true", help="how long health checks wait")
     options = parser.parse_args()
     if options.bare:
         bare(*options.bare)
@@ -463,9 +529,12 @@ def main() -> None:
         measure = partial(by_commit, quick=options.quick)
         compare_commits(options.against, measure, runs=options.runs)
         return
-    print(LOAD)
     broker = brokers.start_broker(Path(tempfile.mkdtemp()))
     try:
+        if options.hold:
+            asyncio.run(hold(broker.bootstrap))
+            return
+        print(LOAD)
         asyncio.run(compare(broker.bootstrap, quick=options.quick))
     finally:
         broker.stop()

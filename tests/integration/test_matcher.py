@@ -215,6 +215,25 @@ def test_an_event_that_cannot_be_decided_is_a_dead_letter_and_stops_nobody(strea
     assert matcher.stop() == 0
 
 
+def test_health_checks_are_answered_while_a_video_closes(stream, tmp_path):
+    """A closing runs beside the loop: the service answers, and the next events wait their turn."""
+    stream = stream()
+    marks = tmp_path / "marks"
+    stream.variables = {"FAULT": "slow-closing", "MARKS": str(marks)}
+    matcher = stream.start("matcher", script="matcher_with_a_fault.py")
+    events = load()
+    expected, _ = said_by_the_core(events)
+    put(stream, *events)
+    stream.eventually(marks.exists, "a closing begun")
+    for path in ("healthz", "readyz", "galleries"):
+        assert get(f"{matcher.url}/{path}")
+    assert not stream.events("video-progress")
+    marks.with_name("go").touch()
+    wait_until_done(stream)
+    assert set(said(stream)) == expected
+    assert matcher.stop() == 0
+
+
 @pytest.mark.parametrize(
     "fault",
     [pytest.param(name, marks=pytest.mark.long if name in LONG else ()) for name in FAULTS],

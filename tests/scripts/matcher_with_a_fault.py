@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 from streamproc.cli import main
@@ -77,6 +78,15 @@ def decide_with_a_bug(gallery, event, **options):
     return real_decide(gallery, event, **options)
 
 
+def decide_slowly(gallery, event, **options):
+    """A closing takes until there is a file `go` beside the marks."""
+    if event.kind == "video-closed":
+        is_time(0)
+        while not Path(os.environ["MARKS"]).with_name("go").exists():
+            time.sleep(0.01)
+    return real_decide(gallery, event, **options)
+
+
 def install(fault: str) -> None:
     """Put the fault where it belongs."""
     match fault:
@@ -92,6 +102,8 @@ def install(fault: str) -> None:
             FaustTable.write = write_on_a_full_disk
         case "bug":
             matcher.decide = decide_with_a_bug
+        case "slow-closing":
+            matcher.decide = decide_slowly
 
 
 install(os.environ["FAULT"])

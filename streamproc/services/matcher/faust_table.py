@@ -262,6 +262,10 @@ class FaustTable:
         if first is not None and self._order.skip(tp.partition, expected, first):
             await self._app.consumer.mark_as_no_messages(tp, expected, first - 1)
 
+    def leave(self, message: Any) -> None:
+        """Do not wait for the acknowledgement of a message that somebody else will take."""
+        self._app.consumer.leave(message)
+
     def on_rebalance(
         self,
         unload: Callable[[], Awaitable[None]],

@@ -76,6 +76,7 @@ from streamproc.services.service import Service
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Collection, Coroutine, Iterator
 
+    from streamproc.gallery import Writes
     from streamproc.services.matcher.faust_table import FaustEvent, Waiting
     from streamproc.services.matcher.prefetch import Parsed
     from streamproc.services.matcher.table import Entries, OwnedGallery
@@ -86,12 +87,14 @@ log = logging.getLogger(__name__)
 _MAX_UNACKNOWLEDGED = 1000
 _CHANGELOG_LINGER_MS = 10
 _ENTRIES_A_STEP = 200
+"""So many entries are read, sent or written before the event loop runs other tasks, such as health
+checks."""
 _MAX_REASON = 500
-"""How many entries are read before the event loop runs other tasks, such as health checks."""
-_GC_THRESHOLDS = (50_000, 10, 10)
-"""How often the garbage collector runs.
+_GC_THRESHOLDS = (2_000, 1, 1_000_000)
+"""How often the garbage collector runs: over young objects often, over all of them hardly ever.
 
-Python's default, every 700 allocations, is every few events, and takes a fifth of the time.
+It holds up every thread while it runs, for a microsecond or two an object. What it looks through is
+mostly rows, which stay: to go through all of them takes seconds in a large gallery.
 """
 _TERMINATE_SECONDS = 10.0
 """How long Faust may take to leave the group after a fault."""
@@ -297,8 +300,10 @@ class Matcher:
         self._service.ready.clear("its partitions move, or are being read")
         self._loads += 1
         self._loaded = frozenset()
+        left = list(self.galleries)
         self.galleries = self._no_galleries()
         self._next_offsets.clear()
+        await _let_go(*left)
 
     async def _load(self, partitions: Collection[int]) -> bool:
         """Read the galleries of all own partitions; no event is taken before this is done.
@@ -363,7 +368,12 @@ class Matcher:
             self._metrics.events[parsed.kind] += 1
             with log_about(gallery_id=parsed.gallery_id):
                 if self.partition_of(parsed.gallery_id) == message.partition:
-                    entries, acknowledgements = await self._apply(message, parsed)
+                    applied = await self._apply(message, parsed)
+                    if applied is None:
+                        assert self._table is not None
+                        self._table.leave(message)  # whoever has the partition now gets it again
+                        return
+                    entries, acknowledgements = applied
                 else:
                     await self._send_on(message, parsed)
         except EventError as error:
@@ -372,31 +382,37 @@ class Matcher:
 
     async def _apply(
         self, message: Any, event: Parsed
-    ) -> tuple[Entries, list[asyncio.Future[Any]]]:
-        """Do what follows from an event; return its entries, and their acknowledgements."""
+    ) -> tuple[Entries, list[asyncio.Future[Any]]] | None:
+        """Do what follows from an event; return its entries, and their acknowledgements.
+
+        None if partitions moved meanwhile: nothing of the event was said or written then.
+        """
         start = time.perf_counter()
         at_ms = self._clock.time_ms_of(message)
-        owned = self.galleries.open(event.gallery_id, message.partition)
-        if isinstance(event, GalleryExpired) and not self._is_over(owned, event, at_ms):
-            result = MatchResult()  # whoever announced it has a clock that is wrong
-        else:
-            result = self._decide(owned, event)
-        person = event if isinstance(event, PersonEmbedding) else None
-        entries = entries_of(
-            event.gallery_id, result.writes, at_ms=at_ms, event=person, raw=message.value
-        )
+        galleries = self.galleries
+        owned = galleries.open(event.gallery_id, message.partition)
+        work = partial(self._decide, owned, event, at_ms, message.value)
+        try:
+            if isinstance(event, PersonEmbedding):
+                result, entries = work()
+            else:  # takes seconds in a large gallery: health checks are answered beside it
+                result, entries = await asyncio.to_thread(work)
+        except EventError:
+            if galleries is not self.galleries:
+                return None
+            galleries.drop_if_empty(owned)
+            raise
+        if galleries is not self.galleries:
+            return None
         decided = time.perf_counter()
         if result.events:
             await self._publisher.publish_all(result.events, trace=trace_of(record_of(message)))
         published = time.perf_counter()
-        acknowledgements = [
-            await self._changes.begin(self._changelog, key, value, (), partition=message.partition)
-            for key, value in entries
-        ]
-        owned.gallery.write(result.writes)
+        acknowledgements = await self._send_entries(message.partition, entries)
         if isinstance(event, GalleryExpired):
-            self.galleries.drop_if_empty(owned)
+            await self._expired(galleries, owned, result.writes)
         else:
+            owned.gallery.write(result.writes)
             owned.last_event_ms = max(owned.last_event_ms, at_ms)
             if not isinstance(event, PersonEmbedding | VideoClosed):
                 owned.last_decision_ms = max(owned.last_decision_ms, at_ms)
@@ -413,28 +429,52 @@ class Matcher:
             return are_decisions_over(owned, now_ms, self._settings.review.keep_days)
         return is_expired(owned, now_ms, self._expiry_seconds)
 
-    def _decide(self, owned: OwnedGallery, event: Parsed) -> MatchResult:
+    async def _expired(self, galleries: Galleries, owned: OwnedGallery, writes: Writes) -> None:
+        """Forget what has expired of a gallery; its decisions may stay, or go alone."""
+        if owned.gallery.decisions or not writes.rows:
+            owned.gallery.write(writes)
+            galleries.drop_if_empty(owned)
+        else:
+            galleries.drop(owned)
+            await _let_go(owned)
+
+    async def _send_entries(self, partition: int, entries: Entries) -> list[asyncio.Future[Any]]:
+        """Begin to send entries to the changelog; return their acknowledgements."""
+        begun = []
+        for number, (key, value) in enumerate(entries, start=1):
+            begun.append(
+                await self._changes.begin(self._changelog, key, value, (), partition=partition)
+            )
+            if number % _ENTRIES_A_STEP == 0:
+                await asyncio.sleep(0)
+        return begun
+
+    def _decide(
+        self, owned: OwnedGallery, event: Parsed, at_ms: int, raw: bytes
+    ) -> tuple[MatchResult, Entries]:
+        """Return what an event does, and its entries; any thread may, while nobody writes."""
+        if isinstance(event, GalleryExpired) and not self._is_over(owned, event, at_ms):
+            return MatchResult(), []  # whoever announced it has a clock that is wrong
         try:
-            return decide(
+            result = decide(
                 owned,
                 event,
                 similarity_threshold=self.similarity_threshold,
                 occurred_at=now(),
                 calibration=self._calibration,
             )
-        except EventError:
-            self.galleries.drop_if_empty(owned)
-            raise
-        except MachineError:
+        except (EventError, MachineError):
             raise
         except Exception as error:
             # Whatever one event makes the matcher do, the others of its partition must go on.
             log.exception("an event could not be decided")
-            self.galleries.drop_if_empty(owned)
             raise EventError(
                 f"the event could not be decided ({type(error).__name__}: "
                 f"{' '.join(str(error).split())[:_MAX_REASON]})"
             ) from error
+        person = event if isinstance(event, PersonEmbedding) else None
+        entries = entries_of(event.gallery_id, result.writes, at_ms=at_ms, event=person, raw=raw)
+        return result, entries
 
     def _count(self, result: MatchResult) -> None:
         self._metrics.rows_not_compared += result.not_compared
@@ -483,8 +523,12 @@ class Matcher:
             if handled.dead_letter is not None:
                 await handled.dead_letter
             message = handled.event.message
-            if sent:
-                self._table.write(message.partition, handled.entries, sent[-1].offset)
+            for start in range(0, len(sent), _ENTRIES_A_STEP):
+                part = slice(start, start + _ENTRIES_A_STEP)
+                if start:
+                    await asyncio.sleep(0)
+                last = sent[part][-1].offset  # the changelog up to there is in the local copy
+                self._table.write(message.partition, handled.entries[part], last)
             handled.event.ack()
             self._next_offsets[message.partition] = message.offset + 1
 
@@ -520,6 +564,19 @@ class Matcher:
             decisions=True,
         )
         await self._publisher.publish(event)
+
+
+async def _let_go(*galleries: OwnedGallery) -> None:
+    """Free the rows of galleries that nobody uses any more.
+
+    To free a large one at once would hold the event loop.
+    """
+    for owned in galleries:
+        rows = owned.gallery.rows
+        while rows:
+            for _ in range(min(_ENTRIES_A_STEP, len(rows))):
+                rows.popitem()
+            await asyncio.sleep(0)
 
 
 def _is_any_address(host: str) -> bool:

@@ -337,6 +337,10 @@ class Galleries:
             self._owned[gallery_id] = owned
         return owned
 
+    def drop(self, owned: OwnedGallery) -> None:
+        """Forget a gallery, with all that it holds."""
+        self._owned.pop(owned.gallery.gallery_id, None)
+
     def drop_if_empty(self, owned: OwnedGallery) -> None:
         """Forget a gallery that has neither rows nor records nor decisions."""
         if owned.is_empty and not owned.gallery.decisions:
