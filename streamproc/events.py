@@ -83,11 +83,11 @@ def _rfc3339(time: datetime) -> str:
     return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def check_submitted_at(text: str) -> None:
+def check_submitted_at(text: str, name: str = "submitted_at") -> None:
     """Raise EventError for a time after tomorrow, or before what can be counted from.
 
     Of two runs of a video the one submitted later counts: a time of the far future would keep the
-    video as it is for ever.
+    video as it is for ever. `name` is the field's.
     """
     try:
         is_possible = datetime.fromisoformat(text) <= datetime.now(UTC) + timedelta(days=1)
@@ -95,7 +95,7 @@ def check_submitted_at(text: str) -> None:
     except OverflowError:  # year 1 of a time zone
         is_possible = False
     if not is_possible:
-        raise EventError(f"submitted_at: expected a time, tomorrow at the latest, got {text}")
+        raise EventError(f"{name}: expected a time, tomorrow at the latest, got {text}")
 
 
 class _Model(BaseModel):
@@ -476,7 +476,8 @@ class VideoCancel(Event):
 class PersonEmbedding(Event):
     """One person of one run: its vector, and the evidence for it.
 
-    Topic `person-embeddings`, kind `person`.
+    Topic `person-embeddings`, kind `person`. `started_at` is when the worker began the run: of two
+    runs that were submitted at the same time, as where a worker died, the one begun later holds.
     """
 
     topic: ClassVar[str] = "person-embeddings"
@@ -512,6 +513,7 @@ class PersonEmbedding(Event):
     recorded_at: Timestamp | None = None
     camera_id: str | None = None
     trajectory: Trajectory | None = None
+    started_at: Timestamp | None = None
 
     @model_validator(mode="after")
     def _key_fits(self) -> Self:
@@ -531,7 +533,7 @@ class SkippedPerson(_Model):
 class VideoClosed(Event):
     """After the last person of a run: who the run's persons are.
 
-    Topic `person-embeddings`, kind `video-closed`.
+    Topic `person-embeddings`, kind `video-closed`; `started_at` as in `person`.
     """
 
     topic: ClassVar[str] = "person-embeddings"
@@ -555,6 +557,7 @@ class VideoClosed(Event):
     skipped: list[SkippedPerson] = []
     frame_count: Count
     truncated: bool = False
+    started_at: Timestamp | None = None
 
 
 class GalleryExpired(Event):

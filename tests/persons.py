@@ -43,6 +43,7 @@ def person(
     segments=None,
     crops=0,
     trajectory=None,
+    started_at=None,
 ) -> PersonEmbedding:
     """A person event; `minute` sets when its run was submitted, `crops` how many have infos."""
     values = unit_vector(vector) if normalise else np.asarray(vector, np.float64)
@@ -71,6 +72,7 @@ def person(
         seen_with=list(seen_with),
         similarity_threshold=similarity_threshold,
         trajectory=trajectory,
+        started_at=started_at,
     )
 
 
@@ -83,7 +85,9 @@ def walk(start, count, x, speed) -> Trajectory:
     return Trajectory.of(frames.tolist(), boxes.astype(np.float32), **size)
 
 
-def closed(person_ids, *, video_id="v", run="r1", minute=0, outcome="done") -> VideoClosed:
+def closed(
+    person_ids, *, video_id="v", run="r1", minute=0, outcome="done", started_at=None
+) -> VideoClosed:
     """A closing event of a video whose run found these persons."""
     return VideoClosed.make(
         gallery_id="g",
@@ -93,6 +97,7 @@ def closed(person_ids, *, video_id="v", run="r1", minute=0, outcome="done") -> V
         outcome=outcome,
         person_ids=list(person_ids),
         frame_count=11,
+        started_at=started_at,
     )
 
 

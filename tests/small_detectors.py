@@ -90,15 +90,15 @@ def in_column(column, count):
     return nodes, tensors
 
 
-def yolox(path: Path, *, decoded: bool = False, classes: int = 2) -> Path:
-    """As YOLOX: box, objectness 1, class 0 where it is bright."""
+def yolox(path: Path, *, decoded: bool = False, classes: int = 2, offset_px: float = 0) -> Path:
+    """As YOLOX: box, objectness 1, class 0 where it is bright; boxes moved to the right."""
     nodes, tensors = brightness(1)
     more_nodes, more_tensors = in_column(5, 5 + classes)
-    middle = centres()
+    middle = centres() + np.array([offset_px, 0])
     if decoded:
         boxes = np.concatenate([middle, np.tile(BOX, (CELLS, 1))], 1)
     else:
-        offsets = middle / 32 - np.floor(middle / 32)
+        offsets = middle / 32 - np.floor(centres() / 32)
         boxes = np.concatenate([offsets, np.tile(np.log(np.array(BOX) / 32), (CELLS, 1))], 1)
     base = rows_of_boxes(boxes, 5 + classes)
     base[..., 4] = 1

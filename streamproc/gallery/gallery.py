@@ -36,12 +36,18 @@ _ROWS_AT_ONCE = 128
 _LEAST_ROWS_TO_PRECOMPUTE = 200  # fewer stay in the processor's cache from event to event
 
 Order = tuple[float, str]
-"""(`submitted_at` in seconds, `run_id`) of a run: of two runs of a video the greater one counts."""
+"""(`submitted_at` in seconds, `run_id`) of a run, which name it among the runs of a video."""
 
 
 def order_of(event: PersonEmbedding | VideoClosed) -> Order:
-    """Return which run an event is of, comparable."""
+    """Return which run an event is of."""
     return (datetime.fromisoformat(event.submitted_at).timestamp(), event.run_id)
+
+
+def started_seconds_of(event: PersonEmbedding | VideoClosed) -> float:
+    """Return when an event's run was begun, 0 where the event does not say."""
+    started_at = event.started_at
+    return 0.0 if started_at is None else datetime.fromisoformat(started_at).timestamp()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +64,35 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class VideoRecord:
-    """The newest known run of a video, and its number of candidates once it is closed."""
+    """The newest known run of a video, and its number of candidates once it is closed.
+
+    A run that was begun again after a crash is the same run: `started_seconds` is of the last time.
+    """
 
     order: Order
     closed: bool = False
     candidate_count: int = 0
+    started_seconds: float = 0.0
+
+    @classmethod
+    def of(
+        cls, event: PersonEmbedding | VideoClosed, *, closed: bool = False, candidate_count: int = 0
+    ) -> VideoRecord:
+        """Return the record of an event's run."""
+        return cls(order_of(event), closed, candidate_count, started_seconds_of(event))
+
+    def is_newer_than(self, event: PersonEmbedding | VideoClosed) -> bool:
+        """Return whether an event is of an older run.
+
+        Of two runs the one submitted later counts, and of two of one submission the one begun
+        later; their ids decide where that is not known.
+        """
+        if self.order == order_of(event):
+            return False
+        submitted, run_id = self.order
+        event_submitted, event_run_id = order_of(event)
+        mine = (submitted, self.started_seconds, run_id)
+        return mine > (event_submitted, started_seconds_of(event), event_run_id)
 
 
 @dataclass(frozen=True, slots=True)

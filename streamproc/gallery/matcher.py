@@ -26,7 +26,13 @@ from streamproc.events import PersonEmbedding, VideoClosed
 from streamproc.gallery.announcements import Announcer
 from streamproc.gallery.calibration.scorer import Calibration
 from streamproc.gallery.closing import decide_pairs
-from streamproc.gallery.gallery import Row, VideoRecord, Writes, order_of
+from streamproc.gallery.gallery import (
+    Row,
+    VideoRecord,
+    Writes,
+    order_of,
+    started_seconds_of,
+)
 from streamproc.gallery.pairs import (
     FLOAT32_SLACK,
     MAX_SECONDS,
@@ -98,7 +104,7 @@ def apply(
         writes, events = take_decision(gallery, event, announcer)
         return MatchResult(writes, tuple(events))
     known = gallery.videos.get(event.video_id)
-    if known is not None and known.order > order_of(event):
+    if known is not None and known.is_newer_than(event):
         # Of an older run: it never overwrites a newer one.
         if isinstance(event, PersonEmbedding):
             return MatchResult()
@@ -198,9 +204,12 @@ class _Step:
 
     def _new_video_record(self, event: PersonEmbedding) -> Mapping[str, VideoRecord]:
         known = self.gallery.videos.get(event.video_id)
-        if known is not None and known.order == order_of(event):
+        if known is None or known.order != order_of(event):
+            return {event.video_id: VideoRecord.of(event)}
+        started_seconds = started_seconds_of(event)
+        if started_seconds <= known.started_seconds:
             return {}
-        return {event.video_id: VideoRecord(order_of(event))}
+        return {event.video_id: replace(known, started_seconds=started_seconds)}
 
     def _announced_again(self, row: Row) -> Iterator[DuplicateCandidate]:
         """Yield what was announced of a row, for an event that came before."""
@@ -268,7 +277,7 @@ class _Step:
         ]
         rows = dict.fromkeys(sorted(removed)) | self._rows_with(decided)
         count = self._count_candidates(own - removed, removed, decided)
-        record = VideoRecord(order_of(event), closed=True, candidate_count=count)
+        record = VideoRecord.of(event, closed=True, candidate_count=count)
         return MatchResult(
             Writes(rows, {event.video_id: record}, groups, settled=decided.settled),
             (*self._removals(removed), *events, self.announcer.done(event, count)),

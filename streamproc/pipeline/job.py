@@ -50,7 +50,8 @@ class Stop(asyncio.Event):
 class VideoJob:
     """What is to be done with one video. Made by replay or by a service.
 
-    `sha256` is that of the file in lower case; None: the pipeline computes it. `named_run_id` is
+    `sha256` is that of the file in lower case; None: the pipeline computes it. `started_at` is when
+    this run was begun, where an earlier one of the same submission may have died. `named_run_id` is
     that of an earlier run, whose tracks were kept: what follows from them is of that run.
     `keep_tracks` is awaited with the run's id once all tracks of a video were found in its frames,
     before its `video-closed`; not where it was cut short. `before_closing` is awaited with what
@@ -67,6 +68,7 @@ class VideoJob:
     recorded_at: str | None = None
     camera_id: str | None = None
     sha256: str | None = None
+    started_at: str | None = None
     named_run_id: str | None = None
     keep_tracks: Callable[[str], Awaitable[None]] | None = None
     before_closing: Callable[[VideoSummary], Awaitable[None]] | None = None
@@ -149,6 +151,7 @@ def person_event(
         recorded_at=job.recorded_at,
         camera_id=job.camera_id,
         trajectory=_trajectory(person, video),
+        started_at=job.started_at,
     )
 
 
@@ -171,6 +174,7 @@ def closed_event(
         skipped=[SkippedPerson(person_id=skip.person_id, reason=skip.reason) for skip in skipped],
         frame_count=video.frame_count,
         truncated=video.missing_frames > 0,
+        started_at=job.started_at,
     )
 
 

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from streamproc.errors import MachineError, TimeLimitError, UsageError
-from streamproc.events import Fault, VideoProgress, Warned
+from streamproc.events import Fault, VideoProgress, Warned, now
 from streamproc.kafka.records import trace_of
 from streamproc.pipeline.job import Stop
 from streamproc.pipeline.pipeline import Pipeline, VideoSummary
@@ -156,7 +156,7 @@ class _Worker:
         media = self._intake.media
         tracks_ref = await tracks_ref_of(work.request, media, work.stop)
         async with open_job(work.request, tracks_ref, media, work.stop, self._finder) as job:
-            yield job
+            yield replace(job, started_at=work.started_at)
 
     def _end(self, work: _Work, summary: VideoSummary) -> None:
         self._intake.metrics.count_video(summary.outcome)
@@ -178,10 +178,10 @@ class _Worker:
         last = None
         while True:
             await asyncio.sleep(PROGRESS_SECONDS)
-            now = (work.stats.frames_done, work.stats.persons_embedded)
+            reached = (work.stats.frames_done, work.stats.persons_embedded)
             warning = work.warn_if_too_slow(time.monotonic())
-            if now != last or warning is not None:
-                last = now
+            if reached != last or warning is not None:
+                last = reached
                 # The same fault is raised where the video's own events are published.
                 with contextlib.suppress(MachineError):
                     await self._publish(work.progress("running", warning=warning))
@@ -219,6 +219,7 @@ class _Work:
         self.attempt = attempt
         self.stop = Stop()
         self.stats = VideoStats()
+        self.started_at = now()
         self.too_slow = False
         self.seconds_left = request.time_limit_seconds
         self.decoding_since: float | None = None

@@ -457,3 +457,47 @@ def test_an_event_says_how_people_are_found(stream, tmp_path):
     warned = [e for e in stream.events("video-progress") if e["state"] == "running"]
     assert {w["code"] for event in warned for w in event["warnings"]} == {"time-limit"}
     assert Counter(e["video_id"] for e in warned if e["warnings"])[video_id_of("given.mp4")] == 1
+
+
+def test_a_run_that_takes_over_from_a_killed_one_holds_alone(stream, tmp_path):
+    """A worker dies after the first person; the next one's boxes lie 1 px beside: only they stay.
+
+    The second run has the smaller id, so it holds as it was begun later, not by its id.
+    """
+    stream = stream()
+    write_squares(stream.media / "walk.mp4", 80, [(3, 20), (50, 67)])
+    runs = {}
+    for offset_px in (0, 1):
+        path = tmp_path / f"by-{offset_px}.onnx"
+        # A pixel of the network is three of the video.
+        network = str(small_detectors.yolox(path, offset_px=offset_px / 3))
+        alone = replay(stream.media / "walk.mp4", detector__model=network)
+        assert len(alone.person_ids) >= 2
+        runs[alone.summary["videos"][0]["run_id"]] = (network, alone)
+    second_id, first_id = sorted(runs)
+    stream.start("matcher")
+    first = stream.start(
+        "worker", script="worker_that_hangs_midway.py", detector__model=runs[first_id][0]
+    )
+    stream.announce("walk.mp4")
+    stream.eventually(lambda: stream.events("person-embeddings"), "its first person")
+    first.kill()
+    network, expected = runs[second_id]
+    stream.start("worker", detector__model=network, ready=False)
+    stream.start("animator")
+    stream.eventually(lambda: done(stream, "walk.mp4"), "done by the next")
+    said = stream.events("person-embeddings")
+    of_first = [event for event in said if event["run_id"] == first_id]
+    of_second = said[len(of_first) :]
+    assert said[: len(of_first)] == of_first != []
+    assert {event["run_id"] for event in of_second} == {second_id}
+    assert len(of_second) == len(expected.person_ids) + 1
+    assert of_first[0]["submitted_at"] == of_second[0]["submitted_at"]
+    assert of_first[0]["started_at"] < of_second[0]["started_at"]
+    assert standing(stream) == pytest.approx(similarities(expected), abs=1e-5)
+    held = services.get(f"{stream.services[0].url}/galleries/{video_id_of('walk.mp4')}/similarity")
+    assert set(held["person_keys"]) == {event["person_key"] for event in of_second[:-1]}
+    count = len(expected.person_ids)
+    stream.eventually(lambda: len(animations(stream)) == count, "animations")
+    assert {event["run_id"] for event in stream.events("animation-ready")} == {second_id}
+    assert not stream.dead()

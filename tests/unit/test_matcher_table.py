@@ -113,10 +113,10 @@ def test_a_row_of_another_event_is_written_from_that_event():
     assert other.to_json() in value
 
 
-@given(st.tuples(st.floats(0, 1e11), ids), st.booleans(), st.integers(0, 10**6))
-def test_a_record_comes_back_from_its_entry(order, is_closed, count):
+@given(st.tuples(st.floats(0, 1e11), ids), st.booleans(), st.integers(0, 10**6), st.floats(0, 1e11))
+def test_a_record_comes_back_from_its_entry(order, is_closed, count, started):
     """A video's record comes back from its table entry unchanged."""
-    record = VideoRecord(order, is_closed, count)
+    record = VideoRecord(order, is_closed, count, started)
     [(key, value)] = entries_of("g", Writes(videos={"v": record}), at_ms=5, event=None, raw=b"")
     galleries = Galleries(max_persons=10)
     galleries.load(0, key, value)

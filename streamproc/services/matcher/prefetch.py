@@ -96,6 +96,8 @@ class Prefetch:
             event = parse_gallery_event(value)
             if isinstance(event, PersonEmbedding | VideoClosed):
                 check_submitted_at(event.submitted_at)
+                if event.started_at is not None:
+                    check_submitted_at(event.started_at, "started_at")
         except EventError as error:
             return error
         return event

@@ -110,6 +110,7 @@ class _StoredRecord(_Stored):
     order: tuple[float, str]
     closed: bool
     candidate_count: int
+    started: float = 0.0
 
 
 class _StoredGroup(_Stored):
@@ -200,6 +201,7 @@ def _record_bytes(record: VideoRecord, at_ms: int) -> bytes:
             "order": record.order,
             "closed": record.closed,
             "candidate_count": record.candidate_count,
+            "started": record.started_seconds,
         }
     )
 
@@ -266,7 +268,7 @@ class OwnedGallery:
             return  # no event: it may be written anew when nothing came
         else:
             stored = record = _StoredRecord.model_validate_json(value)
-            known = VideoRecord(record.order, record.closed, record.candidate_count)
+            known = VideoRecord(record.order, record.closed, record.candidate_count, record.started)
             self.gallery.write(Writes(videos={key.id: known}))
         self.last_event_ms = max(self.last_event_ms, stored.at)
 
