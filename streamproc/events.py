@@ -263,6 +263,8 @@ class Event(_Model):
     """The field whose value is the record's key."""
     identity: ClassVar[tuple[str, ...]]
     """The fields that make the event what it is: equal ones have an equal `event_id`."""
+    later_identity: ClassVar[tuple[str, ...]] = ()
+    """Fields that came later, and are part of it where they are given."""
 
     schema_version: Literal[1] = 1
     event_id: Annotated[str, StringConstraints(max_length=256)] = ""
@@ -281,7 +283,8 @@ class Event(_Model):
 
     def _said(self) -> dict[str, Any]:
         """What the event's id is a hash of."""
-        return self.model_dump(include=set(self.identity), mode="json")
+        given = {name for name in self.later_identity if getattr(self, name) is not None}
+        return self.model_dump(include={*self.identity, *given}, mode="json")
 
     def saying(self, **changes: Any) -> Self:
         """Return this event with other values of some fields, and the `event_id` of that."""
@@ -478,6 +481,10 @@ class PersonEmbedding(Event):
 
     Topic `person-embeddings`, kind `person`. `started_at` is when the worker began the run: of two
     runs that were submitted at the same time, as where a worker died, the one begun later holds.
+
+    A person whose track is found while the video is decoded comes several times: `revision` counts
+    from 1, the highest of a run holds, and `final` is true once its track has ended. It does not
+    come again at its end if nothing was added since.
     """
 
     topic: ClassVar[str] = "person-embeddings"
@@ -490,6 +497,7 @@ class PersonEmbedding(Event):
         "vector",
         "seen_with",
     )
+    later_identity: ClassVar[tuple[str, ...]] = ("revision",)
 
     kind: Literal["person"] = "person"
     gallery_id: Id
@@ -514,6 +522,8 @@ class PersonEmbedding(Event):
     camera_id: str | None = None
     trajectory: Trajectory | None = None
     started_at: Timestamp | None = None
+    revision: Annotated[int, Field(ge=1, le=2**31)] | None = None
+    final: bool | None = None
 
     @model_validator(mode="after")
     def _key_fits(self) -> Self:
@@ -533,7 +543,8 @@ class SkippedPerson(_Model):
 class VideoClosed(Event):
     """After the last person of a run: who the run's persons are.
 
-    Topic `person-embeddings`, kind `video-closed`; `started_at` as in `person`.
+    Topic `person-embeddings`, kind `video-closed`; `started_at` as in `person`. `revisions` are the
+    last ones of `person_ids`, in their order, where persons have some.
     """
 
     topic: ClassVar[str] = "person-embeddings"
@@ -558,6 +569,7 @@ class VideoClosed(Event):
     frame_count: Count
     truncated: bool = False
     started_at: Timestamp | None = None
+    revisions: list[Count] | None = None
 
 
 class GalleryExpired(Event):

@@ -44,6 +44,7 @@ def person(
     crops=0,
     trajectory=None,
     started_at=None,
+    revision=None,
 ) -> PersonEmbedding:
     """A person event; `minute` sets when its run was submitted, `crops` how many have infos."""
     values = unit_vector(vector) if normalise else np.asarray(vector, np.float64)
@@ -73,6 +74,7 @@ def person(
         similarity_threshold=similarity_threshold,
         trajectory=trajectory,
         started_at=started_at,
+        revision=revision,
     )
 
 

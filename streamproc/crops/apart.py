@@ -49,21 +49,33 @@ class SeenApart:
             more_than[k] |= more_than[k - 1] & apart
         more_than[0] |= apart
 
+    def seen_with(self, person_id: int) -> tuple[int, ...]:
+        """Return who was apart from a track often enough so far, ascending."""
+        found = [*self._ended.get(person_id, ()), *self._under_way(person_id)]
+        return tuple(sorted(found))
+
+    def _under_way(self, person_id: int) -> list[int]:
+        """Return those of `seen_with` whose tracks have not ended."""
+        place = self._place.get(person_id)
+        if place is None:
+            return []
+        enough = self._apart[-1, place]
+        return [other for other, own in self._place.items() if enough[own]]
+
     def close(self, person_id: int) -> tuple[int, ...]:
         """End a track; return who was apart from it often enough, ascending."""
+        seen_with = self.seen_with(person_id)
+        under_way = self._under_way(person_id)
         place = self._place.pop(person_id, None)
-        found = self._ended.pop(person_id, [])
+        self._ended.pop(person_id, None)
         if place is None:
-            return tuple(sorted(found))
-        enough = self._apart[-1, place]
-        for other, own in self._place.items():
-            if enough[own]:
-                found.append(other)
-                self._ended[other].append(person_id)
+            return seen_with
+        for other in under_way:
+            self._ended[other].append(person_id)
         self._apart[:, place] = False
         self._apart[:, :, place] = False
         self._free.append(place)
-        return tuple(sorted(found))
+        return seen_with
 
     def _place_of(self, person_id: int) -> int:
         place = self._place.get(person_id)

@@ -4,6 +4,10 @@ A track's boxes are divided into windows of `stride` consecutive boxes, each of 
 crop. Once a track has as many windows as crops are wanted, neighbouring windows are joined, of two
 crops the better stays, and the stride doubles. So the crops of a track are spread over all of it,
 however long it becomes. (Tracks that are known before decoding are planned instead: `plan`.)
+
+What a track has so far can be taken at any time, as a revision. The first is due when it has 64
+boxes or was lost for a second, the next ones when its boxes have doubled, and the last when it has
+ended, if it has got boxes since: at most 3 + log2(boxes / 64).
 """
 
 from __future__ import annotations
@@ -28,6 +32,10 @@ if TYPE_CHECKING:
     from streamproc.types import Crop, Float32Array, FrameBoxes
 
 
+FIRST_BOXES = 64
+"""With so many boxes a track is published for the first time."""
+
+
 @dataclass(slots=True, eq=False)
 class _Growing:
     """One track so far. `crops` has a place for each window, None where no box was usable."""
@@ -39,6 +47,9 @@ class _Growing:
     crops: list[Crop | None] = field(default_factory=list)
     best_placement: float = 0.0
     """Of the boxes of the last window that were cut."""
+    revision: int = 0
+    """The last one that was taken, 0 before the first; `boxes_taken` is how many boxes it had."""
+    boxes_taken: int = 0
     trajectory: GrowingTrajectory = field(default_factory=GrowingTrajectory)
 
     def take_box(self, frame_index: int, box_xyxy: Float32Array, most_crops: int) -> None:
@@ -58,6 +69,15 @@ class _Growing:
         self.crops = [_better(one, other) for one, other in pairs]
         self.stride *= 2
 
+    def is_due(self, frame_index: int, lost_frames: int) -> bool:
+        """Return whether another revision is due, at this frame of the video."""
+        if self.revision:
+            is_due = self.box_count >= max(FIRST_BOXES, 2 * self.boxes_taken)
+        else:
+            is_lost = frame_index - self.last_frame_index >= lost_frames
+            is_due = is_lost or self.box_count >= FIRST_BOXES
+        return is_due and any(crop is not None for crop in self.crops)
+
     @property
     def span(self) -> TrackSpan:
         return TrackSpan(
@@ -75,16 +95,21 @@ def _better(one: Crop | None, other: Crop | None) -> Crop | None:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ClosedTrack:
-    """A track that has ended: its bucket, its extent, and the person ids seen apart from it.
+class GrownTrack:
+    """A track as it is: its bucket, its extent, and the person ids seen apart from it.
 
-    `skipped` says why nothing of it is published, None where it is.
+    `skipped` says why nothing of it is published, None where it is. `revision` counts from 1. The
+    `is_final` one is of a track that has ended; not `is_news`: it has no box that the one before
+    had not, and is that one.
     """
 
     bucket: Bucket
     span: TrackSpan
     seen_with: tuple[int, ...]
     skipped: Skipped | None
+    revision: int
+    is_final: bool
+    is_news: bool
 
 
 class GrowingBuckets:
@@ -123,19 +148,41 @@ class GrowingBuckets:
             kept = self._tracks[crop.person_id].crops
             kept[-1] = _better(kept[-1], crop)
 
-    def close(self, person_id: int) -> ClosedTrack:
+    def due(self, frame_index: int, *, lost_frames: int) -> list[int]:
+        """Return whose next revision is due at a frame; lost is who was not seen for so many."""
+        least = self._options.min_track_frames
+        return [
+            person_id
+            for person_id, track in self._tracks.items()
+            if track.box_count >= least and track.is_due(frame_index, lost_frames)
+        ]
+
+    def revise(self, person_id: int) -> GrownTrack:
+        """Take the next revision of a track, which goes on."""
+        track = self._tracks[person_id]
+        return self._taken(person_id, track, self._apart.seen_with(person_id), is_final=False)
+
+    def close(self, person_id: int) -> GrownTrack:
         """End a track: nothing of it is kept here."""
         track = self._tracks.pop(person_id)
+        return self._taken(person_id, track, self._apart.close(person_id), is_final=True)
+
+    def _taken(
+        self, person_id: int, track: _Growing, seen_with: tuple[int, ...], *, is_final: bool
+    ) -> GrownTrack:
+        is_news = track.box_count > track.boxes_taken
+        track.revision += is_news
+        track.boxes_taken = track.box_count
         crops = tuple(
             replace(crop, crop_index=index)
             for index, crop in enumerate(crop for crop in track.crops if crop is not None)
         )
         embedded = choose_embedded(crops, self._options.crops_embedded)
         bucket = Bucket(person_id, crops, embedded)
-        seen_with = self._apart.close(person_id)
-        return ClosedTrack(bucket, track.span, seen_with, self._why_skipped(bucket, track))
+        skipped = self._why_skipped(bucket, track)
+        return GrownTrack(bucket, track.span, seen_with, skipped, track.revision, is_final, is_news)
 
-    def close_all(self) -> list[ClosedTrack]:
+    def close_all(self) -> list[GrownTrack]:
         """End all tracks: the video has ended, or is given up."""
         return [self.close(person_id) for person_id in sorted(self._tracks)]
 

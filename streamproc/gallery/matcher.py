@@ -155,7 +155,8 @@ class _Step:
         key = event.person_key
         videos = self._new_video_record(event)
         old = self.gallery.rows.get(key)
-        if old is not None and old.tracklet.run_id == event.run_id:
+        is_revision = old is not None and old.tracklet.run_id == event.run_id
+        if old is not None and is_revision and not _is_higher(event, old.tracklet):
             return MatchResult(Writes(videos=videos), tuple(self._announced_again(old)))
         known = self.gallery.candidates_of(key, with_suppressed=True)
         announced = {other for other, entry in known.items() if not entry.is_suppressed}
@@ -168,14 +169,31 @@ class _Step:
             if other not in found and self._awaits_new_run(event, other)
         }
         gone = sorted(announced - found.keys() - kept.keys())
+        said: set[str] = set()
+        rows: dict[str, Row] = {}
+        if is_revision:
+            # The pairs of the revision before would count on, as they are of the same run.
+            rows = self._rows_without(key, kept)
+            said = {other for other, one in found.items() if _is_said(known.get(other), one)}
+            found |= {other: replace(found[other], state=known[other].state) for other in said}
         events = [
             self.announcer.candidate(event, self._tracklet(other), candidate)
             for other, candidate in found.items()
-            if other in announced or not candidate.is_suppressed
+            if other not in said and (other in announced or not candidate.is_suppressed)
         ]
         events += [self.announcer.no_longer_similar(event, self._tracklet(other)) for other in gone]
-        row = Row(event, {**kept, **found})
-        return MatchResult(Writes({key: row}, videos), tuple(events), not_compared)
+        rows[key] = Row(event, {**kept, **found})
+        return MatchResult(Writes(rows, videos), tuple(events), not_compared)
+
+    def _rows_without(self, key: str, kept: Collection[str]) -> dict[str, Row]:
+        """Return the rows that keep a candidate with a tracklet, without it, but those `kept`."""
+        rows = {}
+        for other in sorted(self.gallery.rows_with(key)):
+            if other not in kept:
+                row = self.gallery.rows[other]
+                others = {near: one for near, one in row.candidates.items() if near != key}
+                rows[other] = Row(row.tracklet, others)
+        return rows
 
     def _check(self, event: PersonEmbedding) -> None:
         key = event.person_key
@@ -406,6 +424,16 @@ class _Step:
 
     def _tracklet(self, key: str) -> PersonEmbedding:
         return self.gallery.rows[key].tracklet
+
+
+def _is_higher(event: PersonEmbedding, held: PersonEmbedding) -> bool:
+    """Return whether an event is a higher revision than what is held of the same run."""
+    return (event.revision or 0) > (held.revision or 0)
+
+
+def _is_said(old: Candidate | None, new: Candidate) -> bool:
+    """Return whether readers know already what a pair of another revision says."""
+    return old is not None and new.says_as(old)
 
 
 def _check_times(event: PersonEmbedding) -> None:

@@ -23,7 +23,7 @@ from streamproc.ids import person_key_of, run_id_of
 from streamproc.reid import person_vector
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
     from pathlib import Path
 
     from streamproc.events import ModelInfo
@@ -104,11 +104,16 @@ def crop_options(settings: Settings, asked: VideoOptions | None = None) -> CropO
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrackedPerson:
-    """A person whose crops are complete: the bucket, the track's extent, who was seen apart."""
+    """A person whose crops are complete: the bucket, the track's extent, who was seen apart.
+
+    `revision` and `is_final` are of a track that is published while it grows, else None.
+    """
 
     bucket: Bucket
     span: TrackSpan
     seen_with: tuple[int, ...]
+    revision: int | None = None
+    is_final: bool | None = None
 
     @property
     def person_id(self) -> int:
@@ -152,6 +157,8 @@ def person_event(
         camera_id=job.camera_id,
         trajectory=_trajectory(person, video),
         started_at=job.started_at,
+        revision=person.revision,
+        final=person.is_final,
     )
 
 
@@ -160,17 +167,20 @@ def closed_event(
     run_id: str,
     video: Video,
     outcome: RunOutcome,
-    person_ids: Iterable[int],
+    published: Mapping[int, int | None],
     skipped: Iterable[Skipped],
 ) -> VideoClosed:
-    """Say that a video has ended, with the persons that were published."""
+    """Say that a video has ended, with the persons that were `published` and their revisions."""
+    person_ids = sorted(published)
+    revisions = [revision for _, revision in sorted(published.items()) if revision is not None]
     return VideoClosed.make(
         gallery_id=job.gallery_id,
         video_id=job.video_id,
         run_id=run_id,
         submitted_at=job.submitted_at,
         outcome=outcome,
-        person_ids=sorted(person_ids),
+        person_ids=person_ids,
+        revisions=revisions if len(revisions) == len(person_ids) > 0 else None,
         skipped=[SkippedPerson(person_id=skip.person_id, reason=skip.reason) for skip in skipped],
         frame_count=video.frame_count,
         truncated=video.missing_frames > 0,

@@ -39,7 +39,13 @@ from streamproc.ids import hash_of
 from streamproc.pipeline.animate import AnimateStage, WriteAnimation
 from streamproc.pipeline.embed import EmbedStage
 from streamproc.pipeline.resources import Threads, VideoStats, run_timed
-from streamproc.pipeline.run import GrowingRun, PlannedRun, Run, RunContext
+from streamproc.pipeline.run import (
+    GrowingRun,
+    PlannedRun,
+    Run,
+    RunContext,
+    frames_per_second_of,
+)
 from streamproc.tracks import TracksFound, TracksFromFile, VideoFacts, fit_to_video
 from streamproc.video import Limits, Video, open_video
 
@@ -93,6 +99,7 @@ class Pipeline:
     where another process embeds, so that runs have equal ids. `embed_ahead`: the network, while
     idle, embeds what nearly full buckets will probably choose. Their persons are published sooner
     and no vector changes, but some of these crops are never used: only while one video runs alone.
+    `revises`: persons whose tracks are found are published while their tracks grow, several times.
     """
 
     def __init__(
@@ -106,6 +113,7 @@ class Pipeline:
         decode_threads: int = 0,
         weights_sha256: str = "",
         embed_ahead: bool = False,
+        revises: bool = False,
     ) -> None:
         self._stack = AsyncExitStack()
         self.threads = Threads()
@@ -121,6 +129,7 @@ class Pipeline:
         self._decode_threads = decode_threads
         self._weights_sha256 = weights_sha256
         self._embed_ahead = embed_ahead
+        self.revises = revises
         self._running = 0
 
     async def __aenter__(self) -> Self:
@@ -283,9 +292,7 @@ def _load_and_plan(
 
 
 def _facts_of(video: Video) -> VideoFacts:
-    pts_seconds = video.frame_table.pts_seconds
-    span = float(pts_seconds[-1] - pts_seconds[0]) if len(pts_seconds) else 0.0
-    frames_per_second = (len(pts_seconds) - 1) / span if span > 0 else 0.0
+    frames_per_second = frames_per_second_of(video)
     return VideoFacts(video.width, video.height, video.frame_count, frames_per_second)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from streamproc.crops import Plan
-    from streamproc.crops.growing import ClosedTrack
+    from streamproc.crops.growing import GrownTrack
     from streamproc.events import PersonEmbedding, VideoClosed
     from streamproc.pipeline.job import RunOutcome, Stop, VideoJob
     from streamproc.pipeline.pipeline import Pipeline
@@ -80,7 +80,7 @@ class Run(ABC):
         self.crop_counts: dict[int, int] = {}
         self.skipped: list[Skipped] = []
         self._publishing = asyncio.Lock()
-        self._published: list[int] = []
+        self._published: dict[int, int | None] = {}  # by person id, the last revision
 
     async def identify(self) -> None:
         """Wait for the network, then know the run's id; raises what loading it raised."""
@@ -149,7 +149,7 @@ class Run(ABC):
         if not bucket.crops:
             self.skipped.append(Skipped(bucket.person_id, self._why_empty()))
             return
-        if self._pipeline.animate is not None:
+        if self._pipeline.animate is not None and person.is_final is not False:
             ids = RunIds(self._job.gallery_id, self._job.video_id, self.run_id)
             self._pipeline.animate.offer(ids, bucket, self._stats)
         if self._pipeline.embed is not None:
@@ -169,8 +169,8 @@ class Run(ABC):
         model = ModelInfo(name=embedder.name, weights_sha256=embedder.weights_sha256)
         event = person_event(self._job, self.run_id, self._video, person, vectors, model)
         await self._publish(event)
-        self._published.append(person.person_id)
-        self._stats.persons_embedded += 1
+        self._stats.persons_embedded += person.person_id not in self._published
+        self._published[person.person_id] = person.revision
         self._stats.crops_embedded += len(person.bucket.embedded)
 
     async def _publish(self, event: PersonEmbedding | VideoClosed) -> None:
@@ -232,8 +232,9 @@ class PlannedRun(Run):
 class GrowingRun(Run):
     """A run whose tracks are found while decoding: every frame is decoded and looked at once.
 
-    A person is published when its track has ended. Where only the `top_persons` are wanted, nobody
-    can be named before the video's end, so all wait until then.
+    A person is published when its track has ended, and while it grows as well where the pipeline
+    revises (see `crops.growing`). Where only the `top_persons` are wanted, nobody can be named
+    before the video's end, so all wait until then.
     """
 
     def __init__(self, context: RunContext, tracker: FrameTracker) -> None:
@@ -242,48 +243,60 @@ class GrowingRun(Run):
         self._buckets = GrowingBuckets(
             width=self._video.width, height=self._video.height, options=self._job.options
         )
+        self._revises = self._pipeline.revises and not self._job.options.top_persons
+        self._lost_frames = max(1, round(frames_per_second_of(self._video)))  # a second
 
     def _wanted(self) -> Int64Array:
         return np.arange(self._video.frame_count)
 
     async def _crop(self, frames: Channel[list[Frame]], group: asyncio.TaskGroup) -> None:
-        waiting: list[ClosedTrack] = []
+        waiting: list[GrownTrack] = []
         async for (batch,) in frames.batches(1, 0):
-            ended = await self._in_thread("crop", partial(self._find_and_cut, batch))
+            taken = await self._in_thread("crop", partial(self._find_and_cut, batch))
             self._stats.frames_done += len(batch)
             del batch  # else its pixels would stay until the next batch
-            waiting += ended
+            waiting += taken
             if not self._job.options.top_persons:
-                await self._submit_closed(waiting, group)
+                await self._submit_grown(waiting, group)
                 waiting = []
         await self.identify()
         waiting += self._buckets.close_all()
-        await self._submit_closed(self._top_of(waiting), group)
+        await self._submit_grown(self._top_of(waiting), group)
 
-    def _find_and_cut(self, frames: list[Frame]) -> list[ClosedTrack]:
-        """Track and cut some frames in the crop thread, to which their pixels belong."""
-        ended = []
+    def _find_and_cut(self, frames: list[Frame]) -> list[GrownTrack]:
+        """Track and cut some frames in the crop thread, to which their pixels belong.
+
+        Returns the tracks that have ended, and those of which a revision is due.
+        """
+        taken = []
         for frame, boxes in zip(frames, self._tracker.update(frames), strict=True):
             cuts = self._buckets.cuts(boxes)
             self._stats.tracks_found = self._buckets.track_count
             (crops,) = cut_frames([frame], {frame.frame_index: cuts}, self._pipeline.store)
             self._buckets.add(crops)
             self._stats.crops_cut += len(crops)
-            ended += [self._buckets.close(person_id) for person_id in boxes.ended]
-        return ended
+            taken += [self._buckets.close(person_id) for person_id in boxes.ended]
+            if self._revises:
+                due = self._buckets.due(frame.frame_index, lost_frames=self._lost_frames)
+                taken += [self._buckets.revise(person_id) for person_id in due]
+        return taken
 
-    async def _submit_closed(self, closed: list[ClosedTrack], group: asyncio.TaskGroup) -> None:
-        for track in closed:
+    async def _submit_grown(self, tracks: list[GrownTrack], group: asyncio.TaskGroup) -> None:
+        for track in tracks:
             if track.skipped is not None:
                 self.skipped.append(track.skipped)
                 continue
             person_id = track.bucket.person_id
             self.tracks[person_id] = track.span
             self.crop_counts[person_id] = len(track.bucket.crops)
-            self._stats.persons_total += 1
-            await self._submit(TrackedPerson(track.bucket, track.span, track.seen_with), group)
+            self._stats.persons_total += track.revision == 1 and track.is_news
+            person = TrackedPerson(track.bucket, track.span, track.seen_with)
+            if self._revises:
+                person = replace(person, revision=track.revision, is_final=track.is_final)
+            if track.is_news:
+                await self._submit(person, group)
 
-    def _top_of(self, closed: list[ClosedTrack]) -> list[ClosedTrack]:
+    def _top_of(self, closed: list[GrownTrack]) -> list[GrownTrack]:
         """Return the tracks with the most boxes, as many as are wanted; the others are skipped."""
         wanted = self._job.options.top_persons
         if not wanted:
@@ -295,6 +308,13 @@ class GrowingRun(Run):
             reason = f"not among the {wanted} persons with the most frames"
             self.skipped.append(track.skipped or Skipped(track.bucket.person_id, reason))
         return most_first[:wanted]
+
+
+def frames_per_second_of(video: Video) -> float:
+    """Return the mean over the whole video, 0 where its times are not known."""
+    pts_seconds = video.frame_table.pts_seconds
+    span = float(pts_seconds[-1] - pts_seconds[0]) if len(pts_seconds) else 0.0
+    return (len(pts_seconds) - 1) / span if span > 0 else 0.0
 
 
 def _take(source: Iterator[Frame], count: int) -> list[Frame]:

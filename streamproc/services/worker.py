@@ -81,6 +81,7 @@ class _Worker:
             limits=video_limits(settings),
             decode_threads=settings.threads,
             embed_ahead=True,
+            revises=True,
         )
 
     async def run(self) -> None:

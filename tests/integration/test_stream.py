@@ -5,8 +5,10 @@ What replay finds, the stream finds; whatever is killed, nothing is lost.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
+import math
 import os
 import random
 import re
@@ -17,6 +19,7 @@ import time
 from collections import Counter, defaultdict
 
 import brokers
+import numpy as np
 import pytest
 import services
 import small_detectors
@@ -363,6 +366,24 @@ def test_a_video_without_tracks_gives_the_same_in_stream_and_replay(stream, samp
     assert hashlib.sha256(tracks.read_bytes()).hexdigest() == ready["tracks"]["sha256"]
     (closing,) = [e for e in stream.events("person-embeddings") if e["kind"] == "video-closed"]
     assert ready["occurred_at"] <= closing["occurred_at"]
+
+    # Each person came while its track grew, and last as replay says it once.
+    last = {}
+    for event in stream.events("person-embeddings"):
+        if event["kind"] == "person":
+            before = last.get(event["person_id"], {"revision": 0, "frames_tracked": 0})
+            assert event["revision"] == before["revision"] + 1
+            assert event["frames_tracked"] > before["frames_tracked"]
+            last[event["person_id"]] = event
+    assert sorted(last) == closing["person_ids"] == list(expected.person_ids)
+    assert [last[person_id]["revision"] for person_id in closing["person_ids"]] == closing[
+        "revisions"
+    ]
+    assert max(closing["revisions"]) > 1
+    for event, vector in zip(map(last.get, sorted(last)), expected.embeddings, strict=True):
+        assert event["revision"] <= max(2, 3 + math.log2(event["frames_tracked"] / 64))
+        found_vector = np.frombuffer(base64.b64decode(event["vector"]["data"]), "<f4")
+        np.testing.assert_allclose(found_vector, vector, atol=1e-5)
 
     out = stream.folder / "out"
     again = replay(stream.media / "alone.mp4", persons=tracks, out=out)

@@ -179,3 +179,63 @@ def test_a_growing_trajectory_is_that_of_the_whole_track(start, steps) -> None:
     whole = thinned(frames, boxes)
     np.testing.assert_array_equal(growing.finish().frame_indices, whole.frame_indices)
     np.testing.assert_array_equal(growing.finish().boxes_xyxy, whole.boxes_xyxy)
+
+
+def revisions_of(seen, *, lost_frames=25, least=1):
+    """Return the tracks that are taken of one person who is seen in these frames, and closed."""
+    options = CropOptions(min_track_frames=least)
+    buckets = GrowingBuckets(**SIZE, options=options)
+    taken = []
+    for frame in range(max(seen) + 1):
+        rows = [(1, [100 + frame % 7, 100, 180, 260])] if frame in seen else []
+        cuts = buckets.cuts(boxes(frame, rows))
+        buckets.add([crop(cut, frame) for cut in cuts])
+        due = buckets.due(frame, lost_frames=lost_frames)
+        taken += [buckets.revise(person_id) for person_id in due]
+    return taken, buckets.close(1)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sets(st.integers(0, 900), min_size=1, max_size=700), st.integers(1, 60))
+def test_revisions_are_few_and_the_last_is_the_whole_track(seen, lost_frames) -> None:
+    """At most 3 + log2(boxes / 64), or two; each has more boxes, and taking them changes nothing.
+
+    What is not taken at the end was the revision before it.
+    """
+    taken, last = revisions_of(seen, lost_frames=lost_frames)
+    published = [*taken, last] if last.is_news else taken
+    assert [track.revision for track in published] == list(range(1, len(published) + 1))
+    assert len(published) <= max(2, 3 + np.log2(len(seen) / 64))
+    counts = [track.span.box_count for track in published]
+    assert counts == sorted(set(counts))
+    assert counts[-1] == len(seen)
+    assert (last.is_final, [track.is_final for track in taken]) == (True, [False] * len(taken))
+    _, whole = revisions_of(seen, lost_frames=10**9, least=10**6)
+    assert [one.frame_index for one in whole.bucket.crops] == [
+        one.frame_index for one in published[-1].bucket.crops
+    ]
+    assert whole.bucket.embedded == published[-1].bucket.embedded
+    assert (whole.span.first_frame_index, whole.span.last_frame_index) == (
+        published[-1].span.first_frame_index,
+        published[-1].span.last_frame_index,
+    )
+
+
+def test_a_track_is_published_at_64_boxes_at_each_doubling_and_at_its_end() -> None:
+    """One that is lost for a second before that is published then, and next with 64 boxes."""
+    taken, last = revisions_of(set(range(300)))
+    counts = [track.span.box_count for track in [*taken, last]]
+    assert counts == [64, 128, 256, 300]
+    taken, last = revisions_of({*range(20), *range(60, 104), 150})
+    counts = [track.span.box_count for track in [*taken, last]]
+    assert counts == [20, 64, 65]
+    taken, last = revisions_of(set(range(128)))
+    assert [track.span.box_count for track in taken] == [64, 128]
+    assert (last.revision, last.is_news) == (2, False)
+
+
+def test_who_has_too_few_boxes_or_no_crop_is_not_published_while_it_grows() -> None:
+    """It may be skipped in the end, and nothing that was published may be."""
+    taken, last = revisions_of({0, 1, 200}, least=5)
+    assert (taken, last.revision) == ([], 1)
+    assert last.skipped is not None

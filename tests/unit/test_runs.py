@@ -6,9 +6,10 @@ import itertools
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import small_detectors
-from persons import closed, person
+from persons import closed, person, unit_vector
 
 from streamproc.crops import CropOptions
 from streamproc.events import VideoProgress
@@ -146,3 +147,65 @@ def test_the_same_run_begun_again_is_a_repeat() -> None:
         assert {type(one) for one in result.events} <= {VideoProgress}  # that it is done
         gallery.write(result.writes)
     assert held(gallery) == "b"
+
+
+def take(gallery, event, calibration=None):
+    """Apply an event, and return what was said of pairs: state and similarity."""
+    options = {} if calibration is None else {"calibration": calibration}
+    result = apply(gallery, event, similarity_threshold=0.7, occurred_at=LATE, **options)
+    gallery.write(result.writes)
+    return [(one.state, round(one.similarity, 2)) for one in result.events]
+
+
+def test_a_higher_revision_replaces_and_an_equal_or_lower_one_changes_nothing() -> None:
+    """Pairs are those of the last revision; those that stand are not said again."""
+    gallery = Gallery("g")
+    take(gallery, person(1, [1, 0, 0], revision=1))
+    assert take(gallery, person(2, [1, 0.1, 0], revision=1)) == [("proposed", 1.0)]
+    assert take(gallery, person(3, [0, 0, 1], revision=1)) == []
+    # Still similar: nothing new is said, though the pair was kept in the other's row.
+    second = person(1, [1, 0.3, 0], revision=2)
+    assert take(gallery, second) == []
+    assert gallery.rows["v/1"].tracklet == second
+    (pair,) = gallery.candidates()
+    assert pair[:2] == ("v/1", "v/2")
+    assert round(pair[2].similarity, 2) == 0.98
+    before = dict(gallery.rows)
+    for earlier in (person(1, [0, 1, 0], revision=1), person(1, [0, 1, 0], revision=2)):
+        take(gallery, earlier)
+        assert gallery.rows == before
+    # No longer similar to the one, but to the other.
+    third = person(1, [0, 0.1, 1], revision=5)
+    assert sorted(take(gallery, third)) == [("proposed", 1.0), ("withdrawn", 0.01)]
+    (pair,) = gallery.candidates()
+    assert pair[:2] == ("v/1", "v/3")
+
+
+def test_revisions_give_the_gallery_that_the_last_ones_give_alone() -> None:
+    """Whatever was published in between and whatever came when, once the video is closed."""
+    rng = np.random.default_rng(3)
+    for _ in range(20):
+        last = {i: unit_vector([*rng.normal(size=3), 1]) for i in range(6)}
+        events = []
+        for i, vector in last.items():
+            for revision in range(1, 4):
+                seen = vector if revision == 3 else unit_vector([*rng.normal(size=3), 1])
+                events.append(person(i, seen, revision=revision))
+        rng.shuffle(events)
+        gallery = outcome_of([*events, closed(range(6))])
+        alone = outcome_of(
+            [*(person(i, vector, revision=3) for i, vector in last.items()), closed(range(6))]
+        )
+        pairs, expected = (
+            {pair[:2]: pair[2].similarity for pair in one.candidates()} for one in (gallery, alone)
+        )
+        assert pairs == expected
+        assert {key: row.tracklet.event_id for key, row in gallery.rows.items()} == {
+            key: row.tracklet.event_id for key, row in alone.rows.items()
+        }
+
+
+def test_an_event_without_a_revision_has_the_id_that_it_had() -> None:
+    """Two revisions that say the same otherwise are two events."""
+    ids = {person(1, [1, 0], revision=revision).event_id for revision in (None, 1, 2)}
+    assert len(ids) == 3
