@@ -12,7 +12,7 @@ DEV_STAMP := $(VENV)/dev-$(HASH).stamp
 DEPLOY_STAMP := $(VENV)/deploy-$(HASH).stamp
 
 # tests/conftest.py says which tests go where, and that the longest begin first.
-PROCESSES := -n 3 --no-loadscope-reorder
+IN_TURN := --no-loadscope-reorder
 
 .PHONY: demo test test-shared test-long test-crash test-compose soak lint bench clean
 
@@ -22,16 +22,16 @@ demo: $(RUN_STAMP)
 
 test: $(DEV_STAMP)
 	@tests/browser/install_chromium.sh
-	$(BIN)/python -m pytest $(PROCESSES)
+	$(BIN)/python -m pytest -n 3 $(IN_TURN)
 
 # Only the tests that need the research data in ../shared, which must be there.
 test-shared: $(DEV_STAMP)
 	STREAMPROC_TEST_SHARED=required \
-		$(BIN)/python -m pytest $(PROCESSES) -m 'shared and not crash and not long'
+		$(BIN)/python -m pytest -n 2 $(IN_TURN) -m 'shared and not crash and not long'
 
 # What takes longest: training recipes, exports, kernels, services that die and members that move.
 test-long: $(DEV_STAMP)
-	$(BIN)/python -m pytest $(PROCESSES) -m long
+	$(BIN)/python -m pytest -m long
 
 # Services and the broker killed at random under load: three minutes of it. `make soak`: an hour,
 # with another seed each time.
