@@ -56,16 +56,7 @@ def _read(
     if uri is None:
         text = "they were found in its frames, and are in no file"
         return StreamTracks(event.video_id, name, missing=text)
-    options = ReadOptions()
-    if named is not None:
-        options = ReadOptions(
-            first_frame_number=named.first_frame_number,
-            frame_stride=named.frame_stride,
-            format_name=named.format,
-            boxes=named.boxes,
-            is_normalised=named.normalised,
-            object_class=named.object_class,
-        )
+    options = None if named is None else ReadOptions.named_by(named)
     sha256 = None if named is None else named.sha256
     with media.open(uri, kind="tracks", stop=lambda: False, sha256=sha256) as path:
         content = read_tracks(path, options)

@@ -201,14 +201,7 @@ async def _tracks_of(
     ) as tracks_path:
         yield tracks_from_file(
             tracks_path,
-            ReadOptions(
-                first_frame_number=tracks.first_frame_number,
-                frame_stride=tracks.frame_stride,
-                format_name=tracks.format,
-                boxes=tracks.boxes,
-                is_normalised=tracks.normalised,
-                object_class=tracks.object_class,
-            ),
+            ReadOptions.named_by(tracks),
         )
 
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from streamproc.events import TracksRef
     from streamproc.types import BoxLayout, TrackFormatName
 
 _SHARE_OF_PICTURE = 1.5
@@ -155,6 +156,18 @@ class ReadOptions:
     format_name: str | None = None
     boxes: BoxLayout | None = None
     is_normalised: bool | None = None
+
+    @classmethod
+    def named_by(cls, ref: TracksRef) -> ReadOptions:
+        """Return what an event says of its track file."""
+        return cls(
+            first_frame_number=ref.first_frame_number,
+            frame_stride=ref.frame_stride,
+            object_class=ref.object_class,
+            format_name=ref.format,
+            boxes=ref.boxes,
+            is_normalised=ref.normalised,
+        )
 
     def identity(self, sha256: str) -> str:
         """Return what stands for a file that was read so: its hash alone where nothing is asked."""

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import socket
 import statistics
 import sys
 import tempfile
-import time
+import threading
 from pathlib import Path
 
 from common import ROOT, print_machine
@@ -38,15 +39,24 @@ BESIDE_SILENCE = "beside a server that never answers"
 
 
 class SilentServer:
-    """Takes connections on 127.0.0.1, and never answers."""
+    """Takes connections on 127.0.0.1, and never answers; `taken` are those so far."""
 
     def __init__(self) -> None:
         self._socket = socket.create_server(("127.0.0.1", 0), backlog=64)
         self.host = f"127.0.0.1:{self._socket.getsockname()[1]}"
+        self.taken: list[socket.socket] = []
+        threading.Thread(target=self._take, daemon=True).start()
+
+    def _take(self) -> None:
+        with contextlib.suppress(OSError):  # closed
+            while True:
+                self.taken.append(self._socket.accept()[0])
 
     def close(self) -> None:
         """Let all go."""
         self._socket.close()
+        for connection in self.taken:
+            connection.close()
 
 
 def end_of(stream: Stream, video_id: str) -> tuple[str, int] | None:
@@ -103,10 +113,11 @@ def measure(stream: Stream, silent: SilentServer, videos: int) -> dict[str, list
             found[BESIDE_HASHING] += seconds
             number += 1
         stream.eventually(lambda hashed=hashed: has_ended(stream, hashed), hashed)
+        before = len(silent.taken)
         unanswered = [f"silent{turn}-{i}" for i in range(AT_ONCE_OF_THE_SILENT)]
         for name in unanswered:
             stream.announce(f"http://{silent.host}/{name}.mp4", video_id=name)
-        time.sleep(1)
+        stream.eventually(lambda before=before: len(silent.taken) > before, "a request")
         found[BESIDE_SILENCE] += seconds_of(stream, [f"silence{turn}-{i}" for i in range(videos)])
         assert not any(has_ended(stream, name) for name in unanswered)
         for name in unanswered:
