@@ -230,9 +230,9 @@ def test_an_export_is_made_once(need_torch, exports) -> None:
     made = first.stat().st_mtime_ns
     assert find_weights(str(path), cache_folder=exports).onnx_path == first
     assert first.stat().st_mtime_ns == made
-    assert list(exports.glob(f"{sha256_of(path)}*")) == [
-        first
-    ]  # other processes make others there meanwhile
+    # Beside it may lie what onnxruntime made of it for other tests; other weights have other names.
+    made_of_it = [one for one in exports.glob(f"{sha256_of(path)}*") if ".ort-" not in one.name]
+    assert made_of_it == [first]
 
 
 @pytest.mark.parametrize("width", [1.0, 0.75, 0.5])
