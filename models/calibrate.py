@@ -17,9 +17,11 @@ shortened. The identities are split in three: those of a gallery have no part in
 covariance that it is judged with, as in use.
 
 What judges the pairs of closed videos is fitted elsewhere, by `models/linking/evaluate.py`. Its
-coefficients are in `models/linking/learned`, and are copied into each curve. With `--leave-out`
-nothing is fitted: the curves as they are get the coefficients that were fitted without a video, one
-of Venice-2, PETS09-S2L1 and TUD-Campus. FILE is for `STREAMPROC_CLUSTERING__CALIBRATION`.
+coefficients are in `models/linking/learned`, and are copied into each curve, and so is what tells
+tracks that hold two people, where the weights have it. With `--leave-out` nothing is fitted: the
+curves as they are get the coefficients that were fitted without a video, one of Venice-2,
+PETS09-S2L1 and TUD-Campus (what tells tracks that hold two people stays as it is). FILE is for
+`STREAMPROC_CLUSTERING__CALIBRATION`.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ from models.known_people import (
     test_pictures,
     train_pictures,
 )
-from models.linking.learned import all_coefficients
+from models.linking.learned import all_coefficients, all_purity
 from streamproc.events import PersonEmbedding, VideoClosed
 from streamproc.gallery import Curve, Gallery, GalleryScorer, apply, load_curves
 from streamproc.gallery.calibration.curve import (
@@ -401,8 +403,10 @@ def known_curves(path: Path) -> dict[str, Curve]:
 def with_linking(curves: Mapping[str, Curve], left_out: str | None = None) -> dict[str, Curve]:
     """Return the curves with the coefficients of `models/linking/learned`."""
     learned_of = all_coefficients(without=left_out)
+    purity_of = all_purity()
     return {
-        sha256: replace(curve, linking=learned_of.get(sha256)) for sha256, curve in curves.items()
+        sha256: replace(curve, linking=learned_of.get(sha256), purity=purity_of.get(sha256))
+        for sha256, curve in curves.items()
     }
 
 

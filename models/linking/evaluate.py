@@ -26,11 +26,11 @@ from models.known_people import embed_all, train_pictures
 from models.linking.fit_linking import fit_looks, fit_moving, fit_purity, joined
 from models.linking.galleries import draw_galleries, gallery_pairs, tracked_pairs
 from models.linking.judge import candidates, final_odds, judge_groups
-from models.linking.purity import find_suspect, suspicion
 from models.linking.rows import VIDEOS, split, tracked_files
 from models.linking.scores import Truth, score, switches, together
 from streamproc.gallery.calibration.reliability import calibration_error
 from streamproc.gallery.linking.pair_model import sigmoid
+from streamproc.gallery.linking.purity import LEAST_SUSPICION, find_suspect, suspicion
 from streamproc.reid.embedder import Embedder
 from streamproc.reid.export import find_weights
 
@@ -39,12 +39,11 @@ if TYPE_CHECKING:
 
     from models.known_people import Tracks
     from models.linking.fit_linking import KnownPairs
-    from models.linking.purity import Suspect
     from models.linking.rows import TrackedFile
     from streamproc.gallery.linking.pair_features import LooksModel
     from streamproc.gallery.linking.pair_model import PairModel
+    from streamproc.gallery.linking.purity import Suspect
 
-LEAST_SUSPICION = 0.5
 STILL_LEAST = 0.2
 """The least probability of still pictures; `candidates` has those of videos."""
 DIGITS = 4

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from models.linking.purity import PurityModel
 from streamproc.gallery.calibration.fitting import logistic
 from streamproc.gallery.linking.motion import PositionModel
 from streamproc.gallery.linking.pair_features import ACROSS, MOVING, STILL
@@ -29,14 +28,15 @@ from streamproc.gallery.linking.pair_model import (
     group_features,
     group_tracklets,
 )
+from streamproc.gallery.linking.purity import PurityModel
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy.typing as npt
 
-    from models.linking.purity import Suspect
     from streamproc.gallery.linking.pair_features import LooksModel
+    from streamproc.gallery.linking.purity import Suspect
 
     FloatArray = npt.NDArray[np.float64]
     IntArray = npt.NDArray[np.int64]

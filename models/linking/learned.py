@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from models.linking.purity import PurityModel
 from streamproc.gallery import load_curves
 from streamproc.gallery.linking.pair_model import Coefficients, PairModel
+from streamproc.gallery.linking.purity import PurityModel
 
 FOLDER = Path(__file__).resolve().parent / "learned"
 CURVES = FOLDER.parents[1] / "calibration.json"
@@ -42,4 +42,13 @@ def all_coefficients(*, without: str | None = None) -> dict[str, Coefficients]:
 def load_purity(name: str = "own") -> PurityModel:
     """Read the model of impure tracks."""
     values = json.loads((FOLDER / f"purity.{name}.json").read_bytes())
-    return PurityModel(*(values[field] for field in PurityModel.__slots__))
+    return PurityModel.from_json(values)
+
+
+def all_purity() -> dict[str, PurityModel]:
+    """Read the models of impure tracks of all weights that have one, by sha256."""
+    names = [path.name.split(".")[1] for path in sorted(FOLDER.glob("purity.*.json"))]
+    sha256 = {
+        name: json.loads((FOLDER / f"linking.{name}.json").read_bytes())["sha256"] for name in names
+    }
+    return {sha256[name]: load_purity(name) for name in names}

@@ -28,16 +28,15 @@ from models.linking.evaluate import suspects_of
 from models.linking.galleries import tracked_pairs
 from models.linking.judge import candidates
 from models.linking.learned import load_linking, load_purity
-from models.linking.purity import suspicion
 from models.linking.rows import split, tracked_files
 from models.linking.scores import Truth, score, together
+from streamproc.gallery.linking.purity import LEAST_SUSPICION, suspicion
 
 if TYPE_CHECKING:
     from models.linking.rows import Listed, TrackedFile
     from models.linking.scores import Score
 
 COSINE = 0.80
-LEAST_SUSPICION = 0.5
 WAYS = ("tracks", "ours", "cosine", "GTA-Link", "left out", "split", "truth")
 MARGIN = 5e-4  # of IDF1, as printed
 

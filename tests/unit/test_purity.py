@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.linking.learned import load_purity
-from models.linking.purity import (
+from models.linking.scores import switches
+from streamproc.gallery import Curve, load_curves
+from streamproc.gallery.linking.purity import (
     PurityModel,
     Suspect,
     best_cut,
     find_suspect,
     suspicion,
 )
-from models.linking.scores import switches
+from streamproc.networks.manifest import package_file
 from streamproc.types import Track
 
 DIM = 8
+PURITY_FIELDS = ("intercept", "split", "rest", "share")
 
 
 def crops_of(rng: np.random.Generator, centre: np.ndarray, count: int) -> np.ndarray:
@@ -94,6 +99,37 @@ def test_learned_values_say_that_a_clear_split_is_suspect() -> None:
     clear, none = suspicion([Suspect(0, 1.2, 0.2, 0.5), Suspect(0, 0.2, 0.2, 0.5)], model)
     assert clear > 0.9
     assert none < 0.1
+
+
+def test_the_curve_of_the_package_tells_tracks_that_hold_two_people() -> None:
+    """The package's own weights have what was learned, and judge by it; others report nothing."""
+    curves = load_curves(package_file("calibration.json"))
+    judges = [curve.track_judge for curve in curves.values() if curve.track_judge is not None]
+    (judge,) = judges
+    assert judge.model == load_purity()
+    rng = np.random.default_rng(0)
+    ends = np.eye(len(judge.mean))[:2]
+    crops = np.repeat(ends, 4, axis=0) + 0.01 * rng.normal(size=(8, len(judge.mean)))
+    crops /= np.linalg.norm(crops, axis=1, keepdims=True)
+    frames = np.arange(80)
+    boxes = np.tile([0.0, 0.0, 40.0, 100.0], (80, 1))
+    boxes[40:] += [200, 0, 200, 0]
+    found = judge.judge(crops, np.arange(5, 80, 10), frames, boxes)
+    assert found is not None
+    assert found[0].frame_index == 40
+    assert found[1] > 0.5
+    assert judge.judge(crops[:4].repeat(2, 0), np.arange(5, 80, 10), frames, boxes) is None
+    assert judge.judge(crops[:, :8], np.arange(5, 80, 10), frames, boxes) is None
+
+
+def test_what_tells_impure_tracks_changes_no_calibration_id() -> None:
+    """It decides no probability of a pair, so that candidates are not said again for it."""
+    curve = next(iter(load_curves(package_file("calibration.json")).values()))
+    without = replace(curve, purity=None)
+    assert without.calibration_id == curve.calibration_id
+    assert Curve.from_json(curve.to_json()).purity == curve.purity
+    with pytest.raises(ValueError, match="finite"):
+        Curve.from_json(curve.to_json() | {"purity": dict.fromkeys(PURITY_FIELDS, float("nan"))})
 
 
 def test_a_track_that_goes_from_one_person_to_another_truly_holds_two() -> None:

@@ -16,6 +16,7 @@ import orjson
 from streamproc.errors import WeightsError
 from streamproc.gallery.linking.pair_features import LooksModel
 from streamproc.gallery.linking.pair_model import Coefficients, PairModel
+from streamproc.gallery.linking.purity import PurityModel, TrackJudge
 from streamproc.ids import hash_of
 
 if TYPE_CHECKING:
@@ -57,7 +58,8 @@ class Curve:
     are an intercept and the weights of `GalleryScorer.pair_features`, `closing_coefficients` those
     of `GalleryScorer.features`. `beta_coefficients` calibrate what the last give, see
     `beta_calibrate`. Where there is `linking`, pairs of closed videos are judged by it instead
-    (`gallery.linking`): the coefficients of closing count for curves of users.
+    (`gallery.linking`): the coefficients of closing count for curves of users. Where there is
+    `purity`, tracks that hold two people are told by it.
 
     Raises ValueError where shapes or lengths do not fit together.
     """
@@ -72,6 +74,7 @@ class Curve:
     closing_coefficients: tuple[float, ...]
     beta_coefficients: tuple[float, float, float]
     linking: Coefficients | None = None
+    purity: PurityModel | None = None
 
     def __post_init__(self) -> None:
         k, dim = self.basis.shape
@@ -89,8 +92,10 @@ class Curve:
 
     @cached_property
     def calibration_id(self) -> str:
-        """Stands for everything that decides a probability."""
-        return hash_of(METHOD, self.to_json())[:16]
+        """Stands for everything that decides the probability of a pair."""
+        said = self.to_json()
+        said.pop("purity", None)
+        return hash_of(METHOD, said)[:16]
 
     def __repr__(self) -> str:
         return f"Curve({self.calibration_id}, basis {self.basis.shape})"
@@ -105,6 +110,11 @@ class Curve:
     def pair_model(self) -> PairModel | None:
         """What judges the pairs of closed videos, None where the curve's own coefficients do."""
         return None if self.linking is None else PairModel.of(self.looks(), self.linking)
+
+    @cached_property
+    def track_judge(self) -> TrackJudge | None:
+        """What tells tracks that hold two people, None where nothing was learned of them."""
+        return None if self.purity is None else TrackJudge(self.looks().mean, self.purity)
 
     def covariance(self) -> Float64Array:
         """Return the covariance within persons (dim, dim), of trace 1."""
@@ -121,6 +131,7 @@ class Curve:
         `calibration_id`.
         """
         linking = {} if self.linking is None else {"linking": self.linking.to_json()}
+        purity = {} if self.purity is None else {"purity": self.purity.to_json()}
         return {
             "method": METHOD,
             "dim": len(self.mean),
@@ -134,6 +145,7 @@ class Curve:
             "closed": list(self.closing_coefficients),
             "bent": list(self.beta_coefficients),
             **linking,
+            **purity,
         }
 
     @classmethod
@@ -156,6 +168,7 @@ class Curve:
                 linking=Coefficients.from_json(linking)
                 if (linking := values.get("linking"))
                 else None,
+                purity=PurityModel.from_json(purity) if (purity := values.get("purity")) else None,
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(

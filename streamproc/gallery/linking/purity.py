@@ -13,13 +13,13 @@ Whoever is hidden for a while, or turns, is split too: what such a part is once 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import numpy.typing as npt
 
@@ -30,6 +30,8 @@ LEAST_CROPS = 4
 LEAST_BOXES = 20
 LEAST_SHARE = 0.2
 """A part with a smaller share of the boxes is no second person, as far as vectors can tell."""
+LEAST_SUSPICION = 0.5
+"""A track that holds two people with this probability is reported."""
 _LEAST_PART, _LEAST_PART_SHARE = 2, 0.1
 _AROUND = 5  # boxes on each side of a change
 _STILL = 4.0  # frames²: a velocity is held towards 0
@@ -37,12 +39,24 @@ _STILL = 4.0  # frames²: a velocity is held towards 0
 
 @dataclass(frozen=True, slots=True)
 class PurityModel:
-    """Learned by `fit_purity`: intercept and weights of `split`, `rest` and `share`."""
+    """Learned by `models/linking`: intercept and weights of `split`, `rest` and `share`."""
 
     intercept: float
     split: float
     rest: float
     share: float
+
+    def to_json(self) -> dict[str, float]:
+        """Return the numbers by name."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Read what `to_json` gave; raises KeyError, TypeError or ValueError for anything else."""
+        model = cls(*(float(values[name]) for name in cls.__slots__))
+        if not np.isfinite(list(asdict(model).values())).all():
+            raise ValueError("expected finite coefficients")
+        return model
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +97,36 @@ def find_suspect(
     before = int(np.searchsorted(track_frames, frame))
     share = min(before, len(track_frames) - before) / len(track_frames)
     return Suspect(frame, split, rest, share) if share >= LEAST_SHARE else None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrackJudge:
+    """Says of a track whether it holds two people, by what was learned of one set of weights.
+
+    `mean` (dim,) is the learned mean of their vectors.
+    """
+
+    mean: FloatArray
+    model: PurityModel
+
+    def judge(
+        self,
+        crop_vectors: FloatArray,
+        crop_frames: IntArray,
+        track_frames: IntArray,
+        boxes_xyxy: FloatArray,
+    ) -> tuple[Suspect, float] | None:
+        """Return where a track seems to hold two people and the probability, None where not.
+
+        The arguments are those of `find_suspect`.
+        """
+        if crop_vectors.shape[1:] != self.mean.shape:
+            return None  # the curve is of other weights than it says
+        suspect = find_suspect(crop_vectors, crop_frames, self.mean, track_frames, boxes_xyxy)
+        if suspect is None:
+            return None
+        chance = float(suspicion([suspect], self.model)[0])
+        return (suspect, chance) if chance >= LEAST_SUSPICION else None
 
 
 def best_cut(vectors: FloatArray) -> tuple[float, int]:
