@@ -485,6 +485,11 @@ class PersonEmbedding(Event):
     A person whose track is found while the video is decoded comes several times: `revision` counts
     from 1, the highest of a run holds, and `final` is true once its track has ended. It does not
     come again at its end if nothing was added since.
+
+    A track that seems to hold two people comes in parts: `part` counts from 1 in time order, and is
+    in the person key (`VIDEO/7#2`). `seen_with` are tracks seen apart from this person.
+    `seen_with_keys`, which parts have, says it by person key, where a track in parts has one for
+    each; the other parts of its own track are among them.
     """
 
     topic: ClassVar[str] = "person-embeddings"
@@ -497,7 +502,7 @@ class PersonEmbedding(Event):
         "vector",
         "seen_with",
     )
-    later_identity: ClassVar[tuple[str, ...]] = ("revision",)
+    later_identity: ClassVar[tuple[str, ...]] = ("revision", "part", "seen_with_keys")
 
     kind: Literal["person"] = "person"
     gallery_id: Id
@@ -524,11 +529,25 @@ class PersonEmbedding(Event):
     started_at: Timestamp | None = None
     revision: Annotated[int, Field(ge=1, le=2**31)] | None = None
     final: bool | None = None
+    part: Annotated[int, Field(ge=1, le=2**31)] | None = None
+    seen_with_keys: list[Id] | None = None
+
+    @property
+    def track_key(self) -> str:
+        """The person key that the whole track has."""
+        return person_key_of(self.video_id, self.person_id)
+
+    @property
+    def keys_seen_apart(self) -> list[str]:
+        """Who was seen apart from this person, by person key."""
+        if self.seen_with_keys is not None:
+            return self.seen_with_keys
+        return [person_key_of(self.video_id, person_id) for person_id in self.seen_with]
 
     @model_validator(mode="after")
     def _key_fits(self) -> Self:
-        if self.person_key != person_key_of(self.video_id, self.person_id):
-            expected = person_key_of(self.video_id, self.person_id)
+        expected = person_key_of(self.video_id, self.person_id, self.part)
+        if self.person_key != expected:
             raise ValueError(f"person_key: expected {expected!r}, got {self.person_key!r}")
         return self
 
@@ -544,7 +563,8 @@ class VideoClosed(Event):
     """After the last person of a run: who the run's persons are.
 
     Topic `person-embeddings`, kind `video-closed`; `started_at` as in `person`. `revisions` are the
-    last ones of `person_ids`, in their order, where persons have some.
+    last ones of `person_ids`, in their order, where persons have some. Where tracks came in parts,
+    `person_keys` names all persons of the run, and `person_ids` those that are whole tracks.
     """
 
     topic: ClassVar[str] = "person-embeddings"
@@ -557,6 +577,7 @@ class VideoClosed(Event):
         "outcome",
         "person_ids",
     )
+    later_identity: ClassVar[tuple[str, ...]] = ("person_keys",)
 
     kind: Literal["video-closed"] = "video-closed"
     gallery_id: Id
@@ -570,6 +591,7 @@ class VideoClosed(Event):
     truncated: bool = False
     started_at: Timestamp | None = None
     revisions: list[Count] | None = None
+    person_keys: list[Id] | None = None
 
 
 class GalleryExpired(Event):

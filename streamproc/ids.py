@@ -29,9 +29,16 @@ def video_id_of(video_uri: str) -> str:
     return hashlib.sha256(video_uri.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
-def person_key_of(video_id: str, person_id: int) -> str:
-    """Return `video_id/person_id`, unique in a gallery."""
-    return f"{video_id}/{person_id}"
+def person_key_of(video_id: str, person_id: int, part: int | None = None) -> str:
+    """Return `video_id/person_id`, unique in a gallery; of a part of a track `video_id/7#2`."""
+    own = f"{video_id}/{person_id}"
+    return own if part is None else f"{own}#{part}"
+
+
+def track_key_of(person_key: str) -> str:
+    """Return the key of the whole track that a person key is of: the same, unless it is a part."""
+    video_id, slash, name = person_key.rpartition("/")
+    return f"{video_id}{slash}{name.partition('#')[0]}"
 
 
 def run_id_of(

@@ -45,6 +45,8 @@ def person(
     trajectory=None,
     started_at=None,
     revision=None,
+    part=None,
+    seen_with_keys=None,
 ) -> PersonEmbedding:
     """A person event; `minute` sets when its run was submitted, `crops` how many have infos."""
     values = unit_vector(vector) if normalise else np.asarray(vector, np.float64)
@@ -54,7 +56,7 @@ def person(
         run_id=run,
         submitted_at=f"2026-11-24T{9 + minute // 60:02}:{minute % 60:02}:00Z",
         person_id=person_id,
-        person_key=person_key_of(video_id, person_id),
+        person_key=person_key_of(video_id, person_id, part),
         vector=Vector.of(values),
         model=ModelInfo(name="test", weights_sha256=weights),
         crops=[
@@ -75,6 +77,8 @@ def person(
         trajectory=trajectory,
         started_at=started_at,
         revision=revision,
+        part=part,
+        seen_with_keys=None if seen_with_keys is None else list(seen_with_keys),
     )
 
 
@@ -88,7 +92,14 @@ def walk(start, count, x, speed) -> Trajectory:
 
 
 def closed(
-    person_ids, *, video_id="v", run="r1", minute=0, outcome="done", started_at=None
+    person_ids,
+    *,
+    video_id="v",
+    run="r1",
+    minute=0,
+    outcome="done",
+    started_at=None,
+    person_keys=None,
 ) -> VideoClosed:
     """A closing event of a video whose run found these persons."""
     return VideoClosed.make(
@@ -100,6 +111,7 @@ def closed(
         person_ids=list(person_ids),
         frame_count=11,
         started_at=started_at,
+        person_keys=person_keys,
     )
 
 

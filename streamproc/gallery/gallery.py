@@ -16,7 +16,6 @@ import numpy as np
 from streamproc.gallery.identities import pair_of
 from streamproc.gallery.pairs import group_ids_of
 from streamproc.gallery.reviewed import Reviewed, Said
-from streamproc.ids import person_key_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, KeysView, Mapping, Sequence
@@ -289,8 +288,7 @@ class Gallery:
         for key in wanted:
             row = self._row_after(writes, key)
             assert row is not None
-            for person_id in row.tracklet.seen_with:
-                other = person_key_of(row.tracklet.video_id, person_id)
+            for other in row.tracklet.keys_seen_apart:
                 if other in wanted and other != key:
                     found.add(pair_of(key, other))
         return found

@@ -45,9 +45,10 @@ from streamproc.gallery.pairs import (
     pair_similarity,
 )
 from streamproc.gallery.review import take_decision, with_decisions
+from streamproc.ids import person_key_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
     from streamproc.decisions import AnyDecision
     from streamproc.events import (
@@ -154,10 +155,14 @@ class _Step:
         self._check(event)
         key = event.person_key
         videos = self._new_video_record(event)
+        if self._came_in_parts(event):
+            return MatchResult(Writes(videos=videos))
+        whole = self._whole_track_of(event)
         old = self.gallery.rows.get(key)
         is_revision = old is not None and old.tracklet.run_id == event.run_id
         if old is not None and is_revision and not _is_higher(event, old.tracklet):
-            return MatchResult(Writes(videos=videos), tuple(self._announced_again(old)))
+            again = (*self._removals(whole), *self._announced_again(old))
+            return MatchResult(Writes(dict.fromkeys(whole), videos), again)
         known = self.gallery.candidates_of(key, with_suppressed=True)
         announced = {other for other, entry in known.items() if not entry.is_suppressed}
         found, not_compared = self._find_candidates(event, announced)
@@ -170,20 +175,34 @@ class _Step:
         }
         gone = sorted(announced - found.keys() - kept.keys())
         said: set[str] = set()
-        rows: dict[str, Row] = {}
+        rows: dict[str, Row | None] = {}
         if is_revision:
             # The pairs of the revision before would count on, as they are of the same run.
-            rows = self._rows_without(key, kept)
+            rows |= self._rows_without(key, kept)
             said = {other for other, one in found.items() if _is_said(known.get(other), one)}
             found |= {other: replace(found[other], state=known[other].state) for other in said}
-        events = [
+        events = list(self._removals(whole))
+        events += [
             self.announcer.candidate(event, self._tracklet(other), candidate)
             for other, candidate in found.items()
             if other not in said and (other in announced or not candidate.is_suppressed)
         ]
         events += [self.announcer.no_longer_similar(event, self._tracklet(other)) for other in gone]
+        rows |= dict.fromkeys(whole)
         rows[key] = Row(event, {**kept, **found})
         return MatchResult(Writes(rows, videos), tuple(events), not_compared)
+
+    def _came_in_parts(self, event: PersonEmbedding) -> bool:
+        """Return whether a whole track has come in parts in the same run: then those hold."""
+        if event.part is not None:
+            return False
+        first = self.gallery.rows.get(person_key_of(event.video_id, event.person_id, 1))
+        return first is not None and first.tracklet.run_id == event.run_id
+
+    def _whole_track_of(self, event: PersonEmbedding) -> list[str]:
+        """Return the key of the whole track whose row a part takes the place of, if it has one."""
+        has_row = event.part is not None and event.track_key in self.gallery.rows
+        return [event.track_key] if has_row else []
 
     def _rows_without(self, key: str, kept: Collection[str]) -> dict[str, Row]:
         """Return the rows that keep a candidate with a tracklet, without it, but those `kept`."""
@@ -280,7 +299,8 @@ class _Step:
         if known is not None and known.closed and known.order == order_of(event):
             return MatchResult(events=(self.announcer.done(event, known.candidate_count),))
         own = set(self.gallery.keys_of_video(event.video_id))
-        removed = {key for key in own if not self._stays(self._tracklet(key), event)}
+        stays = _staying(event)
+        removed = {key for key in own if not stays(self._tracklet(key))}
         decided = self._decide(event.video_id, removed)
         groups = {
             group_id: group
@@ -301,13 +321,6 @@ class _Step:
             (*self._removals(removed), *events, self.announcer.done(event, count)),
             not_kept=decided.not_kept,
         )
-
-    @staticmethod
-    def _stays(tracklet: PersonEmbedding, event: VideoClosed) -> bool:
-        # A run that was cut short says nothing of the tracklets it did not come to: those stay.
-        if event.outcome != "done":
-            return True
-        return tracklet.run_id == event.run_id and tracklet.person_id in event.person_ids
 
     def _removals(self, removed: Collection[str]) -> Iterator[DuplicateCandidate]:
         """Yield the withdrawals of all candidates of tracklets that are removed, each pair once."""
@@ -424,6 +437,17 @@ class _Step:
 
     def _tracklet(self, key: str) -> PersonEmbedding:
         return self.gallery.rows[key].tracklet
+
+
+def _staying(event: VideoClosed) -> Callable[[PersonEmbedding], bool]:
+    """Return what says whether a tracklet of the video stays when it is closed."""
+    # A run that was cut short says nothing of the tracklets it did not come to: those stay.
+    if event.outcome != "done":
+        return lambda _: True
+    person_ids = event.person_ids
+    keys = event.person_keys
+    named = {person_key_of(event.video_id, one) for one in person_ids} if keys is None else {*keys}
+    return lambda tracklet: tracklet.run_id == event.run_id and tracklet.person_key in named
 
 
 def _is_higher(event: PersonEmbedding, held: PersonEmbedding) -> bool:

@@ -150,8 +150,17 @@ def pair_similarity(a: PersonEmbedding, b: PersonEmbedding) -> float:
 
 
 def has_veto(a: PersonEmbedding, b: PersonEmbedding) -> bool:
-    """Return whether both were seen in the same frames in different places: two people for sure."""
-    return a.video_id == b.video_id and (b.person_id in a.seen_with or a.person_id in b.seen_with)
+    """Return whether both were seen in the same frames in different places: two people for sure.
+
+    So are the parts of one track: it was split because they are two people.
+    """
+    if a.video_id != b.video_id:
+        return False
+    if a.part is None and b.part is None:
+        return b.person_id in a.seen_with or a.person_id in b.seen_with
+    if a.person_id == b.person_id:
+        return True
+    return b.person_key in a.keys_seen_apart or a.person_key in b.keys_seen_apart
 
 
 def time_gap_seconds(a: PersonEmbedding, b: PersonEmbedding) -> float | None:

@@ -57,23 +57,40 @@ class Tracklets:
 def vetoes_among(tracklets: Sequence[PersonEmbedding]) -> Int64Array:
     """Return which of n tracklets were seen apart in the same frames: (v, 2), the smaller first.
 
-    It is enough that one of the two says so.
+    It is enough that one of the two says so. Parts of one track have a veto as well.
     """
-    by_video: dict[str, dict[int, int]] = {}
-    for i, one in enumerate(tracklets):
-        by_video.setdefault(one.video_id, {})[one.person_id] = i
-    others: list[int] = []
-    counts = []
-    for one in tracklets:
-        before = len(others)
-        own = by_video[one.video_id]
-        others += [own[person_id] for person_id in one.seen_with if person_id in own]
-        counts.append(len(others) - before)
-    named = np.array(others, np.int64)
-    owner = np.repeat(np.arange(len(tracklets)), counts)
+    has_parts = any(one.part is not None for one in tracklets)
+    named_by = _named_by_key(tracklets) if has_parts else _named_by_id(tracklets)
+    named = np.array(list(chain.from_iterable(named_by)), np.int64)
+    owner = np.repeat(np.arange(len(tracklets)), [len(others) for others in named_by])
     codes = np.minimum(owner, named) * len(tracklets) + np.maximum(owner, named)
     codes = np.unique(codes[owner != named])
     return np.stack(np.divmod(codes, max(1, len(tracklets))), axis=1)
+
+
+def _named_by_id(tracklets: Sequence[PersonEmbedding]) -> list[list[int]]:
+    """Return whom each whole track says it was seen apart from, by position."""
+    by_video: dict[str, dict[int, int]] = {}
+    for i, one in enumerate(tracklets):
+        by_video.setdefault(one.video_id, {})[one.person_id] = i
+    found = []
+    for one in tracklets:
+        own = by_video[one.video_id]
+        found.append([own[person_id] for person_id in one.seen_with if person_id in own])
+    return found
+
+
+def _named_by_key(tracklets: Sequence[PersonEmbedding]) -> list[list[int]]:
+    """Return the same where some are parts, with the other parts of each one's track."""
+    place_of = {one.person_key: i for i, one in enumerate(tracklets)}
+    parts_of: dict[str, list[int]] = {}
+    for i, one in enumerate(tracklets):
+        parts_of.setdefault(one.track_key, []).append(i)
+    found = []
+    for one in tracklets:
+        named = [place_of[key] for key in one.keys_seen_apart if key in place_of]
+        found.append([*named, *parts_of[one.track_key]])
+    return found
 
 
 class Scope:

@@ -16,7 +16,6 @@ from streamproc.errors import EventError, InputError, UsageError
 from streamproc.events import DuplicateCandidate, PersonEmbedding
 from streamproc.gallery.identities import pair_of
 from streamproc.gallery.reviewed import MAX_PAIRS_SAID, pair_count
-from streamproc.ids import person_key_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,9 +53,9 @@ class ReplayFolder:
     def vetoes(self) -> set[Pair]:
         """Return the pairs that were seen apart in the same frames."""
         return {
-            pair_of(person.person_key, person_key_of(person.video_id, other))
+            pair_of(person.person_key, other)
             for person in self.persons
-            for other in person.seen_with
+            for other in person.keys_seen_apart
         }
 
 

@@ -38,7 +38,7 @@ from streamproc.events import (
     check_submitted_at,
     timestamp_of,
 )
-from streamproc.ids import video_id_of
+from streamproc.ids import track_key_of, video_id_of
 from streamproc.settings import TopicsSettings
 
 SCHEMAS = Path(__file__).resolve().parents[2] / "schemas"
@@ -233,3 +233,14 @@ def test_tracks_without_a_class_say_nothing_of_it() -> None:
     """So the ids of events stay as they were before there was one."""
     event = VideoReady.make(video_uri="a.mp4", tracks={"uri": "t.json"})
     assert "class" not in str(orjson.loads(event.to_json())["tracks"])
+
+
+def test_the_key_of_a_part_says_which_part() -> None:
+    """A key without its part is refused; the track's key is that of the whole."""
+    part = person(7, [1, 0], part=2, seen_with_keys=["v/1", "v/7#1"])
+    assert part.person_key == "v/7#2"
+    assert part.track_key == track_key_of("v/7#2") == track_key_of("v/7") == "v/7"
+    assert PersonEmbedding.from_json(part.to_json()) == part
+    wrong = part.model_dump(mode="json") | {"person_key": "v/7"}
+    with pytest.raises(EventError, match="expected 'v/7#2'"):
+        PersonEmbedding.from_json(orjson.dumps(wrong))

@@ -15,6 +15,7 @@ from streamproc.events import DuplicateCandidate, PersonEmbedding, VideoClosed, 
 from streamproc.gallery import Candidate, Gallery, Judgement, apply
 from streamproc.gallery import gallery as state
 from streamproc.gallery.matcher import MAX_CANDIDATES
+from streamproc.gallery.scope import vetoes_among
 
 THRESHOLD = 0.7
 TIME = "2026-11-24T12:00:00Z"
@@ -359,3 +360,68 @@ def test_what_is_foreseen_is_what_is_found(seed) -> None:
             feed(gallery, person(i, vectors[i]))
             if rng.random() < 0.3:
                 feed(gallery, closed([i], minute=1))
+
+
+def test_the_first_part_of_a_track_takes_the_place_of_the_whole_one() -> None:
+    """The row of the whole track goes with its pairs; a whole one that comes again says nothing."""
+    gallery = Gallery("g")
+    feed(gallery, person(1, [1, 0]), person(7, [1, 0.1], revision=1))
+    parts = [person(7, [1, 0], part=1), person(7, [0, 1], part=2)]
+    first = feed(gallery, parts[0])
+    assert [(e.state, e.reason, e.persons[1].person_key) for e in first] == [
+        ("withdrawn", "person-removed", "v/7"),
+        ("proposed", None, "v/7#1"),
+    ]
+    assert feed(gallery, parts[1]) == []
+    assert set(gallery.rows) == {"v/1", "v/7#1", "v/7#2"}
+    assert feed(gallery, person(7, [1, 0.1], revision=1)) == []
+    assert set(gallery.rows) == {"v/1", "v/7#1", "v/7#2"}
+    assert standing(gallery) == {("v/1", "v/7#1"): 1.0}
+
+
+def test_parts_of_one_track_are_never_a_pair() -> None:
+    """Equal vectors make no pair of them, whatever they say of each other."""
+    gallery = Gallery("g")
+    parts = [person(7, [1, 0], part=1), person(7, [1, 0], part=2)]
+    assert feed(gallery, *parts, closed([], person_keys=["v/7#1", "v/7#2"]))[:-1] == []
+    assert vetoes_among(parts).tolist() == [[0, 1]]
+
+
+def test_a_part_has_the_vetoes_of_its_own_frames() -> None:
+    """Who was seen beside one part may be the other; a whole track's veto says nothing of parts."""
+    gallery = Gallery("g")
+    one = person(1, [1, 0], seen_with=[7])
+    parts = [
+        person(7, [1, 0], part=1, seen_with=[1], seen_with_keys=["v/1", "v/7#2"]),
+        person(7, [1, 0], part=2, seen_with=[], seen_with_keys=["v/7#1"]),
+    ]
+    feed(gallery, one, *parts)
+    assert set(standing(gallery)) == {("v/1", "v/7#2")}
+    assert vetoes_among([one, *parts]).tolist() == [[0, 1], [1, 2]]
+
+
+def test_a_closing_names_parts_by_their_keys() -> None:
+    """Parts that the run did not name go, and those of an earlier run where the track is whole."""
+    gallery = Gallery("g")
+    parts = [person(7, [1, 0], part=1), person(7, [0, 1], part=2)]
+    feed(gallery, person(1, [1, 0]), *parts, closed([1], person_keys=["v/1", "v/7#2"]))
+    assert set(gallery.rows) == {"v/1", "v/7#2"}
+    later = {"run": "r2", "minute": 1}
+    feed(gallery, person(1, [1, 0], **later), person(7, [0, 1], **later), closed([1, 7], **later))
+    assert set(gallery.rows) == {"v/1", "v/7"}
+
+
+def test_a_run_in_parts_that_comes_again_says_the_same() -> None:
+    """A repeat of a whole run, its parts included, announces what holds and changes no row."""
+    gallery = Gallery("g")
+    run = [
+        person(1, [1, 0]),
+        person(7, [1, 0.1], revision=1),
+        person(7, [1, 0], part=1),
+        person(7, [0, 1], part=2),
+    ]
+    feed(gallery, *run)
+    before = (standing(gallery), set(gallery.rows))
+    said = feed(gallery, *run, closed([1], person_keys=["v/1", "v/7#1", "v/7#2"]))
+    assert (standing(gallery), set(gallery.rows)) == before
+    assert {event.state for event in said} == {"proposed", "done"}

@@ -92,11 +92,15 @@ class GalleryScorer:
         by_id = {
             (tracklet.video_id, tracklet.person_id): position
             for position, tracklet in enumerate(self._tracklets)
+            if tracklet.part is None
         }
         seen_together: set[tuple[int, int]] = set()
         for position, tracklet in enumerate(self._tracklets):
-            for person_id in tracklet.seen_with:
-                other = by_id.get((tracklet.video_id, person_id))
+            if tracklet.part is None:
+                named = (by_id.get((tracklet.video_id, one)) for one in tracklet.seen_with)
+            else:
+                named = (self._position.get(key) for key in tracklet.keys_seen_apart)
+            for other in named:
                 if other is not None and other != position:
                     seen_together.add((min(position, other), max(position, other)))
         pairs = np.array(sorted(seen_together), np.int64).reshape(-1, 2)

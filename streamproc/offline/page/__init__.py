@@ -247,10 +247,10 @@ def _seen_apart(report: GalleryReport) -> list[list[int]]:
     place_of = {person.person_key: place for place, person in enumerate(report.persons)}
     pairs = {pair.person_keys for pair in report.vetoed_pairs}
     for event in map(orjson.loads, report.person_events):
-        for other in event.get("seen_with", ()):
-            video_id = event["video_id"]
-            own = person_key_of(video_id, event["person_id"])
-            pairs.add((own, person_key_of(video_id, other)))
+        video_id = event["video_id"]
+        by_id = (person_key_of(video_id, other) for other in event.get("seen_with", ()))
+        for other in event.get("seen_with_keys", by_id):
+            pairs.add((event["person_key"], other))
     return _by_place(pairs, place_of)
 
 

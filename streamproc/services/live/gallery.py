@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from streamproc.ids import person_key_of
+from streamproc.ids import person_key_of, track_key_of
 from streamproc.offline.page import MAX_HEATMAP_PERSONS, LiveReport
 from streamproc.offline.report import PersonEntry, VetoedPair
 
@@ -136,7 +136,8 @@ class LiveGallery:
         person key.
         """
         persons = [
-            _entry(one, names, pictures.get(key)) for key, one in sorted(self._persons.items())
+            _entry(one, names, pictures.get(track_key_of(key)))
+            for key, one in sorted(self._persons.items())
         ]
         keys = [one.person_key for one in persons]
         groups = [one for one in self._groups.values() if set(one["person_keys"]) <= set(keys)]
@@ -168,8 +169,8 @@ class LiveGallery:
     def _seen_apart(self) -> set[tuple[str, str]]:
         found = set()
         for key, one in self._persons.items():
-            for person_id in one.get("seen_with", ()):
-                other = person_key_of(one["video_id"], person_id)
+            by_id = (person_key_of(one["video_id"], name) for name in one.get("seen_with", ()))
+            for other in one.get("seen_with_keys", by_id):
                 if other in self._persons and other != key:
                     found.add((min(key, other), max(key, other)))
         return found

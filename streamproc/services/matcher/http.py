@@ -245,6 +245,7 @@ class GalleryApi:
                     **candidate_person(one).model_dump(mode="json", exclude_none=True),
                     "frames_tracked": one.frames_tracked,
                     "seen_with": one.seen_with,
+                    **({} if one.part is None else {"seen_with_keys": one.keys_seen_apart}),
                 }
                 for one in rows[:MAX_LISTED]
             ]
