@@ -59,6 +59,21 @@ def find_overlaps(tracks: Sequence[Track]) -> Overlaps:
     return Overlaps(hidden_of_tracks, comparison.apart.seen_with(tracks))
 
 
+def were_apart(one: Track, other: Track) -> bool:
+    """Return whether two tracks are apart in enough of the frames that they share."""
+    _, rows, other_rows = np.intersect1d(
+        one.frame_indices, other.frame_indices, assume_unique=True, return_indices=True
+    )
+    if len(rows) < VETO_FRAMES:
+        return False
+    boxes = one.boxes_xyxy[rows].astype(np.float64)
+    shared, areas, other_areas = _intersections(
+        boxes, other.boxes_xyxy[other_rows].astype(np.float64)
+    )
+    is_apart = shared / (areas + other_areas - shared) < VETO_IOU
+    return int(np.count_nonzero(is_apart)) >= VETO_FRAMES
+
+
 def _blocks_of_frames(frames: Int64Array) -> list[slice]:
     """Divide rows that are sorted by frame into blocks of about equal size, of whole frames."""
     first_of_frame = np.flatnonzero(np.r_[True, frames[1:] != frames[:-1]])
