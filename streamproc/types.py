@@ -52,13 +52,14 @@ class Track:
     """The boxes that a tracker gave one id. Made by `tracks`, used by `crops`.
 
     frame_indices (k,) int64 ascending and unique, boxes_xyxy (k, 4) float32 finite and not empty,
-    confidences (k,) float32 in [0, 1].
+    confidences (k,) float32 in [0, 1]. `part` counts from 1 where a track was taken apart.
     """
 
     person_id: int
     frame_indices: Int64Array
     boxes_xyxy: Float32Array
     confidences: Float32Array
+    part: int | None = None
 
     def __len__(self) -> int:
         return len(self.frame_indices)

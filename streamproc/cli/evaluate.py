@@ -124,12 +124,14 @@ def _share(value: float | None) -> str:
 def _evaluated(output: Path, truth: Path, persons: Path | None) -> tuple[Evaluation, str]:
     """Return the evaluation, and whether "probability" or "similarity" was compared."""
     from streamproc.offline import evaluation
+    from streamproc.offline.parts import in_parts, with_ids
     from streamproc.tracks import read_tracks
 
-    candidates, groups, tracks_path = _read(output)
+    candidates, groups, cuts, tracks_path = _read(output)
+    tracks, ids = with_ids(in_parts(read_tracks(persons or tracks_path).tracks, cuts))
     is_calibrated = bool(candidates) and all("probability" in event for event in candidates)
     measure = "probability" if is_calibrated else "similarity"
-    pairs = [_pair_of(output, event, measure) for event in candidates]
+    pairs = [_pair_of(output, event, measure, ids) for event in candidates]
     likely = [
         pair[:2]
         for pair, event in zip(pairs, candidates, strict=True)
@@ -138,10 +140,10 @@ def _evaluated(output: Path, truth: Path, persons: Path | None) -> tuple[Evaluat
     ways = {
         "likely": likely,
         "all": [pair[:2] for pair in pairs],
-        "groups": [pair for event in groups for pair in _pairs_of_group(output, event)],
+        "groups": [pair for event in groups for pair in _pairs_of_group(output, event, ids)],
     }
     found = evaluation.evaluate(
-        read_tracks(persons or tracks_path).tracks,
+        tracks,
         read_tracks(truth).tracks,
         pairs,
         _PROBABILITIES if is_calibrated else _SIMILARITIES,
@@ -150,40 +152,49 @@ def _evaluated(output: Path, truth: Path, persons: Path | None) -> tuple[Evaluat
     return found, measure
 
 
-def _pairs_of_group(output: Path, event: Any) -> list[tuple[int, int]]:
+def _pairs_of_group(output: Path, event: Any, ids: dict[str, int]) -> list[tuple[int, int]]:
     """The first person's id of a group with each other's, as an output folder says."""
     from streamproc.errors import UsageError
 
     try:
-        ids = [int(key.rpartition("/")[2]) for key in event["person_keys"]]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        members = [ids[key.rpartition("/")[2]] for key in event["person_keys"]]
+    except (KeyError, TypeError, AttributeError) as error:
         raise UsageError(
             f"{output}: expected groups as `streamproc replay` writes them ({error!r})"
         ) from error
-    return [(ids[0], other) for other in ids[1:]]
+    return [(members[0], other) for other in members[1:]]
 
 
-def _pair_of(output: Path, event: Any, measure: str) -> tuple[int, int, float]:
+def _pair_of(output: Path, event: Any, measure: str, ids: dict[str, int]) -> tuple[int, int, float]:
     """Two person ids and how sure their pair is, as a candidate of an output folder says."""
     from streamproc.errors import UsageError
 
     try:
-        first, second = (int(person["person_id"]) for person in event["persons"])
+        first, second = (ids[_name_of(person)] for person in event["persons"])
         return first, second, float(event[measure])
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UsageError(
             f"{output}: expected candidates as `streamproc replay` writes them ({error!r})"
         ) from error
 
 
-def _read(output: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]], Path]:
-    """Return candidates, groups and track file of an output folder. Raises UsageError.
+def _name_of(person: Any) -> str:
+    """Return how a person is called within their video: by the track's id, "7#2" for a part."""
+    return str(person.get("person_key", person.get("person_id"))).rpartition("/")[2]
 
-    Folders of older versions have no groups.
+
+def _read(
+    output: Path,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[int, int], Path]:
+    """Return candidates, groups, where tracks were cut, and the track file of an output folder.
+
+    Where tracks were cut is the first frame of the second part, by the track's id. Raises
+    UsageError. Folders of older versions have no groups, and no tracks that were cut.
     """
     import orjson
 
     from streamproc.errors import UsageError
+    from streamproc.offline.parts import read_cuts
 
     try:
         run = orjson.loads((output / "run.json").read_bytes())
@@ -192,6 +203,7 @@ def _read(output: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]], Pat
         path = output / "duplicate_groups.jsonl"
         known = path.read_bytes().splitlines() if path.is_file() else []
         groups = [orjson.loads(line) for line in known]
+        cuts = next(iter(read_cuts(output).values()), {})
         videos = run["videos"]
         tracks_path = Path(videos[0]["tracks_path"])
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
@@ -203,4 +215,4 @@ def _read(output: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]], Pat
             f"{output}: expected the output of one video, got {len(videos)}: "
             "give one of its subfolders"
         )
-    return candidates, groups, tracks_path
+    return candidates, groups, cuts, tracks_path

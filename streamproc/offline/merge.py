@@ -18,6 +18,7 @@ from streamproc.errors import MachineError, UsageError
 from streamproc.gallery.identities import Identities, Identity, pair_of, statements_of
 from streamproc.ids import hash_of, person_key_of
 from streamproc.offline.artifacts import ARTIFACT_NAMES
+from streamproc.offline.parts import SUSPECTS_NAME, in_parts, read_cuts
 from streamproc.offline.replay_folder import FOUND_TRACKS_NAME, read_decisions, read_folder
 from streamproc.offline.report import keys_of, likeliest_first
 from streamproc.tracks import (
@@ -93,9 +94,9 @@ def merge_folder(
         raise UsageError(f"{decisions}: expected a file of decisions, found none there")
     found = read_decisions(decisions or folder.decisions_path)
     decided = [one for one in found if one.gallery_id == folder.gallery_id]
-    tracks_of = {str(video["video_id"]): _tracks(folder, video) for video in folder.videos}
+    tracks_of = _tracks_in_parts(folder)
     keys = [
-        person_key_of(video_id, track.person_id)
+        person_key_of(video_id, track.person_id, track.part)
         for video_id, tracks in tracks_of.items()
         for track in tracks
     ]
@@ -146,7 +147,7 @@ def merge_gallery(
         raise UsageError(f"gallery {gallery_id!r}: expected tracks, found none ({reason})")
     tracks_of = {video.video_id: video.tracks for video in there}
     keys = [
-        person_key_of(video_id, track.person_id)
+        person_key_of(video_id, track.person_id, track.part)
         for video_id, tracks in tracks_of.items()
         for track in tracks
     ]
@@ -280,6 +281,22 @@ def _tracks_path(folder: ReplayFolder, video: Mapping[str, Any]) -> Path:
     return inner if inner.exists() else folder.path / FOUND_TRACKS_NAME
 
 
+def _tracks_in_parts(folder: ReplayFolder) -> dict[str, tuple[Track, ...]]:
+    """Return the tracks of each video by its id, taken apart where the replay took them apart."""
+    tracks_of = {str(video["video_id"]): _tracks(folder, video) for video in folder.videos}
+    try:
+        cuts = read_cuts(folder.path)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{folder.path / SUSPECTS_NAME}: expected what `streamproc replay` wrote "
+            f"({error!r:.200})"
+        ) from error
+    return {
+        video_id: tuple(in_parts(tracks, cuts.get(video_id, {})))
+        for video_id, tracks in tracks_of.items()
+    }
+
+
 def _tracks(folder: ReplayFolder, video: Mapping[str, Any]) -> tuple[Track, ...]:
     """Return the tracks that a video was replayed with."""
     try:
@@ -360,7 +377,7 @@ def _numbers(
     takes the next one that no track has.
     """
     id_of = {
-        person_key_of(video_id, track.person_id): track.person_id
+        person_key_of(video_id, track.person_id, track.part): track.person_id
         for video_id, tracks in tracks_of.items()
         for track in tracks
     }
@@ -386,7 +403,7 @@ def _merged_video(
 ) -> MergedVideo:
     pieces: dict[int, list[Track]] = defaultdict(list)
     for track in tracks:
-        number = numbers.get(person_key_of(video_id, track.person_id))
+        number = numbers.get(person_key_of(video_id, track.person_id, track.part))
         if number is not None:
             pieces[number].append(track)
     merged = []
@@ -407,5 +424,5 @@ def _merged_track(number: int, parts: Sequence[Track]) -> MergedTrack:
     _, first_rows = np.unique(frames[surest_first], return_index=True)
     rows = surest_first[first_rows]
     track = Track(number, frames[rows], boxes[rows], confidences[rows])
-    originals = tuple(sorted(part.person_id for part in parts))
+    originals = tuple(sorted({part.person_id for part in parts}))
     return MergedTrack(track, originals, ids[rows])

@@ -322,3 +322,24 @@ def test_tracks_that_replay_found_itself_are_merged(tmp_path, sample) -> None:
     assert merged.identity_count == merged.track_count > 1
     with pytest.raises(UsageError, match="would be replaced"):
         streamproc.merge(out, out / "tracks.npz")
+
+
+def test_tracks_that_replay_took_apart_are_merged_in_parts(folder, tmp_path) -> None:
+    """Each part is a track of its own that may be merged with others; no box is lost."""
+    run = orjson.loads((folder / "run.json").read_bytes())
+    [video_id] = [video["video_id"] for video in run["videos"]]
+    suspect = {"video_id": video_id, "person_id": 2, "frame_index": 80}
+    (folder / "track_suspects.jsonl").write_bytes(orjson.dumps(suspect))
+    keys = [f"{video_id}/2#2", f"{video_id}/1"]
+    decide(folder, same(run["gallery_id"], keys))
+    streamproc.merge(folder, tmp_path / "merged.csv")
+    merged = {track.person_id: track for track in read_tracks(tmp_path / "merged.csv").tracks}
+    whole = {one.person_id: one for one in read_tracks(run["videos"][0]["tracks_path"]).tracks}
+    assert len(merged) == 6
+    assert merged[2].frame_indices.max() < 80
+    later = whole[2].frame_indices[whole[2].frame_indices >= 80]
+    assert set(merged[1].frame_indices) == {*whole[1].frame_indices, *later}
+    assert sum(map(len, merged.values())) == sum(map(len, whole.values()))
+    (folder / "track_suspects.jsonl").write_text("{}")
+    with pytest.raises(UsageError, match=r"track_suspects.jsonl: expected what"):
+        streamproc.merge(folder, tmp_path / "again.csv")

@@ -186,3 +186,19 @@ def test_several_folders_are_compared_in_one_call(output, tmp_path):
     done = CliRunner().invoke(cli, ["evaluate", str(output), str(other), *["--truth", truth] * 3])
     assert done.exit_code == 2
     assert "one --truth, or one for each OUTPUT" in done.stderr
+
+
+def test_parts_of_a_track_are_tracks_of_their_own(output, tmp_path):
+    """A track that the run took apart counts as two, and pairs name its parts."""
+    other = tmp_path / "other"
+    shutil.copytree(output, other)
+    suspect = {"video_id": "v", "person_id": 10, "frame_index": 5}
+    (other / "track_suspects.jsonl").write_text(json.dumps(suspect) + "\n")
+    group = {"group_id": "x", "person_keys": ["v/10#1", "v/10#2", "v/11"], "state": "proposed"}
+    (other / "duplicate_groups.jsonl").write_text(json.dumps(group) + "\n")
+    (other / "duplicate_candidates.jsonl").write_text("")
+    truth = str(output / "truth.txt")
+    done = CliRunner().invoke(cli, ["evaluate", str(other), "--truth", truth])
+    assert done.exit_code == 0, done.output
+    lines = {line.split("\t")[0]: line.split("\t") for line in done.stdout.splitlines()}
+    assert lines["groups"][1] == "1.000"
