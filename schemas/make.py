@@ -22,6 +22,7 @@ from streamproc.events import (
     DuplicateGroup,
     PersonIdentity,
     TracksReady,
+    TrackSuspect,
     VideoCancel,
     VideoProgress,
     VideoReady,
@@ -81,6 +82,12 @@ TOPICS: dict[str, Topic] = {
         key="gallery_id",
         action="send",
         summary="Persons who are proposed as one, or no longer are: all pairs decided together.",
+    ),
+    "track-suspects": Topic(
+        event=TrackSuspect,
+        key="gallery_id",
+        action="send",
+        summary="A track that seems to hold two people; a person event for each part follows.",
     ),
     "animation-ready": Topic(
         event=AnimationReady,

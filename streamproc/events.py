@@ -713,6 +713,44 @@ class DuplicateGroup(Event):
     calibration_id: Id | None = None
 
 
+class SuspectPart(_Model):
+    """One of the two parts of a track that seems to hold two people."""
+
+    person_key: Id
+    first_frame_index: Count
+    last_frame_index: Count
+    first_seen_seconds: Finite
+    last_seen_seconds: Finite
+    frames_tracked: Count
+    crop_count: Count
+    best_crop: CropInfo
+
+
+class TrackSuspect(Event):
+    """A track that seems to hold two people, as after an identity switch. Topic `track-suspects`.
+
+    Said by the worker before the person events of both `parts`, which come in place of the whole
+    track's. `frame_index` is the first frame of the second part, `probability` that there are two
+    people. `person_key` is that of the whole track.
+    """
+
+    topic: ClassVar[str] = "track-suspects"
+    key_field: ClassVar[str] = "gallery_id"
+    identity: ClassVar[tuple[str, ...]] = ("gallery_id", "person_key", "run_id", "frame_index")
+
+    gallery_id: Id
+    video_id: Id
+    run_id: Id
+    submitted_at: Timestamp
+    person_id: PersonId
+    person_key: Id
+    frame_index: Count
+    seconds: Finite
+    probability: Share
+    parts: tuple[SuspectPart, SuspectPart]
+    model: ModelInfo
+
+
 class Fault(_Model):
     """Why something failed: a `code` for programs, a `text` for people."""
 

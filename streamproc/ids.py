@@ -10,7 +10,7 @@ import orjson
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-CROPS_AND_VECTORS_VERSION = 3
+CROPS_AND_VECTORS_VERSION = 4
 """Raise it with every change that gives other crops, vectors or trajectories for the same video,
 tracks, options and weights: else the matcher takes a video that is processed again for a repeat,
 and keeps what the earlier version made. (Version 1 was not part of a run's id.)"""

@@ -84,6 +84,13 @@ class Clustering(_Section):
         allow_inf_nan=False,
         description="A candidate's similarity is above this (`--threshold`).",
     )
+    split_tracks: bool = Field(
+        default=True,
+        description=(
+            "Whether a track that seems to hold two people is taken apart, for weights that can "
+            "tell. Workers and animators need the same value."
+        ),
+    )
     min_probability: float = Field(
         default=0.2,
         ge=0,
@@ -390,6 +397,7 @@ class TopicsSettings(_Section):
     person_embeddings: _PersonEmbeddingsTopic = _PersonEmbeddingsTopic()
     duplicate_candidates: _CandidatesTopic = _CandidatesTopic()
     duplicate_groups: _CandidatesTopic = _CandidatesTopic()
+    track_suspects: _CandidatesTopic = _CandidatesTopic()
     animation_ready: TopicSettings = TopicSettings()
     video_progress: TopicSettings = TopicSettings()
     video_cancel: _CancelTopic = _CancelTopic()

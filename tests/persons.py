@@ -12,6 +12,8 @@ from streamproc.events import (
     ModelInfo,
     PersonEmbedding,
     Segments,
+    SuspectPart,
+    TrackSuspect,
     Trajectory,
     Vector,
     VideoClosed,
@@ -181,4 +183,36 @@ def duplicate_group(*keys, probability=0.95) -> DuplicateGroup:
         probability=probability,
         band="likely",
         calibration_id="0123456789abcdef",
+    )
+
+
+def track_suspect(video_id, person_id) -> TrackSuspect:
+    """A track that seems to hold two people, the second from frame 104 on."""
+
+    def part(number, first, last) -> SuspectPart:
+        return SuspectPart(
+            person_key=person_key_of(video_id, person_id, number),
+            first_frame_index=first,
+            last_frame_index=last,
+            first_seen_seconds=first / 25,
+            last_seen_seconds=last / 25,
+            frames_tracked=last - first + 1,
+            crop_count=20,
+            best_crop=CropInfo(
+                frame_index=first, pts_seconds=first / 25, box_xyxy=(0, 0, 10, 20), quality=1
+            ),
+        )
+
+    return TrackSuspect.make(
+        gallery_id="g",
+        video_id=video_id,
+        run_id="r1",
+        submitted_at="2026-11-24T09:00:00Z",
+        person_id=person_id,
+        person_key=person_key_of(video_id, person_id),
+        frame_index=104,
+        seconds=4.16,
+        probability=0.59,
+        parts=(part(1, 64, 103), part(2, 104, 169)),
+        model=ModelInfo(name="test", weights_sha256="a" * 64),
     )

@@ -151,7 +151,13 @@ def _seen(video: Path, path: Path, weights: str, known: Path | None) -> dict[str
 def _replay(video: Path, path: Path, weights: str) -> dict[str, Array]:
     """Replay one track file with all defaults; return what `read_file` needs, as arrays."""
     with _crops_kept() as kept:
-        result = replay(video, persons=path, clustering__osnet_model=weights, animate=False)
+        result = replay(
+            video,
+            persons=path,
+            clustering__osnet_model=weights,
+            clustering__split_tracks=False,
+            animate=False,
+        )
     opened = kept.pop("video")
     pts = np.asarray(opened.frame_table.pts_seconds)
     ids = sorted(kept, key=lambda person_id: person_key_of("", person_id))

@@ -252,7 +252,7 @@ def _labels(candidate: DuplicateCandidate, result: Result) -> list[str]:
     a, b = candidate.persons
     one_video = a.video_id == b.video_id and "/" not in str(result.person_ids[0])
     if one_video:
-        return [str(a.person_id), str(b.person_id)]
+        return [key.rpartition("/")[2] for key in (a.person_key, b.person_key)]
     return [a.person_key, b.person_key]
 
 

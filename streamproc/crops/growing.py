@@ -28,6 +28,7 @@ from streamproc.types import Bucket, Cut, Skipped, Track, TrackSpan
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from streamproc.crops.box_archive import BoxArchive
     from streamproc.crops.plan import CropOptions
     from streamproc.types import Crop, Float32Array, FrameBoxes
 
@@ -115,10 +116,13 @@ class GrownTrack:
 class GrowingBuckets:
     """The buckets of one video whose tracks are found while decoding. Frames come in order.
 
-    `track_count` is how many tracks there were so far.
+    `track_count` is how many tracks there were so far. `boxes` takes all boxes.
     """
 
-    def __init__(self, *, width: int, height: int, options: CropOptions) -> None:
+    def __init__(
+        self, *, width: int, height: int, options: CropOptions, boxes: BoxArchive | None = None
+    ) -> None:
+        self._archive = boxes
         self._width = width
         self._height = height
         self._options = options
@@ -135,6 +139,8 @@ class GrowingBuckets:
             track = self._track(person_id, boxes.frame_index)
             box = boxes.boxes_xyxy[row]
             track.take_box(boxes.frame_index, box, self._options.crops_per_person)
+            if self._archive is not None:
+                self._archive.add_box(person_id, boxes.frame_index, box)
             quality = float(qualities[row])
             if quality > 0 and EQUALLY_GOOD * quality > track.best_placement:
                 track.best_placement = quality

@@ -28,13 +28,14 @@ class CropOptions:
     """How many crops are cut, and of whom.
 
     `top_persons` is how many are chosen, those with the most boxes; with 0 everybody is, who has at
-    least `min_track_frames` boxes.
+    least `min_track_frames` boxes. `split_tracks`: a track that holds two people is taken apart.
     """
 
     crops_per_person: int = 50
     crops_embedded: int = 8
     min_track_frames: int = 5
     top_persons: int = 0
+    split_tracks: bool = True
 
 
 @dataclass(frozen=True, slots=True, eq=False)

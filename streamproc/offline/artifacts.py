@@ -29,6 +29,7 @@ ARTIFACT_NAMES = (
     "embeddings.npy",
     "duplicate_candidates.jsonl",
     "duplicate_groups.jsonl",
+    "track_suspects.jsonl",
     "person_embeddings.jsonl",
     "run.json",
 )
@@ -50,6 +51,7 @@ def artifacts(report: GalleryReport) -> Iterator[tuple[str, bytes]]:
     candidates = (candidate.to_json() for candidate in report.candidates)
     yield "duplicate_candidates.jsonl", _lines(candidates)
     yield "duplicate_groups.jsonl", _lines(group.to_json() for group in report.groups)
+    yield "track_suspects.jsonl", _lines(one.to_json() for one in report.suspects)
     yield "run.json", to_json(report.run, indent=True) + b"\n"
 
 

@@ -16,8 +16,7 @@ from streamproc.events import (
     DuplicateCandidate,
     DuplicateGroup,
     Id,
-    PersonEmbedding,
-    VideoClosed,
+    TrackSuspect,
     now,
 )
 from streamproc.files import on_one_line
@@ -53,9 +52,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from streamproc.gallery.linking.purity import TrackJudge
     from streamproc.offline.directory import OutputDirectory
     from streamproc.offline.sources import ReplaySource
     from streamproc.pipeline.animate import RunIds
+    from streamproc.pipeline.job import Published
     from streamproc.pipeline.pipeline import VideoSummary
     from streamproc.reid import Embedder
     from streamproc.settings import Settings
@@ -152,7 +153,13 @@ class Replay:
             crop_memory_bytes=settings.crop_memory_mib * 1024 * 1024,
             limits=video_limits(settings),
             decode_threads=settings.threads,
+            load_judge=self._track_judge,
         )
+
+    def _track_judge(self, weights_sha256: str) -> TrackJudge | None:
+        """Return what tells tracks that hold two people; the calibration is loaded by then."""
+        curve = self._calibration.curves.get(weights_sha256)
+        return None if curve is None else curve.track_judge
 
     def _load_network(self) -> Embedder | None:
         settings = self._state.settings
@@ -217,7 +224,10 @@ class Replay:
         if self._state.out is not None:
             self._directory_of(video).prepare()
 
-    async def _match(self, event: PersonEmbedding | VideoClosed) -> None:
+    async def _match(self, event: Published) -> None:
+        if isinstance(event, TrackSuspect):
+            self._state.suspects.setdefault(event.gallery_id, []).append(event)
+            return
         gallery = self._state.gallery_of(event.gallery_id)
         result = apply(
             gallery,
@@ -362,6 +372,8 @@ class Replay:
                         f"{video.name}: {video.stats.tracks_found} tracks were found in the video "
                         f"itself (detector {video.detector.name})"
                     )
+                if video.summary.parts:
+                    self._state.notices.append(f"{video.name}: {_splits(video.summary)}")
                 for text in _remarks(video.summary):
                     self._state.notices.append(f"{video.name}: {text}")
         failed = list(self._state.animation_errors.values())
@@ -389,6 +401,17 @@ def _losses(summary: VideoSummary) -> Iterator[str]:
         yield f"the file is cut off: {missing} of {total} frames are missing"
     if summary.undecodable_frames:
         yield f"{summary.undecodable_frames} planned frames are damaged and were left out"
+
+
+def _splits(summary: VideoSummary) -> str:
+    """Say how many tracks were taken apart, and how their parts are called."""
+    count = len(summary.parts)
+    first = min(summary.parts)
+    seem = "1 track seems" if count == 1 else f"{count} tracks seem"
+    return (
+        f"{seem} to hold two people and became two persons each, such as {first}#1 and {first}#2: "
+        "see track_suspects.jsonl"
+    )
 
 
 def _remarks(summary: VideoSummary) -> Iterator[str]:

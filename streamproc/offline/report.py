@@ -16,11 +16,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from datetime import datetime
 
-    from streamproc.events import DuplicateCandidate, DuplicateGroup
+    from streamproc.events import DuplicateCandidate, DuplicateGroup, TrackSuspect
     from streamproc.types import Float32Array
 
 PersonId = int | str
-"""The tracker's id in the gallery of one video, `person_key` in a gallery of several."""
+"""The tracker's id in the gallery of one video ("7#2" for a part of a track), `person_key` in a
+gallery of several."""
 
 _MATRIX_DIMENSIONS = 2
 
@@ -69,10 +70,11 @@ class GalleryReport:
 
     `embeddings` (N, D) float32 unit rows and `similarity` (N, N) float32 symmetric are in the order
     of `embedded_ids`. Both are None where similarity was skipped; a notice should then say why.
-    `candidates` and `groups` are the events that the stream would publish last. `vetoed_pairs` are
-    above `similarity_threshold` as well. `person_events` are the JSON of one event a person.
-    `model` says at least "name", "architecture" and "weights_sha256". `notices` are shown on top of
-    the page. `run` becomes run.json. `timestamp` must have a time zone and is converted to UTC.
+    `candidates` and `groups` are the events that the stream would publish last, `suspects` those of
+    tracks that were taken apart. `vetoed_pairs` are above `similarity_threshold` as well.
+    `person_events` are the JSON of one event a person. `model` says at least "name", "architecture"
+    and "weights_sha256". `notices` are shown on top of the page. `run` becomes run.json.
+    `timestamp` must have a time zone and is converted to UTC.
 
     Raises ValueError where these do not fit together.
     """
@@ -87,6 +89,7 @@ class GalleryReport:
     similarity: Float32Array | None = None
     candidates: tuple[DuplicateCandidate, ...] = ()
     groups: tuple[DuplicateGroup, ...] = ()
+    suspects: tuple[TrackSuspect, ...] = ()
     vetoed_pairs: tuple[VetoedPair, ...] = ()
     person_events: tuple[bytes, ...] = ()
     model: dict[str, Any] | None = None

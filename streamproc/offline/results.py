@@ -20,6 +20,7 @@ from streamproc.ids import person_key_of
 from streamproc.offline.report import (
     GalleryReport,
     PersonEntry,
+    PersonId,
     VetoedPair,
     keys_of,
     likeliest_first,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from streamproc.errors import InputError
-    from streamproc.events import DuplicateCandidate, DuplicateGroup
+    from streamproc.events import DuplicateCandidate, DuplicateGroup, PersonEmbedding, TrackSuspect
     from streamproc.gallery import Row
     from streamproc.gallery.identities import Identities
     from streamproc.offline.past_decisions import CurrentDecisions
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from streamproc.tracks import ReadOptions
     from streamproc.tracks.detection.detector import Detector
     from streamproc.tracks.detection.record import TrackRecord
-    from streamproc.types import Float32Array, Skipped
+    from streamproc.types import Float32Array, Skipped, TrackSpan
 
 _VERSIONS_OF = ("av", "numpy", "onnxruntime", "pillow", "plotly")
 
@@ -73,7 +74,8 @@ class ReplayVideo:
 class Result:
     """What a replay found in one gallery.
 
-    `person_ids` are ints for one video and "video_id/person_id" for several in one gallery.
+    `person_ids` are ints for one video, "7#2" for a part of a track, and "video_id/person_id" for
+    several in one gallery.
     `similarity` (N, N) and `embeddings` (N, D) are in their order; both are None where the network
     did not run. `candidates` and `groups` are the likeliest first, `vetoed_pairs` the most similar
     first. `notices` say what was ignored or not done; `partial` is true where something that was
@@ -99,9 +101,9 @@ class Result:
 class ReplayState:
     """What a replay gathers while it runs. Written by `Replay`, read here.
 
-    `candidates` and `groups` are all events of each gallery. `hrefs` and `animation_errors` are by
-    (video_id, person_id), `decided` is what reviewers said before, by gallery. `partial`: something
-    that was asked for was not done.
+    `candidates`, `groups` and `suspects` are all events of each gallery. `hrefs` and
+    `animation_errors` are by (video_id, person_id), `decided` is what reviewers said before, by
+    gallery. `partial`: something that was asked for was not done.
     """
 
     settings: Settings
@@ -110,6 +112,7 @@ class ReplayState:
     galleries: dict[str, Gallery] = field(default_factory=dict)
     candidates: dict[str, list[DuplicateCandidate]] = field(default_factory=dict)
     groups: dict[str, list[DuplicateGroup]] = field(default_factory=dict)
+    suspects: dict[str, list[TrackSuspect]] = field(default_factory=dict)
     hrefs: dict[tuple[str, int], str] = field(default_factory=dict)
     animation_errors: dict[tuple[str, int], str] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
@@ -151,7 +154,7 @@ def result_of(
     candidates = _candidates(state, gallery.gallery_id, keys)
     return Result(
         gallery_id=gallery.gallery_id,
-        person_ids=tuple(keys if several else (tracklet.person_id for tracklet in tracklets)),
+        person_ids=tuple(keys if several else map(_id_of, tracklets)),
         similarity=similarity,
         embeddings=embeddings,
         candidates=tuple(candidates),
@@ -166,13 +169,33 @@ def result_of(
     )
 
 
+def _id_of(tracklet: PersonEmbedding) -> PersonId:
+    """Return how files of one video call a person."""
+    person_id = tracklet.person_id
+    return person_id if tracklet.part is None else f"{person_id}#{tracklet.part}"
+
+
 def _keys(videos: Sequence[ReplayVideo]) -> list[str]:
-    """Return the person keys of all tracks that have crops, in the order of all files."""
-    keys: list[str] = []
-    for video in videos:
-        video_id = video.source.video_id
-        keys += [person_key_of(video_id, person) for person in sorted(_summary(video).tracks)]
-    return keys
+    """Return the keys of all persons that have crops, in the order of all files."""
+    return [
+        person_key_of(video.source.video_id, person_id, part)
+        for video in videos
+        for person_id, part, _, _ in _persons_of(_summary(video))
+    ]
+
+
+def _persons_of(summary: VideoSummary) -> Iterator[tuple[int, int | None, TrackSpan, int]]:
+    """Yield the persons of one video that have crops, by rising id: tracks, or their parts.
+
+    Each is a track's id, which part of it, the frames, and how many crops.
+    """
+    for person_id in sorted(summary.tracks):
+        parts = summary.parts.get(person_id)
+        if parts is None:
+            yield person_id, None, summary.tracks[person_id], summary.crop_counts[person_id]
+            continue
+        for one in parts:
+            yield person_id, one.part, one.span, one.crop_count
 
 
 def _candidates(
@@ -278,6 +301,7 @@ def video_record(video: ReplayVideo) -> dict[str, Any]:
         "crops_cut": stats.crops_cut,
         "crops_embedded": stats.crops_embedded,
         "animations": stats.animations_done,
+        "tracks_in_parts": sorted(summary.parts),
         "undecodable_frames": summary.undecodable_frames,
         "track_problems": dict(sorted(summary.problems.items())),
         "skipped": [
@@ -328,11 +352,21 @@ def report_of(
         candidates=result.candidates,
         groups=result.groups,
         vetoed_pairs=result.vetoed_pairs,
+        suspects=tuple(_suspects(state, videos)),
         person_events=tuple(_person_events(state, videos)),
         model=result.summary["model"],
         notices=tuple(state.notices),
         run=result.summary,
     )
+
+
+def _suspects(state: ReplayState, videos: Sequence[ReplayVideo]) -> Iterator[TrackSuspect]:
+    """Yield the tracks of some videos of a gallery that were taken apart, the surest first."""
+    parts_of = {video.source.video_id: _summary(video).parts for video in videos}
+    known = state.suspects.get(videos[0].gallery_id, ())
+    for event in sorted(known, key=lambda event: (-event.probability, event.person_key)):
+        if event.person_id in parts_of.get(event.video_id, ()):
+            yield event
 
 
 def _person_events(state: ReplayState, videos: Sequence[ReplayVideo]) -> Iterator[bytes]:
@@ -350,9 +384,10 @@ def _entries(state: ReplayState, video: ReplayVideo, *, several: bool) -> Iterat
     video_id = video.source.video_id
     rows = state.gallery_of(video.gallery_id).rows
     skipped = {skip.person_id for skip in summary.skipped}
-    for person_id in sorted(summary.tracks.keys() - skipped):
-        track = summary.tracks[person_id]
-        key = person_key_of(video_id, person_id)
+    for person_id, part, span, crop_count in _persons_of(summary):
+        if person_id in skipped:
+            continue
+        key = person_key_of(video_id, person_id, part)
         href = state.hrefs.get((video_id, person_id))
         error = None
         if href is None:
@@ -362,15 +397,15 @@ def _entries(state: ReplayState, video: ReplayVideo, *, several: bool) -> Iterat
         elif several:
             href = f"../{video_id}/webp_viewer/{href}"
         yield PersonEntry(
-            id=key if several else person_id,
+            id=key if several else person_id if part is None else f"{person_id}#{part}",
             person_key=key,
             video_name=video.name,
-            frames_tracked=track.box_count,
-            first_frame_index=track.first_frame_index,
-            last_frame_index=track.last_frame_index,
-            first_seen_seconds=float(summary.pts_seconds[track.first_frame_index]),
-            last_seen_seconds=float(summary.pts_seconds[track.last_frame_index]),
-            crop_count=summary.crop_counts[person_id],
+            frames_tracked=span.box_count,
+            first_frame_index=span.first_frame_index,
+            last_frame_index=span.last_frame_index,
+            first_seen_seconds=float(summary.pts_seconds[span.first_frame_index]),
+            last_seen_seconds=float(summary.pts_seconds[span.last_frame_index]),
+            crop_count=crop_count,
             best_quality=_best_quality(rows.get(key)),
             webp=href,
             webp_error=error,

@@ -14,6 +14,8 @@ from streamproc.events import (
     PersonEmbedding,
     Segments,
     SkippedPerson,
+    SuspectPart,
+    TrackSuspect,
     Trajectory,
     Vector,
     VideoClosed,
@@ -27,12 +29,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from streamproc.events import ModelInfo
+    from streamproc.pipeline.parts import Split
     from streamproc.pipeline.pipeline import VideoSummary
     from streamproc.settings import Settings
     from streamproc.tracks import TrackSource
     from streamproc.types import Bucket, Crop, Float32Array, Skipped, TrackSpan
     from streamproc.video import Video
 
+Published: TypeAlias = PersonEmbedding | TrackSuspect | VideoClosed
+"""What a pipeline publishes."""
 RunOutcome: TypeAlias = Literal["done", "cancelled", "failed"]
 
 MAX_SEGMENTS = 4
@@ -99,6 +104,7 @@ def crop_options(settings: Settings, asked: VideoOptions | None = None) -> CropO
         crops_embedded=first_given(asked.crops_embedded, settings.clustering.num_best_crops),
         min_track_frames=first_given(asked.min_track_frames, settings.min_track_frames),
         top_persons=first_given(asked.top_persons, settings.top_persons),
+        split_tracks=settings.clustering.split_tracks,
     )
 
 
@@ -106,7 +112,8 @@ def crop_options(settings: Settings, asked: VideoOptions | None = None) -> CropO
 class TrackedPerson:
     """A person whose crops are complete: the bucket, the track's extent, who was seen apart.
 
-    `revision` and `is_final` are of a track that is published while it grows, else None.
+    `revision` and `is_final` are of a track that is published while it grows, else None. `part` and
+    `seen_with_keys` are of a part of a track, as on the wire.
     """
 
     bucket: Bucket
@@ -114,6 +121,8 @@ class TrackedPerson:
     seen_with: tuple[int, ...]
     revision: int | None = None
     is_final: bool | None = None
+    part: int | None = None
+    seen_with_keys: tuple[str, ...] | None = None
 
     @property
     def person_id(self) -> int:
@@ -140,7 +149,7 @@ def person_event(
         run_id=run_id,
         submitted_at=job.submitted_at,
         person_id=bucket.person_id,
-        person_key=person_key_of(job.video_id, bucket.person_id),
+        person_key=person_key_of(job.video_id, bucket.person_id, person.part),
         vector=Vector.of(person_vector(vectors)),
         model=model,
         crops=[_crop_info(bucket.crops[index]) for index in bucket.embedded],
@@ -159,6 +168,45 @@ def person_event(
         started_at=job.started_at,
         revision=person.revision,
         final=person.is_final,
+        part=person.part,
+        seen_with_keys=None if person.seen_with_keys is None else list(person.seen_with_keys),
+    )
+
+
+def suspect_event(
+    job: VideoJob, run_id: str, video: Video, split: Split, model: ModelInfo
+) -> TrackSuspect:
+    """Say that a track seems to hold two people, and what its parts are."""
+    person_id = split.parts[0].person_id
+    first, second = (_suspect_part(job, video, part) for part in split.parts)
+    return TrackSuspect.make(
+        gallery_id=job.gallery_id,
+        video_id=job.video_id,
+        run_id=run_id,
+        submitted_at=job.submitted_at,
+        person_id=person_id,
+        person_key=person_key_of(job.video_id, person_id),
+        frame_index=split.frame_index,
+        seconds=round(float(video.frame_table.pts_seconds[split.frame_index]), 6),
+        probability=round(split.probability, 2),
+        parts=(first, second),
+        model=model,
+    )
+
+
+def _suspect_part(job: VideoJob, video: Video, part: TrackedPerson) -> SuspectPart:
+    span = part.span
+    pts_seconds = video.frame_table.pts_seconds
+    best = part.bucket.crops[part.bucket.embedded[0]]
+    return SuspectPart(
+        person_key=person_key_of(job.video_id, part.person_id, part.part),
+        first_frame_index=span.first_frame_index,
+        last_frame_index=span.last_frame_index,
+        first_seen_seconds=round(float(pts_seconds[span.first_frame_index]), 6),
+        last_seen_seconds=round(float(pts_seconds[span.last_frame_index]), 6),
+        frames_tracked=span.box_count,
+        crop_count=len(part.bucket.crops),
+        best_crop=_crop_info(best),
     )
 
 
@@ -169,10 +217,16 @@ def closed_event(
     outcome: RunOutcome,
     published: Mapping[int, int | None],
     skipped: Iterable[Skipped],
+    part_keys: Iterable[str] = (),
 ) -> VideoClosed:
-    """Say that a video has ended, with the persons that were `published` and their revisions."""
+    """Say that a video has ended, with the persons that were `published` and their revisions.
+
+    `part_keys` are the person keys of parts of tracks.
+    """
     person_ids = sorted(published)
     revisions = [revision for _, revision in sorted(published.items()) if revision is not None]
+    parts = sorted(part_keys)
+    whole = [person_key_of(job.video_id, person_id) for person_id in person_ids]
     return VideoClosed.make(
         gallery_id=job.gallery_id,
         video_id=job.video_id,
@@ -185,6 +239,7 @@ def closed_event(
         frame_count=video.frame_count,
         truncated=video.missing_frames > 0,
         started_at=job.started_at,
+        person_keys=[*whole, *parts] if parts else None,
     )
 
 

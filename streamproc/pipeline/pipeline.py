@@ -3,7 +3,8 @@
     decode ──frames──▶ crop ──crops──▶ bucket ──full buckets──┬──▶ embed ──▶ publish
     (thread)  bounded  (thread)        one a person           └──▶ animate (side path)
 
-One event a person is published, then `video-closed`. The side path may be slow or fail.
+One event a person is published (of a track that seems to hold two people, one a part), then
+`video-closed`. The side path may be slow or fail.
 
 Where tracks come from decides when a bucket is full (`run.py`). Tracks of a file are known, so the
 frames to decode are planned, and a bucket is complete at its last planned frame: the person is
@@ -33,6 +34,7 @@ from typing import TYPE_CHECKING, Self
 from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
 from streamproc.crops import PixelStore, plan_crops
+from streamproc.crops.box_archive import BoxArchive
 from streamproc.errors import InputError
 from streamproc.files import sha256_of
 from streamproc.ids import hash_of
@@ -57,8 +59,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from streamproc.crops import CropOptions, Plan
-    from streamproc.events import PersonEmbedding, VideoClosed
-    from streamproc.pipeline.job import RunOutcome, Stop, VideoJob
+    from streamproc.gallery.linking.purity import TrackJudge
+    from streamproc.pipeline.job import Published, RunOutcome, Stop, VideoJob
+    from streamproc.pipeline.parts import TrackPart
     from streamproc.reid import Embedder
     from streamproc.types import Skipped, TrackSet, TrackSpan
 
@@ -72,13 +75,15 @@ SWITCH_SECONDS = 0.0005
 class VideoSummary:
     """What became of one video; `tracks` and `crop_counts` by person id, of those with crops.
 
-    `problems` and `hints` are of its tracks, `video_hints` of its pictures.
+    `parts` are those of tracks that hold two people, which are in `tracks` as a whole. `problems`
+    and `hints` are of its tracks, `video_hints` of its pictures.
     """
 
     run_id: str
     outcome: RunOutcome
     tracks: Mapping[int, TrackSpan]
     crop_counts: Mapping[int, int]
+    parts: Mapping[int, tuple[TrackPart, ...]]
     skipped: tuple[Skipped, ...]
     frame_count: int
     pts_seconds: npt.NDArray[np.float64]
@@ -99,14 +104,16 @@ class Pipeline:
     where another process embeds, so that runs have equal ids. `embed_ahead`: the network, while
     idle, embeds what nearly full buckets will probably choose. Their persons are published sooner
     and no vector changes, but some of these crops are never used: only while one video runs alone.
-    `revises`: persons whose tracks are found are published while their tracks grow, several times.
+    `load_judge` gives by the sha256 of the weights what tells tracks that hold two people, None
+    where nothing does; it runs after `load_network`. `revises`: persons whose tracks are found are
+    published while their tracks grow, several times.
     """
 
     def __init__(
         self,
         *,
         load_network: Callable[[], Embedder | None],
-        publish: Callable[[PersonEmbedding | VideoClosed], Awaitable[None]],
+        publish: Callable[[Published], Awaitable[None]],
         write_animation: WriteAnimation | None,
         crop_memory_bytes: int,
         limits: Limits,
@@ -114,6 +121,7 @@ class Pipeline:
         weights_sha256: str = "",
         embed_ahead: bool = False,
         revises: bool = False,
+        load_judge: Callable[[str], TrackJudge | None] | None = None,
     ) -> None:
         self._stack = AsyncExitStack()
         self.threads = Threads()
@@ -130,6 +138,8 @@ class Pipeline:
         self._weights_sha256 = weights_sha256
         self._embed_ahead = embed_ahead
         self.revises = revises
+        self._load_judge = load_judge
+        self.track_judge: TrackJudge | None = None
         self._running = 0
 
     async def __aenter__(self) -> Self:
@@ -141,6 +151,10 @@ class Pipeline:
     async def _start_network(self) -> None:
         embedder = await asyncio.to_thread(self._load_network)
         if embedder is not None:
+            if self._load_judge is not None:
+                self.track_judge = await asyncio.to_thread(
+                    self._load_judge, embedder.weights_sha256
+                )
             self._weights_sha256 = embedder.weights_sha256
             self.embed = await self._stack.enter_async_context(EmbedStage(embedder))
 
@@ -155,6 +169,11 @@ class Pipeline:
                 await (self.animate.join() if kind is None else self.animate.terminate())
         finally:  # a cancellation may come while this waits
             await self._stack.__aexit__(kind, e, t)
+
+    @property
+    def splits_tracks(self) -> bool:
+        """Whether tracks that hold two people are looked for, if the weights can tell."""
+        return self._load_judge is not None
 
     @property
     def embeds_ahead(self) -> bool:
@@ -218,7 +237,9 @@ class Pipeline:
         def make_run_id() -> str:
             return job.run_id(video_sha256, tracks_identity, self._weights_sha256)
 
-        context = RunContext(self, job, video, stats, stop, make_run_id)
+        splits = self.splits_tracks and job.options.split_tracks
+        boxes = BoxArchive() if splits else None
+        context = RunContext(self, job, video, stats, stop, make_run_id, boxes)
         run: Run
         if isinstance(job.tracks, TracksFound):
             tracks_identity = job.tracks.identity
@@ -227,7 +248,7 @@ class Pipeline:
             stats.frames_planned = video.frame_count
             run = GrowingRun(context, tracker)
         else:
-            planned = partial(_load_and_plan, job.tracks, job.options, video)
+            planned = partial(_load_and_plan, job.tracks, job.options, video, boxes)
             tracks, plan = await run_timed(self.threads.prepare, stats.seconds, "plan", planned)
             problems, hints, tracks_identity = tracks.problems, tracks.hints, tracks.identity
             identity = {"tracks_sha256": tracks.sha256}
@@ -241,6 +262,7 @@ class Pipeline:
             outcome=outcome,
             tracks=run.tracks,
             crop_counts=run.crop_counts,
+            parts=run.parts,
             skipped=run.all_skipped(),
             frame_count=video.frame_count,
             pts_seconds=video.frame_table.pts_seconds,
@@ -278,12 +300,14 @@ def _give_up_reading(job: VideoJob) -> None:
 
 
 def _load_and_plan(
-    source: TracksFromFile, options: CropOptions, video: Video
+    source: TracksFromFile, options: CropOptions, video: Video, boxes: BoxArchive | None
 ) -> tuple[TrackSet, Plan]:
-    """Read the tracks and plan their crops; the boxes themselves are not kept."""
+    """Read the tracks and plan their crops; the boxes themselves are kept in `boxes` alone."""
     width, height = video.width, video.height
     tracks = fit_to_video(source.load(), frame_count=video.frame_count, width=width, height=height)
     plan = plan_crops(tracks.tracks, video.frame_table, width=width, height=height, options=options)
+    if boxes is not None:
+        boxes.add(track for track in tracks.tracks if track.person_id in plan.tracks)
     box_count = sum(map(len, tracks.tracks))
     tracks = replace(tracks, tracks=())
     if box_count >= MANY_BOXES:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from streamproc.events import VideoOptions
+    from streamproc.gallery.linking.purity import TrackJudge
     from streamproc.networks.weights import Weights
     from streamproc.reid import Embedder
     from streamproc.settings import Clustering, Settings
@@ -159,6 +160,15 @@ def calibration_of(clustering: Clustering) -> Calibration:
         min_grouped_probability=clustering.min_grouped_probability,
         min_ungrouped_probability=clustering.min_ungrouped_probability,
     )
+
+
+def track_judge_of(clustering: Clustering, weights_sha256: str) -> TrackJudge | None:
+    """Return what tells tracks that hold two people, None where nothing does for these weights.
+
+    Raises as `calibration_of`.
+    """
+    curve = calibration_of(clustering).curves.get(weights_sha256)
+    return None if curve is None else curve.track_judge
 
 
 @dataclass(slots=True)

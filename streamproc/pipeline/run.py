@@ -16,8 +16,10 @@ from streamproc.crops import Buckets, cut_frames
 from streamproc.crops.growing import GrowingBuckets
 from streamproc.errors import StreamprocError
 from streamproc.events import ModelInfo
+from streamproc.ids import person_key_of
 from streamproc.pipeline.animate import RunIds
-from streamproc.pipeline.job import TrackedPerson, closed_event, person_event
+from streamproc.pipeline.job import TrackedPerson, closed_event, person_event, suspect_event
+from streamproc.pipeline.parts import TrackPart, TrackSplitter
 from streamproc.pipeline.resources import run_timed
 from streamproc.types import Skipped
 
@@ -25,9 +27,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from streamproc.crops import Plan
+    from streamproc.crops.box_archive import BoxArchive
     from streamproc.crops.growing import GrownTrack
-    from streamproc.events import PersonEmbedding, VideoClosed
-    from streamproc.pipeline.job import RunOutcome, Stop, VideoJob
+    from streamproc.pipeline.job import Published, RunOutcome, Stop, VideoJob
+    from streamproc.pipeline.parts import Split
     from streamproc.pipeline.pipeline import Pipeline
     from streamproc.pipeline.resources import VideoStats
     from streamproc.tracks import FrameTracker
@@ -51,7 +54,10 @@ FRAMES_AHEAD = 64
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RunContext:
-    """What a run works on and with; `make_run_id` is called once the network is loaded."""
+    """What a run works on and with; `make_run_id` is called once the network is loaded.
+
+    `boxes` are all of the video, where tracks that hold two people are looked for.
+    """
 
     pipeline: Pipeline
     job: VideoJob
@@ -59,13 +65,15 @@ class RunContext:
     stats: VideoStats
     stop: Stop
     make_run_id: Callable[[], str]
+    boxes: BoxArchive | None = None
 
 
 class Run(ABC):
     """What both kinds of run share: identity, publishing, and where full buckets go.
 
     The first frames are decoded while the network still loads; only then the run's id is known,
-    which names the weights. `tracks` and `crop_counts` are by person id, of those with crops.
+    which names the weights. `tracks` and `crop_counts` are by person id, of those with crops;
+    `parts` of those that hold two people.
     """
 
     def __init__(self, context: RunContext) -> None:
@@ -78,7 +86,11 @@ class Run(ABC):
         self.run_id = ""
         self.tracks: dict[int, TrackSpan] = {}
         self.crop_counts: dict[int, int] = {}
+        self.parts: dict[int, tuple[TrackPart, ...]] = {}
         self.skipped: list[Skipped] = []
+        self._boxes = context.boxes
+        self._splitter: TrackSplitter | None = None
+        self._splitting = asyncio.Lock()
         self._publishing = asyncio.Lock()
         self._published: dict[int, int | None] = {}  # by person id, the last revision
 
@@ -87,6 +99,18 @@ class Run(ABC):
         if not self.run_id:
             await self._pipeline.ready()
             self.run_id = self._make_run_id()
+            self._splitter = self._make_splitter()
+
+    def _make_splitter(self) -> TrackSplitter | None:
+        judge = self._pipeline.track_judge
+        if judge is None or self._boxes is None:
+            return None
+        return TrackSplitter(
+            judge,
+            self._boxes,
+            video_id=self._job.video_id,
+            crops_embedded=self._job.options.crops_embedded,
+        )
 
     async def stages(self) -> None:
         """Take the video through all stages; raises the first fault."""
@@ -102,7 +126,17 @@ class Run(ABC):
         """Publish that the video has ended, with the persons that were published."""
         await self.identify()
         event = closed_event(
-            self._job, self.run_id, self._video, outcome, self._published, self.all_skipped()
+            self._job,
+            self.run_id,
+            self._video,
+            outcome,
+            self._published,
+            self.all_skipped(),
+            [
+                person_key_of(self._job.video_id, person_id, one.part)
+                for person_id, parts in self.parts.items()
+                for one in parts
+            ],
         )
         await self._publish(event)
 
@@ -163,17 +197,59 @@ class Run(ABC):
 
     async def _announce(self, person: TrackedPerson, coming: asyncio.Future[Float32Array]) -> None:
         """Publish a person as soon as the vectors of its crops are there."""
-        assert self._pipeline.embed is not None
-        embedder = self._pipeline.embed.embedder
         vectors = await coming
-        model = ModelInfo(name=embedder.name, weights_sha256=embedder.weights_sha256)
-        event = person_event(self._job, self.run_id, self._video, person, vectors, model)
-        await self._publish(event)
+        self._stats.crops_embedded += len(person.bucket.embedded)
+        if person.is_final is not False:
+            split = await self._split_of(person, vectors)
+            if split is not None:
+                await self._announce_parts(split)
+                return
+        await self._publish_person(person, vectors)
         self._stats.persons_embedded += person.person_id not in self._published
         self._published[person.person_id] = person.revision
-        self._stats.crops_embedded += len(person.bucket.embedded)
 
-    async def _publish(self, event: PersonEmbedding | VideoClosed) -> None:
+    def _may_hold_two(self, person: TrackedPerson, vectors: Float32Array) -> bool:
+        return self._splitter is not None and self._splitter.may_hold_two(person, vectors)
+
+    async def _split_of(self, person: TrackedPerson, vectors: Float32Array) -> Split | None:
+        """Return the parts of a track that has ended and seems to hold two people."""
+        if not self._may_hold_two(person, vectors):
+            return None
+        assert self._splitter is not None
+        async with self._splitting:  # the parts of two tracks must know each other
+            split = partial(self._splitter.split, person, vectors)
+            return await run_timed(
+                self._pipeline.threads.prepare, self._stats.seconds, "split", split
+            )
+
+    async def _announce_parts(self, split: Split) -> None:
+        """Publish that a track seems to hold two people, then both as persons of their own."""
+        assert self._pipeline.embed is not None
+        coming = [await self._pipeline.embed.submit(part.bucket) for part in split.parts]
+        vectors = [await one for one in coming]
+        suspect = suspect_event(self._job, self.run_id, self._video, split, self._model())
+        await self._publish(suspect)
+        person_id = suspect.person_id
+        for part, own in zip(split.parts, vectors, strict=True):
+            await self._publish_person(part, own)
+            self._stats.crops_embedded += len(part.bucket.embedded)
+        self._stats.persons_embedded += person_id not in self._published
+        self._published.pop(person_id, None)
+        self.parts[person_id] = tuple(
+            TrackPart(number, part.span, len(part.bucket.crops))
+            for number, part in enumerate(split.parts, 1)
+        )
+
+    async def _publish_person(self, person: TrackedPerson, vectors: Float32Array) -> None:
+        event = person_event(self._job, self.run_id, self._video, person, vectors, self._model())
+        await self._publish(event)
+
+    def _model(self) -> ModelInfo:
+        assert self._pipeline.embed is not None
+        embedder = self._pipeline.embed.embedder
+        return ModelInfo(name=embedder.name, weights_sha256=embedder.weights_sha256)
+
+    async def _publish(self, event: Published) -> None:
         async with self._publishing:
             await self._pipeline.publish(event)
 
@@ -241,10 +317,17 @@ class GrowingRun(Run):
         super().__init__(context)
         self._tracker = tracker
         self._buckets = GrowingBuckets(
-            width=self._video.width, height=self._video.height, options=self._job.options
+            width=self._video.width,
+            height=self._video.height,
+            options=self._job.options,
+            boxes=context.boxes,
         )
         self._revises = self._pipeline.revises and not self._job.options.top_persons
         self._lost_frames = max(1, round(frames_per_second_of(self._video)))  # a second
+        # By person id: the last revision, where it may hold two people; of those whose tracks have
+        # ended without another one, its number and who was seen apart from them.
+        self._perhaps_two: dict[int, tuple[TrackedPerson, Float32Array]] = {}
+        self._ended: dict[int, tuple[int, tuple[int, ...]]] = {}
 
     def _wanted(self) -> Int64Array:
         return np.arange(self._video.frame_count)
@@ -295,6 +378,36 @@ class GrowingRun(Run):
                 person = replace(person, revision=track.revision, is_final=track.is_final)
             if track.is_news:
                 await self._submit(person, group)
+            elif self._revises:
+                self._end(track, group)
+
+    async def _announce(self, person: TrackedPerson, coming: asyncio.Future[Float32Array]) -> None:
+        """Publish a person; who may be two people is looked at again when the track has ended."""
+        await super()._announce(person, coming)
+        vectors = coming.result()
+        person_id = person.person_id
+        self._perhaps_two.pop(person_id, None)
+        if person.is_final is not False or not self._may_hold_two(person, vectors):
+            return
+        revision, seen_with = self._ended.get(person_id, (None, ()))
+        if revision == person.revision:
+            await self._announce_if_two(replace(person, seen_with=seen_with), vectors)
+        else:
+            self._perhaps_two[person_id] = person, vectors
+
+    def _end(self, track: GrownTrack, group: asyncio.TaskGroup) -> None:
+        """Take the end of a track whose last revision has all of it, published or on its way."""
+        person_id = track.bucket.person_id
+        self._ended[person_id] = track.revision, track.seen_with
+        last = self._perhaps_two.pop(person_id, None)
+        if last is not None and last[0].revision == track.revision:
+            person = replace(last[0], seen_with=track.seen_with)
+            group.create_task(self._announce_if_two(person, last[1]))
+
+    async def _announce_if_two(self, person: TrackedPerson, vectors: Float32Array) -> None:
+        split = await self._split_of(person, vectors)
+        if split is not None:
+            await self._announce_parts(split)
 
     def _top_of(self, closed: list[GrownTrack]) -> list[GrownTrack]:
         """Return the tracks with the most boxes, as many as are wanted; the others are skipped."""

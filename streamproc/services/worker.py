@@ -19,7 +19,12 @@ from streamproc.events import Fault, VideoProgress, Warned, now
 from streamproc.kafka.records import trace_of
 from streamproc.pipeline.job import Stop
 from streamproc.pipeline.pipeline import Pipeline, VideoSummary
-from streamproc.pipeline.resources import VideoStats, load_network, video_limits
+from streamproc.pipeline.resources import (
+    VideoStats,
+    load_network,
+    track_judge_of,
+    video_limits,
+)
 from streamproc.services.intake import VideoIntake
 from streamproc.services.logs import log_about
 from streamproc.services.people import PeopleFinder
@@ -82,6 +87,7 @@ class _Worker:
             decode_threads=settings.threads,
             embed_ahead=True,
             revises=True,
+            load_judge=lambda weights_sha256: track_judge_of(settings.clustering, weights_sha256),
         )
 
     async def run(self) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import gallery_samples as samples
 import numpy as np
 import pytest
-from persons import candidate, duplicate_group
+from persons import candidate, duplicate_group, track_suspect
 from processes import eventually
 
 from streamproc.animation import encode_webp
@@ -153,6 +155,21 @@ def test_groups_come_first_with_their_pairs_inside(tmp_path, open_page):
     page.wait_for_function("document.querySelectorAll('#groups .pairs > .pair').length === 3")
     names = page.locator("#groups .pairs > .pair h3").all_inner_texts()
     assert sorted(names) == ["1 and 2", "1 and 3", "2 and 3"]
+
+
+def test_both_parts_of_a_track_are_shown_side_by_side(tmp_path, open_page):
+    """A track that was taken apart has a card with both parts; without any there is no section."""
+    people = [samples.entry(f"v/7#{part}", part) for part in (1, 2)]
+    report = samples.report_of(people, looks=[0, 3], candidates=(), vetoed_pairs=())
+    write(tmp_path / "none", report)
+    page = open_page(tmp_path / "none")
+    assert page.locator("#suspects").is_hidden()
+    write(tmp_path / "one", replace(report, suspects=(track_suspect("v", 7),)))
+    page = open_page(tmp_path / "one")
+    assert page.locator("#suspects h3").all_inner_texts() == ["Track 7"]
+    assert page.locator("#suspects .name").all_inner_texts() == ["Person 7#1", "Person 7#2"]
+    assert "From frame 104 on" in page.locator("#suspects .why").inner_text()
+    assert "1 track seemed" in page.locator("#suspects-lead").inner_text()
 
 
 def test_a_click_on_a_cell_shows_the_pair(usual, open_page):

@@ -17,14 +17,16 @@ import pytest
 
 from streamproc.crops import CropOptions, cut_frames, plan_crops
 from streamproc.errors import MachineError, VideoError
-from streamproc.events import PersonEmbedding, VideoClosed
+from streamproc.events import PersonEmbedding, TrackSuspect, VideoClosed
+from streamproc.gallery import has_veto, load_curves
+from streamproc.networks.manifest import package_file
 from streamproc.pipeline.job import Stop, VideoJob
 from streamproc.pipeline.pipeline import Pipeline
 from streamproc.pipeline.resources import VideoStats
 from streamproc.pipeline.run import FRAMES_A_BATCH, FRAMES_A_LATE_BATCH, LATE_FRAMES
 from streamproc.reid import Embedder, find_weights
 from streamproc.tracks import TracksFound, TracksFromFile, load_tracks
-from streamproc.types import FrameBoxes
+from streamproc.types import FrameBoxes, Track, TrackSet
 from streamproc.video import Limits, open_video
 
 PERSONS = {1, 2, 3, 4, 5, 6}  # in the sample
@@ -55,7 +57,7 @@ def job(sample, video_id="v", tracks=None, **options) -> VideoJob:
 
 
 def pipeline(
-    embedder, publish, *, write_animation=None, memory=64 * 2**20, embed_ahead=False
+    embedder, publish, *, write_animation=None, memory=64 * 2**20, embed_ahead=False, **more
 ) -> Pipeline:
     """A pipeline of this embedder."""
     return Pipeline(
@@ -65,6 +67,7 @@ def pipeline(
         crop_memory_bytes=memory,
         limits=Limits(),
         embed_ahead=embed_ahead,
+        **more,
     )
 
 
@@ -404,9 +407,13 @@ async def test_a_network_that_cannot_be_loaded_ends_the_video_with_its_own_error
 
 
 class HandedOut:
-    """A tracker that hands out the boxes of a track file, frame by frame."""
+    """A tracker that hands out the boxes of a track file, frame by frame.
 
-    def __init__(self, tracks) -> None:
+    It says that a track has ended `lag` frames after its last box.
+    """
+
+    def __init__(self, tracks, lag=0) -> None:
+        self._lag = lag
         self._rows = {}
         self._last = {}
         for track in tracks:
@@ -427,7 +434,7 @@ class HandedOut:
             np.array([person for person, _, _ in rows], np.int64),
             np.array([box for _, box, _ in rows], np.float32).reshape(-1, 4),
             np.array([confidence for _, _, confidence in rows], np.float32),
-            tuple(person for person, last in self._last.items() if last == frame_index),
+            tuple(person for person, last in self._last.items() if last + self._lag == frame_index),
         )
 
 
@@ -548,3 +555,121 @@ async def test_a_video_does_not_wait_for_the_hashing_of_another(embedder, sample
         other = replace(job(sample, video_id="large"), path=large)
         await asyncio.gather(run("large", other), run("sample", job(sample)))
     assert ended == ["sample", "large"]
+
+
+# Tracks that hold two people.
+
+
+def joined(sample, person_id, *stretches) -> Track:
+    """One track made of stretches of others, each a person of the sample and its frames."""
+    own = {track.person_id: track for track in load_tracks(sample / "sample.persons.npz").tracks}
+    pieces = []
+    for person, first, last in stretches:
+        frames = own[person].frame_indices
+        pieces.append((own[person], (frames >= first) & (frames <= last)))
+    return Track(
+        person_id,
+        np.concatenate([track.frame_indices[rows] for track, rows in pieces]),
+        np.concatenate([track.boxes_xyxy[rows] for track, rows in pieces]),
+        np.concatenate([track.confidences[rows] for track, rows in pieces]),
+    )
+
+
+def quick_to_suspect(weights_sha256):
+    """The package's judge of tracks, that finds two people in more of them."""
+    judge = load_curves(package_file("calibration.json"))[weights_sha256].track_judge
+    return replace(judge, model=replace(judge.model, intercept=-3.0))
+
+
+def of_kind(published, kind):
+    """The published events of a kind."""
+    return [event for event in published.events if isinstance(event, kind)]
+
+
+async def test_a_track_that_goes_over_to_somebody_else_is_published_in_two_parts(
+    embedder, sample
+) -> None:
+    """It is announced with the frame, then each part comes with its own frames, crops, vetoes."""
+    others = [t for t in load_tracks(sample / "sample.persons.npz").tracks if t.person_id in {1, 6}]
+    tracks = TrackSet((*others, joined(sample, 7, (3, 0, 73), (5, 74, 149))))
+    source = TracksFromFile(lambda: tracks)
+    published, stats, summary = await process(
+        embedder, job(sample, tracks=source), load_judge=quick_to_suspect
+    )
+    [suspect] = of_kind(published, TrackSuspect)
+    assert (suspect.person_key, suspect.frame_index) == ("v/7", 74)
+    first, second = (e for e in of_kind(published, PersonEmbedding) if e.person_id == 7)
+    assert published.events.index(suspect) < published.events.index(first)
+    assert [part.person_key for part in suspect.parts] == ["v/7#1", "v/7#2"]
+    for event, part, frames, apart in (
+        (first, 1, (0, 73), ["v/1", "v/7#2"]),
+        (second, 2, (74, 149), ["v/6", "v/7#1"]),
+    ):
+        assert (event.person_key, event.part) == (f"v/7#{part}", part)
+        assert (event.first_frame_index, event.last_frame_index) == frames
+        assert (event.trajectory.frame_indices[0], event.trajectory.frame_indices[-1]) == frames
+        assert event.seen_with_keys == apart
+        assert len(event.crops) == 8
+        assert all(frames[0] <= crop.frame_index <= frames[1] for crop in event.crops)
+    closed = of_kind(published, VideoClosed)[0]
+    assert (closed.person_ids, closed.person_keys) == ([1, 6], ["v/1", "v/6", "v/7#1", "v/7#2"])
+    assert list(summary.parts) == [7]
+    assert stats.persons_embedded == 3
+
+
+async def test_the_parts_of_two_tracks_know_each_other(embedder, sample) -> None:
+    """Parts that were seen in the same frames have a veto, others have none."""
+    tracks = TrackSet(
+        (
+            joined(sample, 7, (3, 0, 73), (5, 74, 149)),
+            joined(sample, 8, (2, 5, 73), (6, 92, 149)),
+        )
+    )
+    source = TracksFromFile(lambda: tracks)
+    published, _, _ = await process(
+        embedder, job(sample, tracks=source), load_judge=quick_to_suspect
+    )
+    parts = {event.person_key: event for event in of_kind(published, PersonEmbedding)}
+    assert set(parts) == {"v/7#1", "v/7#2", "v/8#1", "v/8#2"}
+    assert has_veto(parts["v/7#1"], parts["v/8#1"])
+    assert has_veto(parts["v/7#2"], parts["v/8#2"])
+    assert not has_veto(parts["v/7#1"], parts["v/8#2"])
+    assert not has_veto(parts["v/7#2"], parts["v/8#1"])
+
+
+async def test_tracks_of_one_person_stay_whole_and_so_do_all_where_it_is_switched_off(
+    embedder, sample
+) -> None:
+    """The sample's own tracks hold one person each, as the package's judge says."""
+    curves = load_curves(package_file("calibration.json"))
+    published, _, summary = await process(
+        embedder, job(sample), load_judge=lambda sha256: curves[sha256].track_judge
+    )
+    assert len(published.events) == 7
+    assert (summary.parts, published.events[-1].person_keys) == ({}, None)
+    source = TracksFromFile(lambda: TrackSet((joined(sample, 7, (3, 0, 73), (5, 74, 149)),)))
+    published, _, _ = await process(
+        embedder, job(sample, tracks=source, split_tracks=False), load_judge=quick_to_suspect
+    )
+    assert [event.person_key for event in of_kind(published, PersonEmbedding)] == ["v/7"]
+
+
+@pytest.mark.parametrize("ends", ["with boxes", "without"])
+async def test_a_found_track_is_taken_apart_when_it_has_ended(embedder, sample, ends) -> None:
+    """Until then it is one person, in revisions; whether its last revision was said or not."""
+    # Of the second, nothing is said at the end, as it was lost and said for a second before.
+    stretches = {"with boxes": ((3, 0, 73), (5, 74, 120)), "without": ((3, 44, 73), (5, 74, 103))}
+    track = joined(sample, 7, *stretches[ends])
+    lag = 0 if ends == "with boxes" else 30
+    source = TracksFound(lambda _: HandedOut([track], lag), identity="handed out")
+    published, _, _ = await process(
+        embedder, job(sample, tracks=source), load_judge=quick_to_suspect, revises=True
+    )
+    persons = of_kind(published, PersonEmbedding)
+    assert [event.person_key for event in persons] == ["v/7", "v/7#1", "v/7#2"]
+    assert (persons[0].revision, persons[0].final) == (1, False)
+    [suspect] = of_kind(published, TrackSuspect)
+    assert suspect.frame_index == 74
+    closed = published.events[-1]
+    assert (closed.person_ids, closed.person_keys) == ([], ["v/7#1", "v/7#2"])
+    assert closed.revisions is None

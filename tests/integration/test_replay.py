@@ -71,6 +71,7 @@ def test_the_sample_gives_the_pair_that_came_back_and_all_files(clip, tmp_path) 
         "run.json",
         "similarity_matrix.json",
         "similarity_matrix.npy",
+        "track_suspects.jsonl",
         "webp_viewer/person_selection.html",
         *(f"webp_viewer/webp/person_{i}.webp" for i in range(1, 7)),
     ]
@@ -556,3 +557,46 @@ def test_help_is_quick_because_nothing_heavy_is_imported() -> None:
     command = [sys.executable, str(SCRIPTS / "heavy_imports_of_help.py")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_track_that_holds_two_people_becomes_two_persons(sample, tmp_path) -> None:
+    """Files name its parts, the page shows them, and they share the track's animation."""
+    own = {track.person_id: track for track in load_tracks(sample / "sample.persons.npz").tracks}
+    first, second = own[3], own[5]  # who goes over into whom at frame 74
+    early, late = first.frame_indices < 74, second.frame_indices >= 74
+    mixed = Track(
+        7,
+        np.concatenate([first.frame_indices[early], second.frame_indices[late]]),
+        np.concatenate([first.boxes_xyxy[early], second.boxes_xyxy[late]]),
+        np.concatenate([first.confidences[early], second.confidences[late]]),
+    )
+    save_tracks(tmp_path / "mixed.npz", (own[1], mixed))
+    out = tmp_path / "out"
+    result = replay(sample / "sample.mp4", persons=tmp_path / "mixed.npz", out=out)
+    assert result.person_ids == (1, "7#1", "7#2")
+    matrix = json.loads((out / "similarity_matrix.json").read_text())
+    assert matrix["person_ids"] == [1, "7#1", "7#2"]
+    assert set(json.loads((out / "embeddings.json").read_text())["embeddings"]) == {
+        "1",
+        "7#1",
+        "7#2",
+    }
+    (line,) = (out / "track_suspects.jsonl").read_text().splitlines()
+    suspect = json.loads(line)
+    assert (suspect["person_id"], suspect["frame_index"]) == (7, 74)
+    run = json.loads((out / "run.json").read_text())
+    assert run["videos"][0]["tracks_in_parts"] == [7]
+    assert any("1 track seems to hold two people" in notice for notice in run["notices"])
+    html = (out / "webp_viewer" / "person_selection.html").read_text()
+    page = json.loads(html.split('id="data">')[1].split("</script>")[0])
+    assert [one["person_keys"][1].rpartition("/")[2] for one in page["suspects"]] == ["7#2"]
+    pictures = {person["label"]: person["webp"] for person in page["persons"]}
+    assert pictures["7#1"] == pictures["7#2"] == "webp/person_7.webp"
+    off = replay(
+        sample / "sample.mp4",
+        persons=tmp_path / "mixed.npz",
+        out=tmp_path / "off",
+        animate=False,
+        clustering__split_tracks=False,
+    )
+    assert off.person_ids == (1, 7)

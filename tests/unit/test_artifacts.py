@@ -198,6 +198,7 @@ def test_without_embeddings_there_are_no_files_of_similarity(tmp_path):
     assert names == {
         "duplicate_candidates.jsonl",
         "duplicate_groups.jsonl",
+        "track_suspects.jsonl",
         "run.json",
         "webp_viewer/person_selection.html",
         *(

@@ -109,6 +109,21 @@ class TrackJudge:
     mean: FloatArray
     model: PurityModel
 
+    def may_hold_two(self, crop_vectors: FloatArray) -> bool:
+        """Return whether `judge` may find something, by the vectors (k, dim) in time order alone.
+
+        Most tracks hold one person, and need not be looked at further.
+        """
+        if len(crop_vectors) < LEAST_CROPS or crop_vectors.shape[1:] != self.mean.shape:
+            return False
+        vectors = _unit(crop_vectors - self.mean)
+        split, cut = best_cut(vectors)
+        if cut == 0:
+            return False
+        rest = max(best_cut(vectors[:cut])[0], best_cut(vectors[cut:])[0])
+        most = Suspect(0, split, rest, 0.5 if self.model.share > 0 else LEAST_SHARE)
+        return float(suspicion([most], self.model)[0]) >= LEAST_SUSPICION
+
     def judge(
         self,
         crop_vectors: FloatArray,

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from datetime import datetime
 
-    from streamproc.events import DuplicateCandidate, DuplicateGroup
+    from streamproc.events import DuplicateCandidate, DuplicateGroup, TrackSuspect
     from streamproc.offline.report import GalleryReport, PersonEntry, VetoedPair
     from streamproc.types import Float32Array
 
@@ -164,6 +164,8 @@ def _page_data(report: GalleryReport) -> dict[str, Any]:
         "group_count": len(report.groups),
         "vetoed": [_vetoed(pair) for pair in vetoed[:_MAX_PAIRS_SHOWN]],
         "vetoed_count": len(vetoed),
+        "suspects": [_suspect(one) for one in report.suspects[:_MAX_PAIRS_SHOWN]],
+        "suspect_count": len(report.suspects),
         "seen_apart": _seen_apart(report),
     }
 
@@ -196,6 +198,8 @@ def _live_data(report: LiveReport, known_matrix: int | None) -> dict[str, Any]:
         "group_count": len(report.groups),
         "vetoed": [_vetoed(pair) for pair in report.vetoed_pairs[:_MAX_PAIRS_SHOWN]],
         "vetoed_count": len(report.vetoed_pairs),
+        "suspects": [],
+        "suspect_count": 0,
         "seen_apart": _by_place(report.seen_apart, position),
     }
 
@@ -211,7 +215,9 @@ def _without_what_is_known(candidate: dict[str, Any]) -> dict[str, Any]:
 
 def _person(person: PersonEntry) -> dict[str, Any]:
     # Two videos of one gallery may have the same file name; the id tells them apart.
-    source = person.video_name if isinstance(person.id, int) else person.id.rpartition("/")[0]
+    source = person.video_name
+    if isinstance(person.id, str) and "/" in person.id:
+        source = person.id.rpartition("/")[0]
     return {
         "person_key": person.person_key,
         "label": str(person.id),
@@ -247,8 +253,7 @@ def _seen_apart(report: GalleryReport) -> list[list[int]]:
     place_of = {person.person_key: place for place, person in enumerate(report.persons)}
     pairs = {pair.person_keys for pair in report.vetoed_pairs}
     for event in map(orjson.loads, report.person_events):
-        video_id = event["video_id"]
-        by_id = (person_key_of(video_id, other) for other in event.get("seen_with", ()))
+        by_id = (person_key_of(event["video_id"], other) for other in event.get("seen_with", ()))
         for other in event.get("seen_with_keys", by_id):
             pairs.add((event["person_key"], other))
     return _by_place(pairs, place_of)
@@ -272,6 +277,15 @@ def _candidate(candidate: DuplicateCandidate) -> dict[str, Any]:
 def _group(group: DuplicateGroup) -> dict[str, Any]:
     """Return the event as it is on the wire, without the fields that the page does not need."""
     return group.model_dump(mode="json", exclude_none=True, include=_GROUP_FIELDS)
+
+
+def _suspect(suspect: TrackSuspect) -> dict[str, Any]:
+    """Return what the page shows of a track that was taken apart."""
+    return {
+        "frame_index": suspect.frame_index,
+        "probability": suspect.probability,
+        "person_keys": [part.person_key for part in suspect.parts],
+    }
 
 
 def _vetoed(pair: VetoedPair) -> dict[str, Any]:

@@ -177,6 +177,19 @@ function groupCard({ group, members, figures, pairCount, pairCards }) {
     details);
 }
 
+/** Both parts of a track that seems to hold two people, side by side. They share its animation, in
+ * which the pictures of the first part come first. */
+function suspectCard({ a, b, suspect, context }) {
+  const [track] = a.number.split("#");
+  const percent = `${Math.round(100 * suspect.probability)} %`;
+  return element("article", { className: "pair suspect" },
+    element("header", {}, element("h3", {}, `Track ${track}`), figureOf(percent, "two people")),
+    element("div", { className: "sides" },
+      personFigure(a, context.severalVideos), personFigure(b, context.severalVideos)),
+    element("p", { className: "why" },
+      `From frame ${suspect.frame_index} on it looks like somebody else.`));
+}
+
 /** Two persons side by side. `status` is "candidate", "vetoed", "above", "below" or "none";
  * `pair` is null where they were not compared. */
 function pairCard({ a, b, status, pair, context }) {

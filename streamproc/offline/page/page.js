@@ -272,6 +272,19 @@ function fillVetoed() {
   details.ontoggle();
 }
 
+/** The tracks that were taken apart; the live page does not know of them. */
+function fillSuspects() {
+  byId("suspects").hidden = !data.suspects.length;
+  const count = plural(data.suspect_count, "track", "tracks");
+  byId("suspects-lead").textContent = `${count} seemed to go from one person to another, as where a `
+    + "tracker mixes two up. Each part counts as a person of its own, and both show the pictures "
+    + "of the whole track: those of the first part come first.";
+  byId("suspects-list").append(...data.suspects.map((suspect) => {
+    const [a, b] = suspect.person_keys.map((key) => persons[placeOf.get(key)]);
+    return suspectCard({ a, b, suspect, context });
+  }));
+}
+
 function vetoedRow(pair) {
   const [a, b] = placesOf(pair);
   const names = `${persons[a].name} and ${persons[b].name}`;
@@ -548,6 +561,7 @@ fillFacts();
 fillGroups();
 const started = fillCandidates();
 fillVetoed();
+fillSuspects();
 fillLarge();
 wireMotion();
 if (data.live) goLive(started);
