@@ -614,7 +614,7 @@ class GalleryExpired(Event):
 
 
 class CandidatePerson(_Model):
-    """One of the two persons of a candidate."""
+    """One of the two persons of a candidate; `part` is of a part of a track."""
 
     person_key: Id
     video_id: Id
@@ -626,13 +626,15 @@ class CandidatePerson(_Model):
     last_seen_seconds: Finite
     crop_count: Count
     best_crop: CropInfo | None = None
+    part: Annotated[int, Field(ge=1, le=2**31)] | None = None
 
     @cached_property
     def said(self) -> orjson.Fragment:
         """This as JSON with sorted keys: what ids are hashes of. Kept, as one has many pairs."""
-        return orjson.Fragment(
-            orjson.dumps(self.model_dump(mode="json"), option=orjson.OPT_SORT_KEYS)
-        )
+        said = self.model_dump(mode="json")
+        if self.part is None:  # a later field: the ids of events without it stay as they were
+            del said["part"]
+        return orjson.Fragment(orjson.dumps(said, option=orjson.OPT_SORT_KEYS))
 
 
 class DuplicateCandidate(Event):

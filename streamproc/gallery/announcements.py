@@ -169,4 +169,5 @@ def candidate_person(tracklet: PersonEmbedding) -> CandidatePerson:
         last_seen_seconds=tracklet.last_seen_seconds,
         crop_count=tracklet.crop_count,
         best_crop=tracklet.crops[0] if tracklet.crops else None,
+        part=tracklet.part,
     )

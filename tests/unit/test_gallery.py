@@ -372,6 +372,7 @@ def test_the_first_part_of_a_track_takes_the_place_of_the_whole_one() -> None:
         ("withdrawn", "person-removed", "v/7"),
         ("proposed", None, "v/7#1"),
     ]
+    assert [person.part for person in first[1].persons] == [None, 1]
     assert feed(gallery, parts[1]) == []
     assert set(gallery.rows) == {"v/1", "v/7#1", "v/7#2"}
     assert feed(gallery, person(7, [1, 0.1], revision=1)) == []
