@@ -95,9 +95,11 @@ async def _merge_gallery(
     gallery: str, url: str, options: dict[str, Any], *, only_selected: bool
 ) -> Merged:
     import asyncio
+    from dataclasses import replace
 
     from streamproc.kafka import client
     from streamproc.offline.merge import merge_gallery
+    from streamproc.offline.parts import in_parts
     from streamproc.offline.stream_tracks import StreamTracks, tracks_of_video
     from streamproc.storage.media import media_access
 
@@ -105,7 +107,11 @@ async def _merge_gallery(
     said = await client.fetch_identities(gallery, url)
     announced = await client.gallery_videos(settings, gallery)
     media = media_access(settings)
-    videos = [await asyncio.to_thread(tracks_of_video, media, *both) for both in announced]
+    whole = [await asyncio.to_thread(tracks_of_video, media, *both) for both in announced]
+    videos = [
+        replace(one, tracks=tuple(in_parts(one.tracks, said.cuts.get(one.video_id, {}))))
+        for one in whole
+    ]
     text = "its `video-ready` is not on the topic any more"
     known = {event.video_id for event, _ in announced}
     videos += [

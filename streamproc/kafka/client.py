@@ -424,6 +424,7 @@ class GalleryIdentities:
     identities: tuple[PersonIdentity, ...]
     decision_count: int
     video_ids: tuple[str, ...]
+    cuts: dict[str, dict[int, int]]
 
 
 async def fetch_identities(gallery_id: str, url: str) -> GalleryIdentities:
@@ -438,7 +439,17 @@ async def fetch_identities(gallery_id: str, url: str) -> GalleryIdentities:
         tuple(PersonIdentity.from_json(orjson.dumps(one)) for one in identities["identities"]),
         len(decisions["decisions"]),
         tuple(video["video_id"] for video in persons["videos"]),
+        _cuts_of(persons["persons"]),
     )
+
+
+def _cuts_of(persons: Iterable[dict[str, Any]]) -> dict[str, dict[int, int]]:
+    """Return the first frames of second parts by video and track, of persons as a matcher says."""
+    cuts: dict[str, dict[int, int]] = {}
+    for one in persons:
+        if one.get("part") == 2:  # noqa: PLR2004 - where the first part ends
+            cuts.setdefault(one["video_id"], {})[one["person_id"]] = one["first_frame_index"]
+    return cuts
 
 
 async def _fetched(gallery_id: str, url: str, name: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from persons import person, unit_vector
 from streamproc.decisions import PairDecision
 from streamproc.events import DuplicateCandidate, PersonIdentity
 from streamproc.gallery import apply
+from streamproc.kafka.client import fetch_identities
 from streamproc.services.hosts import check_host, is_own_host
 from streamproc.services.matcher import http
 from streamproc.services.matcher.http import NPY, GalleryApi
@@ -238,3 +239,17 @@ async def test_another_host_is_told_so():
         assert reply.status == 421
         assert "allowed_hosts" in await reply.text()
         assert (await client.get("/galleries")).status == 200
+
+
+async def test_whoever_merges_learns_where_tracks_were_cut():
+    """`merge --gallery` takes the first frame of a second part from the list of persons."""
+    matcher = FakeMatcher(0)
+    gallery = matcher.galleries.get("g").gallery
+    parts = [person(7, [1, 0], part=1), person(7, [0, 1], part=2).saying(first_frame_index=6)]
+    for event in (person(1, [1, 1]), *parts):
+        gallery.write(apply(gallery, event, similarity_threshold=0.7, occurred_at=TIME).writes)
+    app = web.Application()
+    app.add_routes(GalleryApi(matcher).routes())
+    async with TestServer(app) as server:
+        said = await fetch_identities("g", str(server.make_url("/")))
+    assert said.cuts == {"v": {7: 6}}
