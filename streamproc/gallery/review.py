@@ -125,9 +125,10 @@ def _first_places(gallery: Gallery, writes: Writes) -> dict[str, Place | None]:
 def _carried(gallery: Gallery, event: VideoClosed, writes: Writes) -> Writes:
     """Carry the decisions on an earlier run of a video over to the one that is closed now."""
     own = {key: one for key, one in gallery.places.items() if one.video_id == event.video_id}
-    if all(place.run_id == event.run_id for place in own.values()):
-        return writes
     rows = _rows_of_video(gallery, writes, event.video_id)
+    # A track may be taken apart at its end, after it was published as a whole in the same run.
+    if all(place.run_id == event.run_id and key in rows for key, place in own.items()):
+        return writes
     kept = {name: one.decision for name, one in gallery.decisions.items() if not one.is_lost}
     named = {key for decision in kept.values() for key in keys_named(decision)}
     carried = carry_over(

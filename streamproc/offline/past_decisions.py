@@ -96,9 +96,15 @@ def lines_of(decisions: Iterable[AnyDecision]) -> bytes:
 
 
 def tracks_of(video: Mapping[str, Any]) -> str:
-    """Return what stands for the tracks of a video of run.json, "" where it does not say."""
+    """Return what stands for the tracks of a video of run.json, "" where it does not say.
+
+    Tracks that were taken apart are others than before: their parts have keys of their own.
+    """
     sha256 = video.get("tracks_sha256") or video.get("tracks_identity")
-    return f"{sha256} {sorted(video.get('tracks_options', {}).items())}" if sha256 else ""
+    if not sha256:
+        return ""
+    apart = video.get("tracks_in_parts") or ""
+    return f"{sha256} {sorted(video.get('tracks_options', {}).items())} {apart}".rstrip()
 
 
 def read_past(folders: Iterable[Path], named: Path | None) -> PastDecisions:

@@ -181,6 +181,8 @@ class VideoStats:
     tracks_found: int = 0
     """Of a video whose tracks are found while decoding: how many so far."""
     persons_embedded: int = 0
+    tracks_split: int = 0
+    """Tracks that seemed to hold two people, and count once in `persons_embedded`."""
     crops_cut: int = 0
     crops_embedded: int = 0
     animations_done: int = 0

@@ -234,6 +234,7 @@ class Run(ABC):
             await self._publish_person(part, own)
             self._stats.crops_embedded += len(part.bucket.embedded)
         self._stats.persons_embedded += person_id not in self._published
+        self._stats.tracks_split += 1
         self._published.pop(person_id, None)
         self.parts[person_id] = tuple(
             TrackPart(number, part.span, len(part.bucket.crops))

@@ -106,6 +106,7 @@ _COUNTED = {
     "crops_cut": "Crops cut",
     "crops_embedded": "Crops embedded",
     "persons": "Persons embedded and published",
+    "tracks_split": "Tracks that seemed to hold two people, published in parts",
     "animations": "Animations written",
 }
 
@@ -116,5 +117,6 @@ def _counts(stats: VideoStats) -> dict[str, int]:
         "crops_cut": stats.crops_cut,
         "crops_embedded": stats.crops_embedded,
         "persons": stats.persons_embedded,
+        "tracks_split": stats.tracks_split,
         "animations": stats.animations_done,
     }

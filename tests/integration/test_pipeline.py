@@ -614,7 +614,7 @@ async def test_a_track_that_goes_over_to_somebody_else_is_published_in_two_parts
     closed = of_kind(published, VideoClosed)[0]
     assert (closed.person_ids, closed.person_keys) == ([1, 6], ["v/1", "v/6", "v/7#1", "v/7#2"])
     assert list(summary.parts) == [7]
-    assert stats.persons_embedded == 3
+    assert (stats.persons_embedded, stats.tracks_split) == (3, 1)
 
 
 async def test_the_parts_of_two_tracks_know_each_other(embedder, sample) -> None:

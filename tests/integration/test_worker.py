@@ -8,11 +8,14 @@ from __future__ import annotations
 import json
 import time
 
+import numpy as np
 import pytest
 from services import media_server
 
 from streamproc.ids import video_id_of
 from streamproc.services.worker import EXIT_WEDGED
+from streamproc.tracks import load_tracks, save_tracks
+from streamproc.types import Track
 
 PERSONS = 6  # in the sample
 POLL_SECONDS = 0.5
@@ -82,7 +85,30 @@ def test_videos_come_out_as_persons_then_a_closing(stream):
     assert metrics['streamproc_videos_total{outcome="done"}'] == 4
     assert metrics["streamproc_persons_total"] == 4 * PERSONS
     assert metrics["streamproc_batch_buckets_total"] == 4 * PERSONS
+    a_track_of_two_people_comes_in_parts(stream)
     assert worker.stop() == 0
+
+
+def a_track_of_two_people_comes_in_parts(stream):
+    """It is announced as suspect, and the closing names its parts."""
+    own = {one.person_id: one for one in load_tracks(stream.media / "a.persons.npz").tracks}
+    pieces = [(own[3], own[3].frame_indices < 74), (own[5], own[5].frame_indices >= 74)]
+    mixed = Track(
+        7,
+        np.concatenate([track.frame_indices[rows] for track, rows in pieces]),
+        np.concatenate([track.boxes_xyxy[rows] for track, rows in pieces]),
+        np.concatenate([track.confidences[rows] for track, rows in pieces]),
+    )
+    save_tracks(stream.media / "mixed.npz", (mixed,))
+    event = {"video_uri": "a.mp4", "video_id": "mixed", "tracks": {"uri": "mixed.npz"}}
+    stream.send("video-ready", (None, json.dumps(event).encode()))
+    stream.eventually(lambda: ("mixed", "done") in closings(stream), "both parts")
+    (suspect,) = stream.events("track-suspects")
+    assert (suspect["person_key"], suspect["frame_index"]) == ("mixed/7", 74)
+    bodies = [one for one in stream.events("person-embeddings") if one["video_id"] == "mixed"]
+    keys = ["mixed/7#1", "mixed/7#2"]
+    assert [one.get("person_key") for one in bodies] == [*keys, None]
+    assert (bodies[-1]["person_ids"], bodies[-1]["person_keys"]) == ([], keys)
 
 
 @pytest.mark.long

@@ -199,6 +199,21 @@ def test_a_run_with_other_tracks_keeps_decisions_on_those_who_are_where_they_wer
     }
 
 
+def test_a_decision_on_a_track_that_is_taken_apart_later_goes_to_the_part_that_is_it():
+    """In one run, too: what was said of the whole track holds for the part that has its boxes."""
+    gallery = Gallery("g")
+    other = person(1, ALIKE, trajectory=walk(0, 40, 1200, 5))
+    whole = person(7, ALIKE, revision=1, trajectory=walk(0, 40, 100, 5))
+    take(gallery, other, whole, pair(1, 7, "same"))
+    parts = [
+        person(7, ALIKE, part=1, trajectory=walk(0, 40, 100, 5)),
+        person(7, [0, 0, 1.0], part=2, trajectory=walk(40, 40, 900, 5)),
+    ]
+    said = take(gallery, *parts, closed([1], person_keys=["v/1", "v/7#1", "v/7#2"]))
+    identities = [event for event in said if isinstance(event, PersonIdentity)]
+    assert identities[-1].person_keys == ["v/1", "v/7#1"]
+
+
 def test_a_run_that_was_cut_short_carries_nothing_over():
     """It says nothing of those whom it did not come to."""
     gallery = Gallery("g")
