@@ -12,6 +12,7 @@ from processes import eventually
 
 from streamproc.animation import encode_webp
 from streamproc.offline.directory import OutputDirectory
+from streamproc.offline.report import VetoedPair
 
 pytestmark = pytest.mark.browser
 
@@ -160,7 +161,8 @@ def test_groups_come_first_with_their_pairs_inside(tmp_path, open_page):
 def test_both_parts_of_a_track_are_shown_side_by_side(tmp_path, open_page):
     """A track that was taken apart has a card with both parts; without any there is no section."""
     people = [samples.entry(f"v/7#{part}", part) for part in (1, 2)]
-    report = samples.report_of(people, looks=[0, 3], candidates=(), vetoed_pairs=())
+    both = VetoedPair(("v/7#1", "v/7#2"), 0.9)
+    report = samples.report_of(people, looks=[0, 3], candidates=(), vetoed_pairs=(both,))
     write(tmp_path / "none", report)
     page = open_page(tmp_path / "none")
     assert page.locator("#suspects").is_hidden()
@@ -170,6 +172,11 @@ def test_both_parts_of_a_track_are_shown_side_by_side(tmp_path, open_page):
     assert page.locator("#suspects .name").all_inner_texts() == ["Person 7#1", "Person 7#2"]
     assert "From frame 104 on" in page.locator("#suspects .why").inner_text()
     assert "1 track seemed" in page.locator("#suspects-lead").inner_text()
+    page.locator("#compare-a").select_option(label="7#1")
+    page.locator("#compare-b").select_option(label="7#2")
+    page.wait_for_function(
+        "document.querySelector('#compare-result .why').textContent.includes('parts of one track')"
+    )
 
 
 def test_a_click_on_a_cell_shows_the_pair(usual, open_page):

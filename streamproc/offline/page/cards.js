@@ -105,8 +105,17 @@ function personFigure(person, severalVideos, more) {
       severalVideos ? element("span", { className: "id" }, person.label) : null));
 }
 
+/** Whether both are parts of one track, which was taken apart. */
+function areOfOneTrack(a, b) {
+  const [one, other] = [a, b].map((person) => person.label.replace(/#\d+$/, ""));
+  return one === other;
+}
+
 /** Why a pair is listed, or what rules it out, from when the two were seen. */
 function relation(a, b, status) {
+  if (status === "vetoed" && areOfOneTrack(a, b)) {
+    return "Ruled out: parts of one track, which seemed to go from one person to another.";
+  }
   if (status === "vetoed") return "Ruled out: seen apart in the same frames.";
   if (a.source !== b.source) return "Seen in different videos, so nothing rules the pair out.";
   const [early, late] = a.first_seconds <= b.first_seconds ? [a, b] : [b, a];
