@@ -21,6 +21,7 @@ from streamproc.events import (
 )
 from streamproc.files import on_one_line
 from streamproc.gallery import UNCALIBRATED, apply
+from streamproc.ids import person_key_of
 from streamproc.offline.past_decisions import PastDecisions, lines_of, read_past, tracks_of
 from streamproc.offline.replay_folder import (
     DECISIONS_NAME,
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from streamproc.offline.sources import ReplaySource
     from streamproc.pipeline.animate import RunIds
     from streamproc.pipeline.job import Published
+    from streamproc.pipeline.parts import Split
     from streamproc.pipeline.pipeline import VideoSummary
     from streamproc.reid import Embedder
     from streamproc.settings import Settings
@@ -154,6 +156,7 @@ class Replay:
             limits=video_limits(settings),
             decode_threads=settings.threads,
             load_judge=self._track_judge,
+            show_parts=None if self._state.out is None else self._keep_stills,
         )
 
     def _track_judge(self, weights_sha256: str) -> TrackJudge | None:
@@ -248,6 +251,15 @@ class Replay:
         directory = self._directories[run.video_id]
         href = directory.write_webp(bucket.person_id, encode_webp(bucket.crops))
         self._state.hrefs[run.video_id, bucket.person_id] = href
+
+    def _keep_stills(self, video_id: str, split: Split) -> None:
+        """Keep the best picture of each part of a track, for the page."""
+        from streamproc.animation import encode_webp
+
+        for part in split.parts:
+            key = person_key_of(video_id, part.person_id, part.part)
+            best = part.bucket.crops[part.bucket.embedded[0]]
+            self._state.stills[key] = encode_webp((best,))
 
     def _directory_of(self, video: ReplayVideo) -> OutputDirectory:
         """Return the directory of one video, made where there is none yet."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from datetime import datetime
 
     from streamproc.events import DuplicateCandidate, DuplicateGroup, TrackSuspect
@@ -71,10 +71,11 @@ class GalleryReport:
     `embeddings` (N, D) float32 unit rows and `similarity` (N, N) float32 symmetric are in the order
     of `embedded_ids`. Both are None where similarity was skipped; a notice should then say why.
     `candidates` and `groups` are the events that the stream would publish last, `suspects` those of
-    tracks that were taken apart. `vetoed_pairs` are above `similarity_threshold` as well.
-    `person_events` are the JSON of one event a person. `model` says at least "name", "architecture"
-    and "weights_sha256". `notices` are shown on top of the page. `run` becomes run.json.
-    `timestamp` must have a time zone and is converted to UTC.
+    tracks that were taken apart; `stills` are WebP pictures of their parts, by person key.
+    `vetoed_pairs` are above `similarity_threshold` as well. `person_events` are the JSON of one
+    event a person. `model` says at least "name", "architecture" and "weights_sha256". `notices` are
+    shown on top of the page. `run` becomes run.json. `timestamp` must have a time zone and is
+    converted to UTC.
 
     Raises ValueError where these do not fit together.
     """
@@ -90,6 +91,7 @@ class GalleryReport:
     candidates: tuple[DuplicateCandidate, ...] = ()
     groups: tuple[DuplicateGroup, ...] = ()
     suspects: tuple[TrackSuspect, ...] = ()
+    stills: Mapping[str, bytes] = field(default_factory=dict)
     vetoed_pairs: tuple[VetoedPair, ...] = ()
     person_events: tuple[bytes, ...] = ()
     model: dict[str, Any] | None = None

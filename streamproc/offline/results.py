@@ -102,8 +102,8 @@ class ReplayState:
     """What a replay gathers while it runs. Written by `Replay`, read here.
 
     `candidates`, `groups` and `suspects` are all events of each gallery. `hrefs` and
-    `animation_errors` are by (video_id, person_id), `decided` is what reviewers said before, by
-    gallery. `partial`: something that was asked for was not done.
+    `animation_errors` are by (video_id, person_id), `stills` by person key, `decided` is what
+    reviewers said before, by gallery. `partial`: something that was asked for was not done.
     """
 
     settings: Settings
@@ -113,6 +113,7 @@ class ReplayState:
     candidates: dict[str, list[DuplicateCandidate]] = field(default_factory=dict)
     groups: dict[str, list[DuplicateGroup]] = field(default_factory=dict)
     suspects: dict[str, list[TrackSuspect]] = field(default_factory=dict)
+    stills: dict[str, bytes] = field(default_factory=dict)
     hrefs: dict[tuple[str, int], str] = field(default_factory=dict)
     animation_errors: dict[tuple[str, int], str] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
@@ -353,6 +354,7 @@ def report_of(
         groups=result.groups,
         vetoed_pairs=result.vetoed_pairs,
         suspects=tuple(_suspects(state, videos)),
+        stills=state.stills,
         person_events=tuple(_person_events(state, videos)),
         model=result.summary["model"],
         notices=tuple(state.notices),

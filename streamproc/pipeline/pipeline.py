@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     from streamproc.crops import CropOptions, Plan
     from streamproc.gallery.linking.purity import TrackJudge
     from streamproc.pipeline.job import Published, RunOutcome, Stop, VideoJob
-    from streamproc.pipeline.parts import TrackPart
+    from streamproc.pipeline.parts import Split, TrackPart
     from streamproc.reid import Embedder
     from streamproc.types import Skipped, TrackSet, TrackSpan
 
@@ -105,8 +105,10 @@ class Pipeline:
     idle, embeds what nearly full buckets will probably choose. Their persons are published sooner
     and no vector changes, but some of these crops are never used: only while one video runs alone.
     `load_judge` gives by the sha256 of the weights what tells tracks that hold two people, None
-    where nothing does; it runs after `load_network`. `revises`: persons whose tracks are found are
-    published while their tracks grow, several times.
+    where nothing does; it runs after `load_network`. `show_parts` takes the parts of each such
+    track, with their pixels, in a thread for animations, before they are published (first the
+    `video_id`). `revises`: persons whose tracks are found are published while their tracks grow,
+    several times.
     """
 
     def __init__(
@@ -122,6 +124,7 @@ class Pipeline:
         embed_ahead: bool = False,
         revises: bool = False,
         load_judge: Callable[[str], TrackJudge | None] | None = None,
+        show_parts: Callable[[str, Split], None] | None = None,
     ) -> None:
         self._stack = AsyncExitStack()
         self.threads = Threads()
@@ -139,6 +142,7 @@ class Pipeline:
         self._embed_ahead = embed_ahead
         self.revises = revises
         self._load_judge = load_judge
+        self.show_parts = show_parts
         self.track_judge: TrackJudge | None = None
         self._running = 0
 

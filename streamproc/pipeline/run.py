@@ -227,6 +227,10 @@ class Run(ABC):
         assert self._pipeline.embed is not None
         coming = [await self._pipeline.embed.submit(part.bucket) for part in split.parts]
         vectors = [await one for one in coming]
+        if self._pipeline.show_parts is not None:
+            show = partial(self._pipeline.show_parts, self._job.video_id, split)
+            threads = self._pipeline.threads
+            await run_timed(threads.animation, self._stats.seconds, "animate", show)
         suspect = suspect_event(self._job, self.run_id, self._video, split, self._model())
         await self._publish(suspect)
         person_id = suspect.person_id

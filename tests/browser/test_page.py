@@ -166,10 +166,16 @@ def test_both_parts_of_a_track_are_shown_side_by_side(tmp_path, open_page):
     write(tmp_path / "none", report)
     page = open_page(tmp_path / "none")
     assert page.locator("#suspects").is_hidden()
-    write(tmp_path / "one", replace(report, suspects=(track_suspect("v", 7),)))
+    stills = {f"v/7#{part}": encode_webp(samples.walk(7, part, 1)) for part in (1, 2)}
+    suspects = (track_suspect("v", 7),)
+    write(tmp_path / "one", replace(report, suspects=suspects, stills=stills))
     page = open_page(tmp_path / "one")
     assert page.locator("#suspects h3").all_inner_texts() == ["Track 7"]
     assert page.locator("#suspects .name").all_inner_texts() == ["Person 7#1", "Person 7#2"]
+    page.wait_for_function(
+        "[...document.querySelectorAll('#suspects img')].filter((one) => one.naturalWidth).length"
+        " === 2"
+    )
     assert "From frame 104 on" in page.locator("#suspects .why").inner_text()
     assert "1 track seemed" in page.locator("#suspects-lead").inner_text()
     page.locator("#compare-a").select_option(label="7#1")

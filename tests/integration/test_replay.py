@@ -590,6 +590,7 @@ def test_a_track_that_holds_two_people_becomes_two_persons(sample, tmp_path) -> 
     html = (out / "webp_viewer" / "person_selection.html").read_text()
     page = json.loads(html.split('id="data">')[1].split("</script>")[0])
     assert [one["person_keys"][1].rpartition("/")[2] for one in page["suspects"]] == ["7#2"]
+    assert all(one.startswith("data:image/webp;") for one in page["suspects"][0]["pictures"])
     pictures = {person["label"]: person["webp"] for person in page["persons"]}
     assert pictures["7#1"] == pictures["7#2"] == "webp/person_7.webp"
     off = replay(

@@ -25,7 +25,7 @@ from streamproc.offline.artifacts import to_json
 from streamproc.offline.report import likeliest_first
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
     from datetime import datetime
 
     from streamproc.events import DuplicateCandidate, DuplicateGroup, TrackSuspect
@@ -164,7 +164,7 @@ def _page_data(report: GalleryReport) -> dict[str, Any]:
         "group_count": len(report.groups),
         "vetoed": [_vetoed(pair) for pair in vetoed[:_MAX_PAIRS_SHOWN]],
         "vetoed_count": len(vetoed),
-        "suspects": [_suspect(one) for one in report.suspects[:_MAX_PAIRS_SHOWN]],
+        "suspects": [_suspect(one, report.stills) for one in report.suspects[:_MAX_PAIRS_SHOWN]],
         "suspect_count": len(report.suspects),
         "seen_apart": _seen_apart(report),
     }
@@ -279,12 +279,17 @@ def _group(group: DuplicateGroup) -> dict[str, Any]:
     return group.model_dump(mode="json", exclude_none=True, include=_GROUP_FIELDS)
 
 
-def _suspect(suspect: TrackSuspect) -> dict[str, Any]:
-    """Return what the page shows of a track that was taken apart."""
+def _suspect(suspect: TrackSuspect, stills: Mapping[str, bytes]) -> dict[str, Any]:
+    """Return what the page shows of a track that was taken apart; `stills` are by person key."""
+    keys = [part.person_key for part in suspect.parts]
+    pictures = [stills.get(key) for key in keys]
     return {
         "frame_index": suspect.frame_index,
         "probability": suspect.probability,
-        "person_keys": [part.person_key for part in suspect.parts],
+        "person_keys": keys,
+        "pictures": [
+            one and f"data:image/webp;base64,{base64.b64encode(one).decode()}" for one in pictures
+        ],
     }
 
 

@@ -89,13 +89,13 @@ function animation(person) {
 
 /** One person: the animation, who, when and how much. The video and the full id are shown only
  * where a gallery has several videos; `more` is one more line. */
-function personFigure(person, severalVideos, more) {
+function personFigure(person, severalVideos, more, shot = animation(person)) {
   const time = `${clock(person.first_seconds)} – ${clock(person.last_seconds)}`;
   // Of somebody who has just come the live page does not know it yet.
   const frames = person.frames ? plural(person.frames, "frame", "frames") : null;
   const span = `frames ${person.first_frame} to ${person.last_frame}`;
   return element("figure", { className: "person" },
-    animation(person),
+    shot,
     element("figcaption", {},
       element("span", { className: "name" }, `Person ${person.number}`),
       element("span", {}, time),
@@ -186,15 +186,23 @@ function groupCard({ group, members, figures, pairCount, pairCards }) {
     details);
 }
 
-/** Both parts of a track that seems to hold two people, side by side. They share its animation, in
- * which the pictures of the first part come first. */
-function suspectCard({ a, b, suspect, context }) {
-  const [track] = a.number.split("#");
+/** Both parts of a track that seems to hold two people, side by side, with their best pictures: the
+ * animation is of the whole track. */
+function suspectCard({ parts, suspect, context }) {
+  const [track] = parts[0].number.split("#");
+  const figures = parts.map((person, place) => {
+    const src = suspect.pictures[place];
+    const alt = `Person ${person.name}: the best picture`;
+    const shot = src
+      ? element("div", { className: "shot" },
+        element("img", { src, alt, width: 256, height: 256 }))
+      : noAnimation("its picture was not kept");
+    return personFigure(person, context.severalVideos, null, shot);
+  });
   const percent = `${Math.round(100 * suspect.probability)} %`;
   return element("article", { className: "pair suspect" },
     element("header", {}, element("h3", {}, `Track ${track}`), figureOf(percent, "two people")),
-    element("div", { className: "sides" },
-      personFigure(a, context.severalVideos), personFigure(b, context.severalVideos)),
+    element("div", { className: "sides" }, ...figures),
     element("p", { className: "why" },
       `From frame ${suspect.frame_index} on it looks like somebody else.`));
 }

@@ -277,11 +277,11 @@ function fillSuspects() {
   byId("suspects").hidden = !data.suspects.length;
   const count = plural(data.suspect_count, "track", "tracks");
   byId("suspects-lead").textContent = `${count} seemed to go from one person to another, as where a `
-    + "tracker mixes two up. Each part counts as a person of its own, and both show the pictures "
-    + "of the whole track: those of the first part come first.";
+    + "tracker mixes two up. Each part counts as a person of its own. Elsewhere on this page both "
+    + "show the pictures of the whole track, those of the first part first.";
   byId("suspects-list").append(...data.suspects.map((suspect) => {
-    const [a, b] = suspect.person_keys.map((key) => persons[placeOf.get(key)]);
-    return suspectCard({ a, b, suspect, context });
+    const parts = suspect.person_keys.map((key) => persons[placeOf.get(key)]);
+    return suspectCard({ parts, suspect, context });
   }));
 }
 
