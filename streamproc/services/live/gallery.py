@@ -133,7 +133,7 @@ class LiveGallery:
         """Return what the page shows.
 
         `names` are those of the videos by their ids, `pictures` the addresses of animations by
-        person key.
+        person key: one a track, which its parts share.
         """
         persons = [
             _entry(one, names, pictures.get(track_key_of(key)))

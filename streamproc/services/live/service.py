@@ -27,7 +27,7 @@ from streamproc.events import (
     VideoProgress,
     VideoReady,
 )
-from streamproc.ids import hash_of
+from streamproc.ids import hash_of, track_key_of
 from streamproc.kafka.connection import retry_until_stopped
 from streamproc.kafka.follow import follow
 from streamproc.kafka.publisher import Publisher
@@ -326,7 +326,7 @@ class _LiveReview:
         prefix = f"{gallery.gallery_id}\n"
         pictures = {
             key: f"pictures/{self._pictures[prefix + key][0]}"
-            for key in gallery.person_keys
+            for key in map(track_key_of, gallery.person_keys)
             if prefix + key in self._pictures
         }
         threshold = self._settings.clustering.similarity_threshold
