@@ -153,8 +153,8 @@ class DetectorSettings(_Section):
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto",
         description=(
-            "`auto` or `cpu`: the detector runs on the CPU. `cuda` is refused, as it does not run "
-            "on a GPU yet."
+            "`auto`, `cpu` or `cuda`. `auto` is the GPU where there is one that torch can use. "
+            "Other detectors than the package's own run on the CPU."
         ),
     )
     input_size: int = Field(

@@ -17,11 +17,11 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from network import PersonDetector
 from onnx import numpy_helper
 from safetensors.torch import load_file, save_file
 
 from streamproc.files import sha256_of
+from streamproc.networks.person_network import PersonDetector
 from streamproc.networks.weights import SOURCE_SHA256_KEY
 
 NAME = "persondet_ours"

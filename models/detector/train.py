@@ -18,9 +18,10 @@ from pathlib import Path
 
 import torch
 from crops import LabelledCrops
-from network import STRIDES, PersonDetector, boxes_of, folded
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
+
+from streamproc.networks.person_network import STRIDES, PersonDetector, boxes_of, folded
 
 START = Path(__file__).with_name("persondet_train.safetensors")
 WARM_UP_STEPS = 200

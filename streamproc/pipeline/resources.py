@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 
 from streamproc.errors import EventError, UsageError, WeightsError
 from streamproc.gallery import Calibration, load_curves
+from streamproc.networks.devices import why_no_gpu
 from streamproc.networks.manifest import load_manifest, package_file
 from streamproc.shown import shown
 from streamproc.video import Limits
@@ -47,18 +48,19 @@ def load_network(settings: Settings) -> Embedder:
 
 
 def check_detector_device(settings: Settings) -> None:
-    """Raise UsageError if the detector is to run where it cannot."""
-    if settings.detector.device == "cuda":
-        raise UsageError(
-            "detector.device: expected auto or cpu, got cuda: the detector runs on the CPU alone"
-        )
+    """Raise UsageError if the detector is to run on a GPU, and there is none."""
+    reason = why_no_gpu() if settings.detector.device == "cuda" else None
+    if reason is not None:
+        raise UsageError(f"detector.device cuda: {reason}; or use cpu")
 
 
 def load_detector(settings: Settings) -> Detector:
-    """Load the detector that the settings name. Raises WeightsError or UsageError."""
+    """Load the detector that the settings name, onto their device.
+
+    Raises WeightsError or UsageError, and MachineError for a GPU that is asked for and fails.
+    """
     from streamproc.tracks.detection.detector import Detector, find_weights
 
-    check_detector_device(settings)
     wanted = settings.detector
     weights = find_weights(
         wanted.model,
@@ -70,6 +72,7 @@ def load_detector(settings: Settings) -> Detector:
         threads=settings.threads,
         min_confidence=wanted.min_confidence,
         longest_px=wanted.input_size,
+        device=wanted.device,
     )
 
 

@@ -17,8 +17,9 @@ torch = pytest.importorskip("torch", reason="torch is not installed: the extra g
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "models" / "detector"))
 
 from crops import LabelledCrops
-from network import PersonDetector, folded
 from train import START, Training, loss_of
+
+from streamproc.networks.person_network import PersonDetector, folded
 
 
 @pytest.fixture

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from streamproc.networks.devices import why_no_gpu
+from streamproc.networks.gpu_pictures import open_gpu_pictures
 from streamproc.networks.pictures import PictureSession
 from streamproc.networks.weights import NetworkFamily
 from streamproc.networks.weights import find_weights as find_network_weights
@@ -15,10 +17,13 @@ from streamproc.tracks.detection.boxes import Detections, rounded, suppress
 from streamproc.tracks.detection.layouts import GRID_PX, fixed_size, layout_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from concurrent.futures import Future
     from pathlib import Path
     from typing import Any
 
+    from streamproc.networks.devices import Device
+    from streamproc.networks.gpu_pictures import PictureBackend
     from streamproc.networks.weights import Weights
     from streamproc.tracks.source import Picture
     from streamproc.types import Float32Array, Uint8Array
@@ -76,13 +81,21 @@ class Detector:
         min_confidence: float,
         longest_px: int = 0,
         suppression_iou: float = SUPPRESSION_IOU,
+        device: Device = "cpu",
+        no_gpu: Callable[[], str | None] = why_no_gpu,
+        open_gpu: Callable[[Weights], PictureBackend] | None = None,
     ) -> None:
         """Load the network, and run it once.
 
         Boxes below `min_confidence` are left out, and those that overlap a more confident one by
         more than `suppression_iou`. `longest_px` is the longest side of what the network sees, 0
-        for the one that suits the video; a network of a fixed size has its own.
-        Raises WeightsError for a file that is no detector of a known layout.
+        for the one that suits the video; a network of a fixed size has its own. `device` = "auto"
+        takes a GPU if torch can use one, for the package's own network. If it fails while it works,
+        the CPU takes over. `no_gpu` and `open_gpu` look for the GPU and open it; tests pass their
+        own.
+
+        Raises WeightsError for a file that is no detector of a known layout. With "cuda" raises
+        UsageError without a GPU or for another network, MachineError if the GPU cannot be used.
         """
         self._session = PictureSession(weights, _EXAMPLE_SHAPE, threads=threads)
         self._fixed = fixed_size(self._session)
@@ -93,6 +106,19 @@ class Detector:
         self.weights_sha256 = self._session.source_sha256
         height, width = self._fixed
         self._layout = layout_of(self._session, height or 96, width or 160)
+        self._gpu = open_gpu_pictures(
+            weights,
+            self.weights_sha256,
+            self._submit_to_cpu,
+            device=device,
+            no_gpu=no_gpu,
+            open_backend=open_gpu,
+        )
+
+    @property
+    def device(self) -> str:
+        """The device on which the network runs now."""
+        return "cpu" if self._gpu is None else self._gpu.device
 
     @property
     def identity(self) -> str:
@@ -135,7 +161,13 @@ class Detector:
         """
         size = self.input_size(frame.width, frame.height)
         shrunk = frame.scaled_rgb(size.frame_width, size.frame_height)
+        if self._gpu is not None:
+            return self._gpu.submit(_letter_boxed(shrunk, size))
         return self._session.submit(lambda: self._layout.inputs(_letter_boxed(shrunk, size)))
+
+    def _submit_to_cpu(self, picture: Uint8Array) -> Future[list[Any]]:
+        """Begin to look at a letter-boxed picture for a GPU that is lost."""
+        return self._session.submit(lambda: self._layout.inputs(picture))
 
     def read(self, outputs: list[Any], width: int, height: int) -> Detections:
         """Make detections of the network's outputs for a frame of this size."""

@@ -6,7 +6,8 @@ things: a 6x6 convolution of stride 2 instead of Focus, which sees the same pixe
 for a cell instead of objectness times 80 classes. 896,559 parameters.
 
 Input is (n, 3, h, w), BGR from 0 to 255, letter-boxed with 114, h and w multiples of 32. `forward`
-gives scores (n, a) and boxes (n, a, 4), xyxy in pixels of the input.
+gives scores (n, a) and boxes (n, a, 4), xyxy in pixels of the input. Training, the export and the
+GPU use this file; the CPU runs its ONNX export.
 """
 
 from __future__ import annotations
@@ -170,10 +171,14 @@ class PersonDetector(nn.Module):
         return [head(level) for head, level in zip(self.heads, maps, strict=True)]
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return scores (n, a) and boxes (n, a, 4)."""
+        """Return scores (n, a) and boxes (n, a, 4), float32 whatever the network computes in.
+
+        In 16 bits a pixel is the smallest step from 1,024 on.
+        """
         scores = []
         boxes = []
-        for level, stride in zip(self.raw(x), STRIDES, strict=True):
+        for raw, stride in zip(self.raw(x), STRIDES, strict=True):
+            level = raw.float()
             boxes.append(boxes_of(level, stride).flatten(1, 2))
             scores.append(torch.sigmoid(level[:, 4]).flatten(1))
         return torch.cat(scores, 1), torch.cat(boxes, 1)
