@@ -77,9 +77,10 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip
 
-# The development tools include all that running needs.
+# The development tools include all that running needs. Modules are compiled when they are first
+# imported: most of what the libraries bring never is, and would be 60 MB.
 $(RUN_STAMP): | $(BIN)/python
-	@[ -e $(DEV_STAMP) ] || $(BIN)/python -m pip install -q -e .
+	@[ -e $(DEV_STAMP) ] || $(BIN)/python -m pip install -q --no-compile -e .
 	@touch $@
 
 $(DEV_STAMP): | $(BIN)/python
