@@ -189,3 +189,26 @@ def test_python_finds_people_as_well(clip, tmp_path) -> None:
     assert result.summary["videos"][0]["tracks_from"] == "detector"
     with pytest.raises(UsageError, match="did you mean"):
         replay(clip, detector__enable=False)
+
+
+@pytest.mark.long
+def test_pets_from_its_video_alone_is_about_as_right_as_it_is_known_to_be(shared, tmp_path) -> None:
+    """Of ten people who come and go, each is found in pieces, and the right pieces are grouped."""
+    out = tmp_path / "out"
+    done = run_streamproc(
+        "replay", "-q", shared / "data/videos/vtest.avi", "--detect", "--out", out
+    )
+    assert done.returncode == 0, done.stderr
+    (video,) = json.loads((out / "run.json").read_text())["videos"]
+    assert video["frames_decoded"] == 795
+    assert 19 <= video["persons_embedded"] <= 50, "33 when this was written"
+    boxes = sum(len(track.frame_indices) for track in load_tracks(out / "tracks.npz").tracks)
+    assert 3700 <= boxes <= 5300, "4,562; the truth has 4,476"
+    groups = (out / "duplicate_groups.jsonl").read_text().splitlines()
+    assert 5 <= len(groups) <= 10, "no more than people"
+    truth = shared / "data/trackers/PETS09-S2L1/gt.txt"
+    scores = json.loads(run_streamproc("evaluate", out, "--truth", truth, "--json").stdout)
+    assert scores["scored"][0]["precision"] >= 0.9, "every pair said was right"
+    merged = {way["by"]: way["idf1"] for way in scores["merged"]}
+    assert merged["tracks"] >= 0.40, ".442 when this was written"
+    assert merged["all"] >= 0.83, ".885 when this was written"
