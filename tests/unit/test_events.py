@@ -7,6 +7,7 @@ import hashlib
 import re
 import runpy
 import time
+import tracemalloc
 from pathlib import Path
 from typing import get_args
 
@@ -40,6 +41,8 @@ from streamproc.events import (
     timestamp_of,
 )
 from streamproc.ids import track_key_of, video_id_of
+from streamproc.gallery.announcements import candidate_person
+from streamproc.ids import video_id_of
 from streamproc.settings import TopicsSettings
 
 SCHEMAS = Path(__file__).resolve().parents[2] / "schemas"
@@ -246,3 +249,15 @@ def test_the_key_of_a_part_says_which_part() -> None:
     wrong = part.model_dump(mode="json") | {"person_key": "v/7"}
     with pytest.raises(EventError, match="expected 'v/7#2'"):
         PersonEmbedding.from_json(orjson.dumps(wrong))
+
+
+def test_what_a_person_of_a_candidate_says_takes_little_memory() -> None:
+    """Two persons of each pair keep their JSON, so it must not hold the room it was made in."""
+    described = [candidate_person(person(number, unit_vector([1, 0]))) for number in range(200)]
+    tracemalloc.start()
+    try:
+        said = [one.said for one in described]
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept / len(said) < 2048, "orjson's own bytes take 4 KiB"
