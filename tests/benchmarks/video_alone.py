@@ -1,13 +1,13 @@
 """A replay of a video alone, beside its parts run alone, and beside the plain way.
 
-    video_alone.py [VIDEO ...] [--runs N] [--plain]
+    video_alone.py [VIDEO ...] [--runs N] [--plain] [--no-parts]
 
 Without videos: PETS09-S2L1 and Venice-2 (1080p), where the research data are. Of each come
 
 - the seconds of a whole replay, and how often real time that is;
 - those of its parts, one after the other: the detector on the frames that a replay looks at, with
   their decoding; the tracker on the same boxes; a replay with the saved tracks. Both cores work in
-  each part where it has work for them;
+  each part where it has work for them. `--no-parts` leaves them out;
 - with `--plain`: OpenCV reads all frames, YOLOX-nano at 416 in onnxruntime looks at each, a
   ByteTrack links the boxes, OSNet runs in eager torch, Pillow writes WebP; one after the other. The
   tracker there is ours, which takes no measurable part of the time.
@@ -128,7 +128,7 @@ def plain_seconds(path: Path, tracks: Path, out: Path) -> float:
     return finding + plain(path, tracks, out, model)
 
 
-def measure(path: Path, *, runs: int, with_plain: bool) -> None:
+def measure(path: Path, *, runs: int, with_parts: bool, with_plain: bool) -> None:
     """Print the figures of one video."""
     with open_video(path) as video:
         length_seconds = video.frame_count / rate_of(video)
@@ -143,17 +143,20 @@ def measure(path: Path, *, runs: int, with_plain: bool) -> None:
             start = time.perf_counter()
             replay(without_tracks, out=out)
             whole.append(time.perf_counter() - start)
+            print(f"  replay {whole[-1]:.2f} s", flush=True)
             tracks = next(out.rglob("tracks.npz"))
-            each = parts(path, tracks, Path(folder) / "again")
-            summed.append(sum(each.values()))
-            said = ", ".join(f"{what} {seconds:.2f} s" for what, seconds in each.items())
-            print(f"  replay {whole[-1]:.2f} s; {said}", flush=True)
+            if with_parts:
+                each = parts(path, tracks, Path(folder) / "again")
+                summed.append(sum(each.values()))
+                said = ", ".join(f"{what} {seconds:.2f} s" for what, seconds in each.items())
+                print(f"  {said}", flush=True)
             if with_plain:
                 took = plain_seconds(path, tracks, Path(folder))
                 print(f"  plain {took:.2f} s, ratio={took / whole[-1]:.2f} (asked: 3)", flush=True)
-    cost = statistics.median(a / b for a, b in zip(whole, summed, strict=True))
-    speed = length_seconds / statistics.median(whole)
-    print(f"  replay/parts={cost:.2f} (asked: 1.15); {speed:.2f} times real time")
+    if summed:
+        cost = statistics.median(a / b for a, b in zip(whole, summed, strict=True))
+        print(f"  replay/parts={cost:.2f} (asked: 1.15)")
+    print(f"  {length_seconds / statistics.median(whole):.2f} times real time")
 
 
 def main() -> None:
@@ -164,10 +167,13 @@ def main() -> None:
     parser.add_argument("videos", nargs="*", type=Path, metavar="VIDEO")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--plain", action="store_true", help="measure the plain way as well")
+    parser.add_argument(
+        "--no-parts", action="store_false", dest="parts", help="do not measure the parts alone"
+    )
     args = parser.parse_args()
     print_machine()
     for path in args.videos or default_videos():
-        measure(path, runs=args.runs, with_plain=args.plain)
+        measure(path, runs=args.runs, with_parts=args.parts, with_plain=args.plain)
 
 
 if __name__ == "__main__":
