@@ -12,6 +12,7 @@ import click
 from streamproc.cli.common import EXIT_CODES, NamedPath, faults_in_one_line
 
 if TYPE_CHECKING:
+    from streamproc.gallery.audit import Audit
     from streamproc.offline.evaluation import Evaluation
 
 _PROBABILITIES = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -23,10 +24,14 @@ _SIMILARITIES = (0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 @click.option(
     "--truth",
     "truths",
-    required=True,
     multiple=True,
     type=NamedPath(),
     help="MOT Challenge text whose ids are the true persons: one for all, or one for each OUTPUT.",
+)
+@click.option(
+    "--decisions",
+    is_flag=True,
+    help="Or: how right the probabilities were by what reviewers decided in each OUTPUT.",
 )
 @click.option(
     "--persons",
@@ -37,14 +42,25 @@ _SIMILARITIES = (0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 )
 @click.option("--json", "as_json", is_flag=True, help="Print a machine-readable summary.")
 def evaluate(
-    outputs: tuple[Path, ...], truths: tuple[Path, ...], persons: tuple[Path, ...], *, as_json: bool
+    outputs: tuple[Path, ...],
+    truths: tuple[Path, ...],
+    persons: tuple[Path, ...],
+    *,
+    decisions: bool,
+    as_json: bool,
 ) -> None:
     """Compare OUTPUT, a folder that `streamproc replay` wrote for one video, with the truth.
 
     Prints precision and recall of the candidates over thresholds, the tracks' IDF1 and HOTA as they
     are, merged, and merged by the truth, and which share of that gain was reached. Of several
     folders also the medians of these shares.
+
+    With --decisions it prints, for bins of probability, how many pairs reviewers decided, which
+    share of them they called the same person, and how far that is from the probability.
     """
+    if decisions:
+        _audit_each(outputs, has_others=bool(truths or persons), as_json=as_json)
+        return
     with faults_in_one_line():
         found = _evaluated_each(outputs, truths, persons)
     if as_json:
@@ -64,6 +80,8 @@ def _evaluated_each(
     from streamproc.errors import UsageError
 
     count = len(outputs)
+    if not truths:
+        raise UsageError("expected --truth, a text of who is who, or --decisions")
     if len(truths) not in (1, count):
         raise UsageError(f"expected one --truth, or one for each OUTPUT, got {len(truths)}")
     if len(persons) not in (0, count):
@@ -73,10 +91,54 @@ def _evaluated_each(
     return [_evaluated(*each) for each in zip(outputs, of_each, tracks, strict=True)]
 
 
+def _audit_each(outputs: tuple[Path, ...], *, has_others: bool, as_json: bool) -> None:
+    from streamproc.errors import UsageError
+    from streamproc.gallery.audit import audit
+    from streamproc.offline.replay_folder import read_decisions, read_folder
+
+    found: list[Audit] = []
+    with faults_in_one_line():
+        if has_others:
+            raise UsageError("--decisions: expected neither --truth nor --persons with it")
+        for output in outputs:
+            folder = read_folder(output)
+            decided = read_decisions(folder.decisions_path)
+            own = [one for one in decided if one.gallery_id == folder.gallery_id]
+            found.append(audit(own, folder.probabilities()))
+    if as_json:
+        _write_json([one.as_json() for one in found])
+        return
+    for output, one in zip(outputs, found, strict=True):
+        if len(outputs) > 1:
+            click.echo(f"{output}:")
+        _print_audit(one)
+
+
+def _print_audit(found: Audit) -> None:
+    click.echo(
+        f"left out: {found.unsure} pairs not sure, {found.without_probability} pairs without a "
+        f"probability, {found.undone} decisions undone",
+        err=True,
+    )
+    click.echo("probability\tpairs decided\tsame person\toff by")
+    for row in found.rows:
+        range_ = f"{row.least:.2f} to {row.greatest:.2f}"
+        click.echo(f"{range_}\t{row.pairs}\t{row.same:.2f}\t{row.error:.2f}")
+    if found.error is None:
+        click.echo("no pair with a probability was called the same or different", err=True)
+        return
+    click.echo(f"all\t{len(found.same)}\t{found.same.mean():.2f}\t{found.error:.2f}")
+    click.echo(f"off by {found.error_by_chance:.2f} were all exact: by chance alone", err=True)
+
+
 def _print_json(found: list[tuple[Evaluation, str]]) -> None:
+    each = [{"measure": measure} | asdict(evaluation) for evaluation, measure in found]
+    _write_json(each)
+
+
+def _write_json(each: list[dict[str, Any]]) -> None:
     import orjson
 
-    each = [{"measure": measure} | asdict(evaluation) for evaluation, measure in found]
     content = each[0] if len(each) == 1 else {"outputs": each}
     options = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
     sys.stdout.buffer.write(orjson.dumps(content, option=options))

@@ -68,7 +68,7 @@ def statements_of(decisions: Iterable[AnyDecision]) -> Statements:
     of_pair: dict[Pair, Verdict] = {}
     verified: dict[tuple[str, ...], None] = {}
     wanted: dict[str, bool] = {}
-    for decision in _standing(decisions):
+    for decision in standing(decisions):
         if isinstance(decision, VerifiedDecision):
             verified[tuple(sorted(set(decision.person_keys)))] = None
         elif isinstance(decision, SelectedDecision):
@@ -78,7 +78,7 @@ def statements_of(decisions: Iterable[AnyDecision]) -> Statements:
     return Statements(of_pair, frozenset(verified), wanted)
 
 
-def _standing(decisions: Iterable[AnyDecision]) -> list[AnyDecision]:
+def standing(decisions: Iterable[AnyDecision]) -> list[AnyDecision]:
     """Return the decisions that nobody undid, the earliest first."""
     by_id: dict[str, AnyDecision] = {}
     for decision in sorted(decisions, key=lambda one: (one.order, one.to_json()), reverse=True):

@@ -50,6 +50,14 @@ class ReplayFolder:
         """Where the decisions on this gallery are kept."""
         return self.path / DECISIONS_NAME
 
+    def probabilities(self) -> dict[Pair, float]:
+        """Return the probability of each candidate that has one."""
+        return {
+            pair_of(*(person.person_key for person in candidate.persons)): candidate.probability
+            for candidate in self.candidates
+            if candidate.probability is not None
+        }
+
     def vetoes(self) -> set[Pair]:
         """Return the pairs that were seen apart in the same frames."""
         return {

@@ -39,6 +39,7 @@ from streamproc.services.review_http import (
     MAX_LISTENERS,
     DecisionClock,
     answered,
+    audit_answer,
     event_stream,
     fault,
     json_answer,
@@ -167,6 +168,7 @@ class ReviewServer:
         replayed = read_folder(folder)
         self._gallery_id = replayed.gallery_id
         self._video_ids = {str(video["video_id"]) for video in replayed.videos}
+        self._probabilities = replayed.probabilities()
         self._file = DecisionFile(replayed.decisions_path, self._gallery_id)
         self._clock = DecisionClock()
         for decision in self._decisions:
@@ -184,6 +186,8 @@ class ReviewServer:
                 web.get("/api/decisions", self._list),
                 web.post("/api/decisions", self._decide),
                 web.get("/api/changes", self._follow),
+                web.get("/api/audit", self._audit),
+                web.get("/api/audit.svg", self._audit),
                 web.get("/{path:.+}", self._static),
             ]
         )
@@ -246,6 +250,9 @@ class ReviewServer:
         decisions = [one.model_dump(mode="json", exclude_none=True) for one in self._decisions]
         place = "Decisions are written to decisions.jsonl in the folder of this replay."
         return json_answer({"gallery_id": self._gallery_id, "decisions": decisions, "place": place})
+
+    async def _audit(self, request: web.Request) -> web.Response:
+        return await audit_answer(request, list(self._decisions), self._probabilities)
 
     @property
     def _decisions(self) -> list[AnyDecision]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from typing import TYPE_CHECKING, Any
@@ -12,11 +13,15 @@ from aiohttp import web
 from streamproc.decisions import parse_decision
 from streamproc.errors import EventError
 from streamproc.events import timestamp_of
+from streamproc.gallery.audit import audit
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from aiohttp.typedefs import Handler
 
     from streamproc.decisions import AnyDecision
+    from streamproc.gallery.identities import Pair
 
 MAX_BODY_BYTES = 128 * 1024
 MAX_LISTENERS = 64
@@ -63,6 +68,16 @@ async def answered(request: web.Request, handler: Handler) -> web.StreamResponse
 def event_stream() -> web.StreamResponse:
     """Return an answer of server-sent events, not yet begun."""
     return web.StreamResponse(headers={"Content-Type": "text/event-stream", **HEADERS})
+
+
+async def audit_answer(
+    request: web.Request, decisions: list[AnyDecision], probability_of: Mapping[Pair, float]
+) -> web.Response:
+    """Return how right the probabilities were: JSON, or the picture where the path says so."""
+    found = await asyncio.to_thread(audit, decisions, probability_of)
+    if request.path.endswith(".svg"):
+        return web.Response(text=found.diagram(), content_type="image/svg+xml")
+    return json_answer(found.as_json())
 
 
 def said_by_page(body: bytes, gallery_id: str, decided_at: str) -> AnyDecision:

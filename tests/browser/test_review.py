@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 from itertools import combinations
@@ -37,12 +38,19 @@ def served(written, tmp_path):
     """Start `streamproc review` on the folder; its address and the decisions that it keeps."""
     folder, _ = written
     (folder / "decisions.jsonl").unlink(missing_ok=True)
+    with reviewing(folder, tmp_path) as address:
+        yield address, folder / "decisions.jsonl"
+
+
+@contextlib.contextmanager
+def reviewing(folder, tmp_path):
+    """Serve a folder; its address."""
     command = [sys.executable, "-m", "streamproc", "review", str(folder), "--port", "0"]
     process = Process("review", command, tmp_path / "review.log")
     found = eventually(
         lambda: re.search(r"http://127.0.0.1:\d+/", process.log), "address", processes=[process]
     )
-    yield found[0], folder / "decisions.jsonl"
+    yield found[0]
     assert process.stop() == 0, process.last_lines
 
 
@@ -94,6 +102,34 @@ def test_decisions_by_keys_are_kept_in_the_folder_and_shown_after_a_reload(serve
         [],
     ]
     assert parse_decision(lines[0]).shown.similarity is not None
+
+
+def test_the_audit_says_how_right_the_probabilities_were_and_follows(tmp_path, open_at) -> None:
+    """A table and a picture, once it is opened; one more decision changes it by itself."""
+    entries = [samples.entry(number, number) for number in (1, 2, 3)]
+    pairs = [("v/1", "v/2", 0.8), ("v/1", "v/3", 0.4)]
+    report = samples.report_of(
+        entries,
+        looks=[0] * 3,
+        candidates=tuple(candidate(a, b, 0.9, probability=p) for a, b, p in pairs),
+        vetoed_pairs=(),
+        run={"gallery_id": "entrance", "videos": [{"video_id": "v", "path": "entrance.mp4"}]},
+    )
+    with OutputDirectory(tmp_path / "out") as out:
+        out.write_report(report)
+        out.commit()
+    with reviewing(tmp_path / "out", tmp_path) as address:
+        page = open_at(address)
+        page.locator("#audit summary").click()
+        page.get_by_text("was called the same or different so far").wait_for()
+        page.keyboard.press("j")
+        page.keyboard.press("s")
+        page.get_by_role("row", name="0.80 to 0.80 1 1.00 0.20").wait_for()
+        picture = "document.querySelector('#audit img').naturalWidth"
+        eventually(lambda: page.evaluate(picture) > 0, "the diagram")
+        page.keyboard.press("d")
+        page.locator("#audit-result", has_text="2 pairs").wait_for()
+        page.close()  # before the server ends: a page that loses it says so
 
 
 def test_a_group_is_decided_at_once_and_somebody_is_left_out(tmp_path, open_at) -> None:

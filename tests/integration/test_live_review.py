@@ -118,6 +118,9 @@ def test_the_page_and_what_it_asks_are_for_those_who_may(stream):  # noqa: PLR09
     [record] = stream.records(TOPIC)
     assert parse_decision(record.value) == decided
     assert review.metrics()["streamproc_review_decisions_total"] == 1
+    status, _, body = client.ask("GET", "/api/audit?gallery=lobby")
+    audit = json.loads(body)
+    assert (status, audit["pairs"] + audit["left_out"]["without_probability"]) == (200, 1)
     assert review.stop() == 0
 
     token = "open sesame open sesame"

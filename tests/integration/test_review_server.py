@@ -93,6 +93,27 @@ def test_a_decision_is_on_the_disk_before_it_is_answered(review, folder) -> None
     assert streamproc.merge(folder).identity_count == 5
 
 
+def test_how_right_the_probabilities_were_is_asked_of_the_page_and_of_the_folder(
+    review, folder
+) -> None:
+    """The server answers figures and a picture, and `evaluate --decisions` prints the same."""
+    client, _ = review
+    assert orjson.loads(client.ask("GET", "/api/audit")[2])["pairs"] == 0
+    assert client.decide(pair_said(folder))[0] == 201
+    found = orjson.loads(client.ask("GET", "/api/audit")[2])
+    [candidate] = read_folder(folder).candidates
+    [row] = found["bins"]
+    assert (row["pairs"], row["same"]) == (1, 1)
+    assert row["error"] == pytest.approx(1 - candidate.probability)
+    status, headers, picture = client.ask("GET", "/api/audit.svg?number=1")
+    assert (status, headers["Content-Type"]) == (200, "image/svg+xml; charset=utf-8")
+    assert picture.startswith(b"<svg")
+    done = run_streamproc("evaluate", folder, "--decisions")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[1].split("\t")[1:3] == ["1", "1.00"]
+    assert orjson.loads(run_streamproc("evaluate", folder, "--decisions", "--json").stdout) == found
+
+
 def test_only_one_review_of_a_folder_at_a_time(review, folder) -> None:
     """The second one says so; so does one whose port is taken."""
     client, _ = review

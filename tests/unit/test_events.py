@@ -40,9 +40,8 @@ from streamproc.events import (
     check_submitted_at,
     timestamp_of,
 )
-from streamproc.ids import track_key_of, video_id_of
 from streamproc.gallery.announcements import candidate_person
-from streamproc.ids import video_id_of
+from streamproc.ids import track_key_of, video_id_of
 from streamproc.settings import TopicsSettings
 
 SCHEMAS = Path(__file__).resolve().parents[2] / "schemas"

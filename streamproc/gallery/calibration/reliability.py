@@ -38,14 +38,19 @@ def log_losses(probability: Float64Array, same: BoolArray) -> Float64Array:
     return losses
 
 
+def equal_parts(probability: Float64Array) -> list[npt.NDArray[np.int64]]:
+    """Return the rows of bins of equally many pairs (p,), by rising probability; see `bins_of`."""
+    order = np.argsort(probability, kind="stable")
+    count = max(1, min(_MOST_BINS, len(order) // _LEAST_IN_BIN))
+    return np.array_split(order, count)
+
+
 def bins_of(probability: Float64Array, same: BoolArray) -> Iterator[tuple[float, float, int]]:
     """Yield mean probability, share of true pairs and count of bins of equally many pairs.
 
     There are at most 10 bins, with at least 5 pairs each.
     """
-    order = np.argsort(probability, kind="stable")
-    count = max(1, min(_MOST_BINS, len(order) // _LEAST_IN_BIN))
-    for part in np.array_split(order, count):
+    for part in equal_parts(probability):
         yield float(probability[part].mean()), float(same[part].mean()), len(part)
 
 

@@ -564,4 +564,5 @@ fillVetoed();
 fillSuspects();
 fillLarge();
 wireMotion();
+if (started) started.then(() => startAudit(review.store.isSaved), () => {});
 if (data.live) goLive(started);

@@ -377,6 +377,7 @@ class Review {
     const count = standing.filter((decision) => decision.kind !== "undo").length;
     this.count.textContent = plural(count, "decision", "decisions");
     this.undoButton.disabled = count === 0;
+    document.dispatchEvent(new Event("decided"));
   }
 
   /** Keep what `makeDecision` returns, which may be nothing, after all that is under way. */

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from streamproc.gallery.identities import pair_of
 from streamproc.ids import person_key_of, track_key_of
 from streamproc.offline.page import MAX_HEATMAP_PERSONS, LiveReport
 from streamproc.offline.report import PersonEntry, VetoedPair
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from streamproc.decisions import AnyDecision
     from streamproc.events import DuplicateCandidate, DuplicateGroup
+    from streamproc.gallery.identities import Pair
     from streamproc.types import Float32Array
 
 
@@ -121,6 +123,14 @@ class LiveGallery:
     def has_person(self, key: str) -> bool:
         """Return whether a person is in the gallery, or was decided about."""
         return key in self._persons
+
+    def probabilities(self) -> dict[Pair, float]:
+        """Return the probability of each candidate that has one."""
+        return {
+            pair_of(*(person["person_key"] for person in one["persons"])): one["probability"]
+            for one in self._candidates.values()
+            if one.get("probability") is not None
+        }
 
     async def announce(self) -> None:
         """Wake who waits for a change."""

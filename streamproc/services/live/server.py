@@ -31,6 +31,7 @@ from streamproc.services.review_http import (
     MAX_LISTENERS,
     DecisionClock,
     answered,
+    audit_answer,
     event_stream,
     fault,
     json_answer,
@@ -114,6 +115,8 @@ class PageServer:
                 web.get("/api/decisions", self._decisions),
                 web.post("/api/decisions", self._decide),
                 web.get("/api/changes", self._changes),
+                web.get("/api/audit", self._audit),
+                web.get("/api/audit.svg", self._audit),
             ]
         )
         return app
@@ -227,6 +230,15 @@ class PageServer:
         ]
         said = {"gallery_id": gallery.gallery_id, "decisions": decisions, "place": _PLACE}
         return json_answer(said)
+
+    async def _audit(self, request: web.Request) -> web.StreamResponse:
+        try:
+            gallery = await self._gallery(request)
+        except MachineError as error:
+            return fault(503, str(error))
+        return await audit_answer(
+            request, list(gallery.decisions.values()), gallery.probabilities()
+        )
 
     async def _gallery(self, request: web.Request) -> LiveGallery:
         name = request.query.get("gallery", "")
