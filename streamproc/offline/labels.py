@@ -255,7 +255,18 @@ def labels_from_decisions(
             f"expected decisions on pairs in {DECISIONS_NAME} of the folders, found none: "
             "decide with `streamproc review`"
         )
+    _check_both_kinds([label.same for label in labels.values()])
     return list(labels.values())
+
+
+def _check_both_kinds(same: Sequence[bool]) -> None:
+    """Raise UsageError where all decided pairs are of one kind: a curve tells two kinds apart."""
+    if len(set(same)) == 1:
+        said, other = ("the same", "different") if same[0] else ("different", "the same")
+        raise UsageError(
+            f"all {len(same)} pairs that were decided are {said}, and a curve needs "
+            f"{LEAST_OF_A_KIND} of each kind: decide on pairs that are {other} as well"
+        )
 
 
 # Labels from a text of pairs.

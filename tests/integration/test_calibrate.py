@@ -157,6 +157,23 @@ def test_truth_pairs_and_decisions_on_the_same_people_give_the_same_curve(out, t
     assert said[1]["before"] is None
 
 
+def test_decisions_of_several_folders_count_together_and_of_one_kind_are_refused(tmp_path) -> None:
+    """A curve tells the same from different: what lacks is said in one line, with what to do."""
+    folders = []
+    for name, persons in (("v", people_seen_twice(1)), ("w", people_seen_twice(2, video_id="w"))):
+        folders.append(folder_of(tmp_path / name, persons))
+        decide_as_pairs(folders[-1], persons)
+    command = ("calibrate", *folders, "--decisions", "-o", tmp_path / "curve.json", "--json")
+    assert json.loads(run_streamproc(*command).stdout)["true_pairs"] == 2 * PEOPLE
+    for folder in folders:
+        path = folder / "decisions.jsonl"
+        lines = path.read_bytes().splitlines(keepends=True)
+        path.write_bytes(b"".join(line for line in lines if b'"group"' in line))
+    assert f"all {2 * PEOPLE} pairs that were decided are the same" in refused(
+        run_streamproc(*command)
+    )
+
+
 def test_videos_of_one_gallery_are_compared_with_each_other(tmp_path) -> None:
     """The gallery's folder and the folders of its videos, as replay leaves them, say the same."""
     persons = people_seen_twice(2)
