@@ -561,8 +561,8 @@ class ReviewSettings(_Section):
     host: str = Field(
         default="127.0.0.1",
         description=(
-            "Address on which the live page is served. Beyond the loopback `review.token` is "
-            "needed."
+            "Address on which the live page is served. Beyond the loopback `review.token` or "
+            "`review.user_header` is needed."
         ),
     )
     port: int = Field(
@@ -579,6 +579,20 @@ class ReviewSettings(_Section):
         default=True,
         description=(
             "False: beyond the loopback no token is needed, as something else keeps others away."
+        ),
+    )
+    user_header: str | None = Field(
+        default=None,
+        description=(
+            "The header in which a proxy that checks who asks gives their name, such as "
+            "`X-Forwarded-User`. Who is named needs no token, and decisions carry the name."
+        ),
+    )
+    trusted_proxies: Names = Field(
+        default=(),
+        description=(
+            "Addresses or networks of these proxies, separated by commas. From anywhere else a "
+            "request with `review.user_header` is refused."
         ),
     )
     matcher_url: str = Field(

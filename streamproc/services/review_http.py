@@ -80,10 +80,12 @@ async def audit_answer(
     return json_answer(found.as_json())
 
 
-def said_by_page(body: bytes, gallery_id: str, decided_at: str) -> AnyDecision:
+def said_by_page(
+    body: bytes, gallery_id: str, decided_at: str, decided_by: str | None = None
+) -> AnyDecision:
     """Parse what a page sends: a decision as on the wire, whose gallery and time are ours.
 
-    Raises EventError.
+    So is who decided, where that is known. Raises EventError.
     """
     try:
         said = orjson.loads(body)
@@ -92,6 +94,8 @@ def said_by_page(body: bytes, gallery_id: str, decided_at: str) -> AnyDecision:
     if not isinstance(said, dict):
         raise EventError("expected a JSON object")
     ours = {"gallery_id": gallery_id, "decided_at": decided_at}
+    if decided_by is not None:
+        ours["decided_by"] = decided_by
     parsed = parse_decision(orjson.dumps(said | ours))
     return type(parsed).make(**parsed.model_dump(exclude={"event_id"}))
 

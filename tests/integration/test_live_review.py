@@ -142,6 +142,12 @@ def test_the_page_and_what_it_asks_are_for_those_who_may(stream):  # noqa: PLR09
     [
         ({"review__host": "0.0.0.0"}, "review.token"),
         ({"review__host": "0.0.0.0", "review__token": "short"}, "16 characters"),
+        ({"review__user_header": "X-User"}, "set review.trusted_proxies"),
+        ({"review__trusted_proxies": "10.0.0.1"}, "set review.user_header"),
+        (
+            {"review__user_header": "X-User", "review__trusted_proxies": "0.0.0.0/0"},
+            "is everybody",
+        ),
     ],
 )
 def test_beyond_this_machine_it_asks_for_a_token(stream, settings, text):

@@ -1,7 +1,8 @@
 """The live page's HTTP server: pages, pictures, decisions, and word of every change.
 
 Who asks must name an address that is this server's, come from no other origin, and know the token
-where there is one: given once as `/?token=…`, it is kept in a cookie that no script can read.
+where there is one: given once as `/?token=…`, it is kept in a cookie that no script can read. Or a
+proxy that is trusted says who asks.
 """
 
 from __future__ import annotations
@@ -47,11 +48,14 @@ if TYPE_CHECKING:
     from streamproc.decisions import AnyDecision
     from streamproc.offline.page import LiveReport
     from streamproc.services.live.gallery import LiveGallery
+    from streamproc.services.live.proxy import ProxyUsers
 
 log = logging.getLogger(__name__)
 
 COOKIE = "streamproc-review"
 _COOKIE_SECONDS = 30 * 24 * 3600
+_NAMELESS = "expected a name from a proxy: see review.user_header"
+_UNKNOWN = "expected the token of review.token, once, as /?token=…"
 _MAX_NAME = 256
 _LEAST_SECONDS_BETWEEN = 0.2
 """A page is told of changes so seldom at most: it asks for all of them then."""
@@ -84,14 +88,21 @@ class PageSource(Protocol):
 class PageServer:
     """The routes of the page. Made by the service; used by one event loop.
 
-    `token` is what a browser must know, None where nothing is asked. `allowed_hosts` are names by
-    which the server may be asked beyond those that nobody else can have.
+    `token` is what a browser must know, None where nothing is asked; `users` are those whom a proxy
+    names, who need no token. `allowed_hosts` are names by which the server may be asked beyond
+    those that nobody else can have.
     """
 
     def __init__(
-        self, source: PageSource, *, token: str | None, allowed_hosts: Sequence[str] = ()
+        self,
+        source: PageSource,
+        *,
+        token: str | None,
+        users: ProxyUsers | None = None,
+        allowed_hosts: Sequence[str] = (),
     ) -> None:
         self._source = source
+        self._users = users
         self._cookie = None if token is None else _cookie_of(token)
         self._allowed_hosts = {name.lower() for name in allowed_hosts}
         self._assets: dict[str, Path] = {
@@ -125,26 +136,41 @@ class PageServer:
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        async def checked(request: web.Request) -> web.StreamResponse:
+            early = await self._check(request)
+            return await handler(request) if early is None else early
+
+        return await answered(request, checked)
+
+    async def _check(self, request: web.Request) -> web.StreamResponse | None:
+        """Return what is answered in place of what was asked, None for who may ask."""
         origin = request.headers.get("Origin")
         host = request.headers.get("Host", "")
         is_ours = origin is None or urlsplit(origin).netloc == host
         if not is_own_host(host, self._allowed_hosts) or not is_ours:
-            return await answered(request, _refuse_origin)
-        if self._cookie is not None:
-            given = request.query.get("token")
-            if request.path == "/" and given is not None:
-                return await self._let_in(request, given)
-            known = request.cookies.get(COOKIE, "")
-            if not hmac.compare_digest(known.encode(), self._cookie.encode()):
-                return await answered(request, _refuse_unknown)
-        return await answered(request, handler)
+            return fault(403, "this page is served under its own address alone")
+        if self._user_of(request) is not None:
+            return None
+        if self._cookie is None:
+            return None if self._users is None else fault(401, _NAMELESS)
+        given = request.query.get("token")
+        if request.path == "/" and given is not None:
+            return await self._let_in(request, given)
+        known = request.cookies.get(COOKIE, "")
+        if not hmac.compare_digest(known.encode(), self._cookie.encode()):
+            return fault(401, _UNKNOWN)
+        return None
+
+    def _user_of(self, request: web.Request) -> str | None:
+        """Return whom a proxy names, None for nobody; raises HTTPForbidden."""
+        return None if self._users is None else self._users.user_of(request)
 
     async def _let_in(self, request: web.Request, token: str) -> web.StreamResponse:
         """Give a browser the cookie, and take the token out of its address."""
         assert self._cookie is not None
         if not hmac.compare_digest(_cookie_of(token).encode(), self._cookie.encode()):
             await asyncio.sleep(_WRONG_TOKEN_SECONDS)
-            return await answered(request, _refuse_unknown)
+            return fault(401, _UNKNOWN)
         gallery = request.query.get("gallery")
         place = "/" if gallery is None else f"/?gallery={quote(gallery, safe='')}"
         # Not a redirect: after a link from another site the browser would leave the cookie out.
@@ -228,7 +254,9 @@ class PageServer:
         decisions = [
             one.model_dump(mode="json", exclude_none=True) for one in gallery.decisions.values()
         ]
-        said = {"gallery_id": gallery.gallery_id, "decisions": decisions, "place": _PLACE}
+        user = self._user_of(request)
+        place = _PLACE if user is None else f"{_PLACE} They carry your name: {user}."
+        said = {"gallery_id": gallery.gallery_id, "decisions": decisions, "place": place}
         return json_answer(said)
 
     async def _audit(self, request: web.Request) -> web.StreamResponse:
@@ -256,7 +284,7 @@ class PageServer:
         body = await request.read()
         try:
             gallery = await self._gallery(request)
-            decision = self._checked(gallery, body)
+            decision = self._checked(gallery, body, self._user_of(request))
             await self._source.decide(decision)
         except EventError as error:
             return fault(400, str(error))
@@ -274,13 +302,13 @@ class PageServer:
         self._budget -= 1
         return True
 
-    def _checked(self, gallery: LiveGallery, body: bytes) -> AnyDecision:
+    def _checked(self, gallery: LiveGallery, body: bytes, user: str | None) -> AnyDecision:
         """Parse what a page sends; raises EventError."""
         clock = DecisionClock()
         for known in gallery.decisions.values():
             clock.know(known)
         try:
-            decision = said_by_page(body, gallery.gallery_id, clock.next_time())
+            decision = said_by_page(body, gallery.gallery_id, clock.next_time(), user)
         except ValueError as error:
             raise EventError(str(error)) from error
         if decision.decision_id in gallery.decisions:
@@ -338,14 +366,6 @@ class PageServer:
 def _cookie_of(token: str) -> str:
     """Return what stands for a token in a cookie: who reads it does not know the token."""
     return hashlib.sha256(f"streamproc review {token}".encode()).hexdigest()
-
-
-async def _refuse_origin(_: web.Request) -> web.StreamResponse:
-    return fault(403, "this page is served under its own address alone")
-
-
-async def _refuse_unknown(_: web.Request) -> web.StreamResponse:
-    return fault(401, "expected the token of review.token, once, as /?token=…")
 
 
 def _later(text: str) -> web.Response:

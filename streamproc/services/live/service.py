@@ -34,6 +34,7 @@ from streamproc.kafka.publisher import Publisher
 from streamproc.kafka.topics import ensure_topics
 from streamproc.services.live.gallery import LiveGallery
 from streamproc.services.live.matchers import Matchers
+from streamproc.services.live.proxy import ProxyUsers
 from streamproc.services.live.server import PageServer
 from streamproc.services.matcher.inbox import decision_of
 from streamproc.services.review_http import CLOSE_SECONDS
@@ -64,8 +65,18 @@ _LOOK_SECONDS = 0.25
 async def run_review(settings: Settings) -> None:
     """Run until a signal comes; raises UsageError where the page would be open to everybody."""
     token = _token_of(settings.review)
+    users = _users_of(settings.review)
     service = Service(_SERVICE, settings)
-    await service.run(_LiveReview(service, token).run)
+    await service.run(_LiveReview(service, token, users).run)
+
+
+def _users_of(options: ReviewSettings) -> ProxyUsers | None:
+    """Return who is named by a proxy, None where nobody is. Raises UsageError."""
+    if options.user_header is None:
+        if options.trusted_proxies:
+            raise UsageError("review.trusted_proxies: set review.user_header, which they give")
+        return None
+    return ProxyUsers(options.user_header, options.trusted_proxies)
 
 
 def _token_of(options: ReviewSettings) -> str | None:
@@ -75,9 +86,11 @@ def _token_of(options: ReviewSettings) -> str | None:
         raise UsageError(
             f"review.token: expected {_LEAST_TOKEN} characters or more, got {len(token)}"
         )
-    if token is None and options.require_token and not _is_loopback(options.host):
+    is_open = token is None and options.user_header is None
+    if is_open and options.require_token and not _is_loopback(options.host):
         raise UsageError(
-            f"review.host: {options.host} can be reached from other machines: set review.token, or "
+            f"review.host: {options.host} can be reached from other machines: set review.token or "
+            "review.user_header, or "
             "review.require_token to false where something else keeps others away"
         )
     return token
@@ -93,7 +106,7 @@ def _is_loopback(host: str) -> bool:
 class _LiveReview:
     """The work of the service, and what its page server asks."""
 
-    def __init__(self, service: Service, token: str | None) -> None:
+    def __init__(self, service: Service, token: str | None, users: ProxyUsers | None) -> None:
         settings = service.settings
         self._service = service
         self._settings = settings
@@ -113,7 +126,9 @@ class _LiveReview:
         self._pictures: OrderedDict[str, tuple[str, str, str]] = OrderedDict()
         self._uris: dict[str, str] = {}
         self._names: OrderedDict[str, str] = OrderedDict()
-        self._server = PageServer(self, token=token, allowed_hosts=settings.service.allowed_hosts)
+        self._server = PageServer(
+            self, token=token, users=users, allowed_hosts=settings.service.allowed_hosts
+        )
         registry = service.registry
         pages = Gauge("streamproc_review_pages", "Open pages", registry=registry)
         pages.set_function(lambda: self._server.listeners)
