@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,6 +11,8 @@ import click
 from streamproc.cli.common import EXIT_CODES, NamedPath, faults_in_one_line
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from streamproc.gallery.audit import Audit
     from streamproc.offline.evaluation import Evaluation
 
@@ -257,6 +258,7 @@ def _read(
 
     from streamproc.errors import UsageError
     from streamproc.offline.parts import read_cuts
+    from streamproc.offline.replay_folder import path_named
 
     try:
         run = orjson.loads((output / "run.json").read_bytes())
@@ -267,7 +269,8 @@ def _read(
         groups = [orjson.loads(line) for line in known]
         cuts = next(iter(read_cuts(output).values()), {})
         videos = run["videos"]
-        tracks_path = Path(videos[0]["tracks_path"])
+        where = str(run.get("working_directory") or "")
+        tracks_path = path_named(where, videos[0]["tracks_path"])
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise UsageError(
             f"{output}: expected a folder that `streamproc replay` wrote ({error})"

@@ -249,7 +249,7 @@ def _inputs(folder: ReplayFolder, decisions: Path | None) -> Iterator[Path]:
     yield decisions or folder.decisions_path
     yield from (folder.path / name for name in ARTIFACT_NAMES)
     for video in folder.videos:
-        yield from (_tracks_path(folder, video), Path(str(video["path"])))
+        yield from (_tracks_path(folder, video), folder.path_named(str(video["path"])))
 
 
 def _file_names(merged: Merged) -> dict[str, str]:
@@ -276,7 +276,7 @@ def _were_found(video: Mapping[str, Any]) -> bool:
 
 def _tracks_path(folder: ReplayFolder, video: Mapping[str, Any]) -> Path:
     if not _were_found(video):
-        return Path(str(video["tracks_path"]))
+        return folder.path_named(str(video["tracks_path"]))
     inner = folder.path / str(video["video_id"]) / FOUND_TRACKS_NAME
     return inner if inner.exists() else folder.path / FOUND_TRACKS_NAME
 
@@ -313,8 +313,8 @@ def _tracks(folder: ReplayFolder, video: Mapping[str, Any]) -> tuple[Track, ...]
         ) from error
     if not path.exists():
         raise UsageError(
-            f"{path}: the tracks of {folder.path} are not there any more: call this from the "
-            "folder where `streamproc replay` was called"
+            f"{path}: the tracks of {folder.path} are not there any more: put them back, or call "
+            "this from a folder where that path leads to them"
         )
     found = read_tracks(path, options)
     if expected not in (None, found.sha256):

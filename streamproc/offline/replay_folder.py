@@ -7,6 +7,7 @@ import os
 import re
 import stat
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -18,8 +19,6 @@ from streamproc.gallery.identities import pair_of
 from streamproc.gallery.reviewed import MAX_PAIRS_SAID, pair_count
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from streamproc.decisions import AnyDecision
     from streamproc.gallery.identities import Pair
 
@@ -44,6 +43,11 @@ class ReplayFolder:
     videos: tuple[dict[str, Any], ...]
     persons: tuple[PersonEmbedding, ...]
     candidates: tuple[DuplicateCandidate, ...]
+    working_directory: str = ""
+
+    def path_named(self, text: str) -> Path:
+        """Return a path that run.json names; see `path_named`."""
+        return path_named(self.working_directory, text)
 
     @property
     def decisions_path(self) -> Path:
@@ -80,11 +84,21 @@ def read_folder(path: Path) -> ReplayFolder:
             _videos(run["videos"]),
             tuple(PersonEmbedding.from_json(line) for line in persons),
             tuple(DuplicateCandidate.from_json(line) for line in candidates),
+            str(run.get("working_directory") or ""),
         )
     except (OSError, ValueError, KeyError, TypeError, EventError) as error:
         raise UsageError(
             f"{path}: expected a folder that `streamproc replay` wrote ({error!s:.500})"
         ) from error
+
+
+def path_named(working_directory: str, text: str) -> Path:
+    """Return a path as run.json names it: from where replay was called, or else from here.
+
+    Older versions do not say from where, and a folder may have moved with what it names.
+    """
+    there = Path(working_directory, text)
+    return there if there.exists() else Path(text)
 
 
 def _videos(found: list[dict[str, Any]]) -> tuple[dict[str, Any], ...]:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
 from itertools import combinations
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,7 +31,6 @@ from streamproc.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from streamproc.errors import InputError
     from streamproc.events import DuplicateCandidate, DuplicateGroup, PersonEmbedding, TrackSuspect
@@ -268,6 +268,7 @@ def _run_record(
         "versions": dict(versions()),
         "timestamp": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
+        "working_directory": _working_directory(),
         "settings": state.settings.model_dump(mode="json"),
         "model": _model(state.embedder),
         "gallery_id": videos[0].gallery_id,
@@ -278,6 +279,14 @@ def _run_record(
         "interrupted": state.interrupted,
         "seconds": {**seconds, "wall": round(wall_seconds, 3)},
     }
+
+
+def _working_directory() -> str | None:
+    """Return from where the relative paths go, None where that folder was removed."""
+    try:
+        return readable(Path.cwd())
+    except FileNotFoundError:
+        return None
 
 
 def video_record(video: ReplayVideo) -> dict[str, Any]:

@@ -168,6 +168,30 @@ def test_tracks_that_changed_since_are_not_merged(tmp_path, sample) -> None:
         streamproc.merge(out)
 
 
+def test_the_tracks_are_found_from_anywhere(tmp_path, sample) -> None:
+    """Replay was given relative paths, and merge and evaluate are called from another folder.
+
+    Of an older folder that does not say from where, the paths go from here.
+    """
+    for name in ("sample.mp4", "sample.persons.npz"):
+        shutil.copy(sample / name, tmp_path)
+    done = run_streamproc("replay", "sample.mp4", "--out", "out", "--no-animations", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    merge = ("merge", "../out", "--dry-run")
+    done = run_streamproc(*merge, cwd=elsewhere)
+    assert (done.returncode, "6 tracks before" in done.stderr) == (0, True), done.stderr
+    refused = run_streamproc("merge", "../out", "-o", "../sample.persons.npz", cwd=elsewhere)
+    assert "would be replaced" in refused.stderr
+    path = tmp_path / "out" / "run.json"
+    run = orjson.loads(path.read_bytes())
+    del run["working_directory"]
+    path.write_bytes(orjson.dumps(run))
+    assert run_streamproc(*merge, cwd=elsewhere).returncode == 2
+    assert run_streamproc("merge", "out", "--dry-run", cwd=tmp_path).returncode == 0
+
+
 def test_bad_decisions_and_folders_are_one_line(folder, tmp_path) -> None:
     """File, line and what was expected; a half last line was never said to be kept."""
     gallery_id, keys = keys_of_pair(folder)
