@@ -73,8 +73,8 @@ def merge(
             raise UsageError("expected a file to write to: -o merged.txt, or --dry-run")
         if (output is None) == (gallery is None):
             raise UsageError("expected a folder of `streamproc replay`, or --gallery NAME")
-        if gallery is not None and (likely or decisions is not None):
-            raise UsageError("--gallery: expected neither --likely nor --decisions with it")
+        if gallery is not None and decisions is not None:
+            raise UsageError("--gallery: expected no --decisions with it: those of the stream hold")
     if output is not None:
         with faults_in_one_line():
             merged = merge_folder(
@@ -82,7 +82,9 @@ def merge(
             )
     else:
         assert gallery is not None
-        merged = run(_merge_gallery(gallery, url, options, only_selected=selected))
+        merged = run(
+            _merge_gallery(gallery, url, options, with_likely=likely, only_selected=selected)
+        )
     with faults_in_one_line():
         paths = []
         if to is not None and not dry_run:
@@ -92,7 +94,7 @@ def merge(
 
 
 async def _merge_gallery(
-    gallery: str, url: str, options: dict[str, Any], *, only_selected: bool
+    gallery: str, url: str, options: dict[str, Any], *, with_likely: bool, only_selected: bool
 ) -> Merged:
     import asyncio
     from dataclasses import replace
@@ -104,7 +106,7 @@ async def _merge_gallery(
     from streamproc.storage.media import media_access
 
     settings = settings_of(options)
-    said = await client.fetch_identities(gallery, url)
+    said = await client.fetch_identities(gallery, url, with_candidates=with_likely)
     announced = await client.gallery_videos(settings, gallery)
     media = media_access(settings)
     whole = [await asyncio.to_thread(tracks_of_video, media, *both) for both in announced]
@@ -124,6 +126,8 @@ async def _merge_gallery(
         said.identities,
         videos,
         decision_count=said.decision_count,
+        candidates=said.candidates,
+        apart=said.apart,
         only_selected=only_selected,
     )
 

@@ -16,7 +16,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaConnectionError, KafkaError
 from pydantic import BaseModel, ValidationError
 
-from streamproc.decisions import Decision
+from streamproc.decisions import Decision, parse_decision
 from streamproc.errors import EventError, MachineError, UsageError, VideoError
 from streamproc.events import (
     AskedDetector,
@@ -33,16 +33,19 @@ from streamproc.events import (
     describe,
     now,
 )
+from streamproc.gallery.identities import pair_of, statements_of
+from streamproc.ids import person_key_of
 from streamproc.kafka.connection import COMMITTED_ONLY, client_options, reached, unreachable
 from streamproc.kafka.publisher import Publisher
 from streamproc.storage.media import media_access
 from streamproc.tracks import ReadOptions, find_track_file, read_tracks, save_tracks
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import AsyncIterator, Iterable, Iterator
 
     from aiohttp import ClientResponse
 
+    from streamproc.gallery.identities import Pair
     from streamproc.kafka.records import Headers, Record
     from streamproc.settings import Settings
     from streamproc.storage.media import MediaAccess
@@ -419,27 +422,51 @@ async def gallery_videos(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GalleryIdentities:
-    """What a matcher says of a gallery: who was decided about, by how much, in which videos."""
+    """What a matcher says of a gallery: who was decided about, by how much, in which videos.
+
+    `candidates` are those that nobody called different, `apart` the pairs that were called
+    different or have a veto: both empty unless they were asked for.
+    """
 
     identities: tuple[PersonIdentity, ...]
     decision_count: int
     video_ids: tuple[str, ...]
     cuts: dict[str, dict[int, int]]
+    candidates: tuple[DuplicateCandidate, ...] = ()
+    apart: frozenset[Pair] = frozenset()
 
 
-async def fetch_identities(gallery_id: str, url: str) -> GalleryIdentities:
+async def fetch_identities(
+    gallery_id: str, url: str, *, with_candidates: bool = False
+) -> GalleryIdentities:
     """Ask any matcher for the identities of a gallery.
 
-    Raises UsageError for an unknown gallery, MachineError if no matcher answers.
+    Raises UsageError for an unknown gallery, or one whose candidates it cannot list whole,
+    MachineError if no matcher answers.
     """
     identities = await _fetched(gallery_id, url, "identities")
     decisions = await _fetched(gallery_id, url, "decisions")
     persons = await _fetched(gallery_id, url, "persons")
+    candidates: tuple[DuplicateCandidate, ...] = ()
+    apart: frozenset[Pair] = frozenset()
+    if with_candidates:
+        if persons["count"] > len(persons["persons"]):
+            raise UsageError(
+                f"gallery {gallery_id!r}: expected at most {len(persons['persons']):,} persons "
+                f"with --likely, found {persons['count']:,}: who has a veto is not known of all"
+            )
+        listed = await _fetched(gallery_id, url, "candidates")
+        candidates = tuple(
+            DuplicateCandidate.from_json(orjson.dumps(one)) for one in listed["candidates"]
+        )
+        apart = frozenset(_pairs_apart(decisions["decisions"], persons["persons"]))
     return GalleryIdentities(
         tuple(PersonIdentity.from_json(orjson.dumps(one)) for one in identities["identities"]),
         len(decisions["decisions"]),
         tuple(video["video_id"] for video in persons["videos"]),
         _cuts_of(persons["persons"]),
+        candidates,
+        apart,
     )
 
 
@@ -450,6 +477,18 @@ def _cuts_of(persons: Iterable[dict[str, Any]]) -> dict[str, dict[int, int]]:
         if one.get("part") == 2:  # noqa: PLR2004 - where the first part ends
             cuts.setdefault(one["video_id"], {})[one["person_id"]] = one["first_frame_index"]
     return cuts
+
+
+def _pairs_apart(
+    decisions: Iterable[dict[str, Any]], persons: Iterable[dict[str, Any]]
+) -> Iterator[Pair]:
+    """Yield the pairs that a matcher says were called different, or were seen apart."""
+    said = statements_of(parse_decision(orjson.dumps(one)) for one in decisions)
+    yield from (pair for pair, verdict in said.of_pair.items() if verdict == "different")
+    for person in persons:
+        by_id = (person_key_of(person["video_id"], other) for other in person["seen_with"])
+        for other in person.get("seen_with_keys", by_id):
+            yield pair_of(person["person_key"], other)
 
 
 async def _fetched(gallery_id: str, url: str, name: str) -> dict[str, Any]:

@@ -32,10 +32,10 @@ from streamproc.tracks import (
 from streamproc.types import Track
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
-    from streamproc.decisions import AnyDecision
-    from streamproc.events import PersonIdentity
+    from streamproc.decisions import AnyDecision, Verdict
+    from streamproc.events import DuplicateCandidate, PersonIdentity
     from streamproc.gallery.identities import Pair, Statements
     from streamproc.offline.replay_folder import ReplayFolder
     from streamproc.offline.stream_tracks import StreamTracks
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 _ENDINGS = (".txt", ".csv", ".npz")
 _MAX_NAME_BYTES = 200
+_SAME: Verdict = "same"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -134,11 +135,14 @@ def merge_gallery(
     videos: Sequence[StreamTracks],
     *,
     decision_count: int,
+    candidates: Iterable[DuplicateCandidate] = (),
+    apart: Collection[Pair] = frozenset(),
     only_selected: bool = False,
 ) -> Merged:
     """Merge the tracks of a stream's videos as the identities that the matcher said.
 
-    Raises UsageError where there are no tracks, or nobody was called wanted.
+    Of `candidates` the likely ones count as decided, unless two people who are `apart` would be
+    one. Raises UsageError where there are no tracks, or nobody was called wanted.
     """
     there = [video for video in videos if not video.missing]
     missing = tuple(f"{video.name}: {video.missing}" for video in videos if video.missing)
@@ -151,7 +155,8 @@ def merge_gallery(
         for video_id, tracks in tracks_of.items()
         for track in tracks
     ]
-    identities = list(_identities_said(gallery_id, said, keys))
+    decided = list(_identities_said(gallery_id, said, keys))
+    identities = _with_likely(gallery_id, decided, candidates, apart)
     wanted = [one for one in identities if one.is_wanted or not only_selected]
     if not wanted:
         raise UsageError(f"gallery {gallery_id!r}: nobody was marked as wanted")
@@ -185,6 +190,28 @@ def _identities_said(
             yield Identity(event.identity_id, own, event.verified, event.wanted, conflicts)
     for key in sorted(left):
         yield Identity(hash_of(gallery_id, key), (key,))
+
+
+def _with_likely(
+    gallery_id: str,
+    identities: Sequence[Identity],
+    candidates: Iterable[DuplicateCandidate],
+    apart: Collection[Pair],
+) -> list[Identity]:
+    """Return the identities, those that likely candidates join as one."""
+    of_key = {key: one for one in identities for key in one.person_keys}
+    set_of = {key: set(one.person_keys) for key, one in of_key.items()}
+    joined = {key for pair in _likely_pairs(candidates, set_of, apart, of_key) for key in pair}
+    found: dict[str, Identity] = {}
+    for key in sorted(of_key):
+        keys = tuple(sorted(set_of[key]))
+        if not joined.intersection(keys):
+            found[keys[0]] = of_key[key]
+        elif keys[0] == key:
+            said = {of_key[one].is_wanted for one in keys} - {None}
+            wanted = any(said) if said else None
+            found[key] = Identity(hash_of(gallery_id, key), keys, is_wanted=wanted)
+    return list(found.values())
 
 
 def write(
@@ -350,22 +377,35 @@ def _joined_by_likely(
     """Join the likely candidates as well, the likeliest first, where nothing speaks against it."""
     apart = vetoes | {pair for pair, said in statements.of_pair.items() if said == "different"}
     set_of = {key: set(identities.of_key[key].person_keys) for key in keys}
-    joined = dict(statements.of_pair)
-    for candidate in likeliest_first(folder.candidates):
+    pairs = _likely_pairs(folder.candidates, set_of, apart, identities.of_key)
+    joined = statements.of_pair | dict.fromkeys(pairs, _SAME)
+    said = type(statements)(joined, statements.verified, statements.wanted)
+    return Identities(folder.gallery_id, keys, said, vetoes)
+
+
+def _likely_pairs(
+    candidates: Iterable[DuplicateCandidate],
+    set_of: dict[str, set[str]],
+    apart: Collection[Pair],
+    of_key: Mapping[str, Identity],
+) -> Iterator[Pair]:
+    """Yield the likely candidates by which tracks are joined, the likeliest first.
+
+    `set_of` are the tracks of each one's person, and changes as they are joined. None is joined
+    where two of them are `apart`, or that is in conflict.
+    """
+    for candidate in likeliest_first(candidates):
         a, b = keys_of(candidate)
         if candidate.band != "likely" or a not in set_of or b not in set_of:
             continue
         ones, others = set_of[a], set_of[b]
-        if ones is others or any(pair_of(x, y) in apart for x in ones for y in others):
+        if ones == others or any(pair_of(x, y) in apart for x in ones for y in others):
             continue
-        if identities.of_key[a].conflicts or identities.of_key[b].conflicts:
+        if of_key[a].conflicts or of_key[b].conflicts:
             continue
-        joined[pair_of(a, b)] = "same"
-        ones |= others
-        for key in others:
-            set_of[key] = ones
-    said = type(statements)(joined, statements.verified, statements.wanted)
-    return Identities(folder.gallery_id, keys, said, vetoes)
+        yield pair_of(a, b)
+        both = ones | others
+        set_of.update(dict.fromkeys(both, both))
 
 
 def _numbers(

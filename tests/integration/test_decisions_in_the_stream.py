@@ -206,6 +206,9 @@ def test_merge_writes_the_tracks_of_a_gallery_as_the_stream_decided(stream, samp
     assert sorted(len(track) for track in written["a.mot.txt"]) == sorted(
         count + (before[6] if number == 1 else 0) for number, count in before.items() if number != 6
     )
+    likely = stream.cli(*flags, "--dry-run", "--likely")
+    assert likely.returncode == 0, likely.stderr
+    assert "which nobody decided" in likely.stderr
     done = stream.cli(*flags, "--selected", "-o", str(tmp_path / "wanted"))
     assert done.returncode == 0, done.stderr
     [only] = load_tracks(tmp_path / "wanted" / "a.mot.txt").tracks
