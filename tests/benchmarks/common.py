@@ -14,6 +14,7 @@ import tempfile
 from contextlib import contextmanager
 from fractions import Fraction
 from importlib import metadata
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -175,8 +176,6 @@ def _draw(path: Path, x: np.ndarray, y: np.ndarray, tall: np.ndarray, *, gop: in
 
 def repeated(video: Path, tracks: Path, times: int) -> tuple[Path, Path]:
     """The same clip `times` times on end, copied packet by packet, with its tracks going on."""
-    import av
-
     from streamproc.tracks import load_tracks, save_tracks
     from streamproc.types import Track
 
@@ -186,19 +185,7 @@ def repeated(video: Path, tracks: Path, times: int) -> tuple[Path, Path]:
         return long_video, long_tracks
     loaded = load_tracks(tracks).tracks
     frames = max(int(track.frame_indices[-1]) for track in loaded) + 1
-    with av.open(str(long_video), "w") as outside:
-        stream = None
-        for k in range(times):
-            with av.open(str(video)) as inside:
-                source = inside.streams.video[0]
-                stream = stream or outside.add_stream_from_template(source)
-                ticks = round(frames / (source.average_rate * source.time_base))
-                for packet in inside.demux(source):
-                    if packet.size:
-                        packet.pts += k * ticks
-                        packet.dts += k * ticks
-                        packet.stream = stream
-                        outside.mux(packet)
+    write_repeated(video, long_video, times=times, frames=frames)
     longer = []
     for track in loaded:
         indices = np.concatenate([track.frame_indices + k * frames for k in range(times)])
@@ -206,6 +193,28 @@ def repeated(video: Path, tracks: Path, times: int) -> tuple[Path, Path]:
         longer.append(Track(track.person_id, indices, boxes, np.tile(track.confidences, times)))
     save_tracks(long_tracks, longer)
     return long_video, long_tracks
+
+
+def write_repeated(video: Path, into: Path, *, times: int, frames: int) -> None:
+    """Write the first `frames` frames of a clip `times` times on end, copied packet by packet.
+
+    `frames` must end where a group of pictures does, or where the clip does.
+    """
+    import av
+
+    with av.open(str(into), "w") as outside:
+        stream = None
+        for k in range(times):
+            with av.open(str(video)) as inside:
+                source = inside.streams.video[0]
+                stream = stream or outside.add_stream_from_template(source)
+                ticks = round(frames / (source.average_rate * source.time_base))
+                packets = (packet for packet in inside.demux(source) if packet.size)
+                for packet in islice(packets, frames):
+                    packet.pts += k * ticks
+                    packet.dts += k * ticks
+                    packet.stream = stream
+                    outside.mux(packet)
 
 
 def pets() -> tuple[Path, Path] | None:
