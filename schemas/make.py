@@ -68,7 +68,8 @@ TOPICS: dict[str, Topic] = {
         action="send",
         summary=(
             "One event for each person of a run, then `video-closed`; from the worker to the "
-            "matcher, which also puts decisions here. Holds biometric vectors."
+            "matcher, which also puts decisions here. Anybody may say here who is `forgotten`. "
+            "Holds biometric vectors."
         ),
     ),
     "duplicate-candidates": Topic(

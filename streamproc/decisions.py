@@ -16,6 +16,7 @@ from streamproc.errors import EventError
 from streamproc.events import (
     Cosine,
     Event,
+    Forgotten,
     GalleryExpired,
     Id,
     Label,
@@ -157,7 +158,7 @@ def parse_decision(data: bytes) -> AnyDecision:
         raise EventError(f"{Decision.topic}: {describe(error)}") from error
 
 
-GalleryEvent: TypeAlias = PersonEmbedding | VideoClosed | GalleryExpired | AnyDecision
+GalleryEvent: TypeAlias = PersonEmbedding | VideoClosed | GalleryExpired | Forgotten | AnyDecision
 """What a gallery takes: all that `person-embeddings` carries."""
 
 _OF_GALLERY: TypeAdapter[GalleryEvent] = TypeAdapter(

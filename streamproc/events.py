@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 import math
+import re
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from itertools import pairwise
@@ -56,6 +57,8 @@ ObjectClass = Annotated[
 FrameNumber = Annotated[int, Field(ge=0, le=2**40)]
 FrameStride = Annotated[int, Field(ge=1, le=1_000_000)]
 Box = tuple[Finite, Finite, Finite, Finite]
+MAX_FORGOTTEN = 1000
+"""The most tracks, or videos, that one event names to be forgotten."""
 
 
 def _check_timestamp(text: str) -> str:
@@ -613,6 +616,43 @@ class GalleryExpired(Event):
     decisions: bool | None = None
 
 
+class Forgotten(Event):
+    """People who are to be forgotten, with all that is kept of them.
+
+    Topic `person-embeddings`, kind `forgotten`, from `streamproc forget`. `person_keys` are tracks,
+    `video_ids` are videos with everybody in them, and with `everything` it is the whole gallery:
+    then `video_ids` are those whose files go. It holds for what was submitted or decided before the
+    record came. What is announced later comes back.
+    """
+
+    topic: ClassVar[str] = "person-embeddings"
+    key_field: ClassVar[str] = "gallery_id"
+    identity: ClassVar[tuple[str, ...]] = (
+        "kind",
+        "gallery_id",
+        "person_keys",
+        "video_ids",
+        "everything",
+        "occurred_at",
+    )
+
+    kind: Literal["forgotten"] = "forgotten"
+    gallery_id: Id
+    person_keys: Annotated[list[Id], Field(max_length=MAX_FORGOTTEN)] = []
+    video_ids: Annotated[list[Id], Field(max_length=MAX_FORGOTTEN)] = []
+    everything: bool = False
+
+    @model_validator(mode="after")
+    def _names_somebody(self) -> Self:
+        if not (self.person_keys or self.video_ids or self.everything):
+            raise ValueError("person_keys, video_ids or everything: expected one of them")
+        for key in self.person_keys:
+            video_id, _, number = key.rpartition("/")
+            if not video_id or re.fullmatch(r"-?[0-9]{1,19}", number) is None:
+                raise ValueError("person_keys: expected tracks, each VIDEO_ID/NUMBER")
+        return self
+
+
 class CandidatePerson(_Model):
     """One of the two persons of a candidate; `part` is of a part of a track."""
 
@@ -896,13 +936,17 @@ class PersonIdentityGone(_OfIdentity):
         return
 
 
-Embedded = Annotated[PersonEmbedding | VideoClosed | GalleryExpired, Field(discriminator="kind")]
+Embedded = Annotated[
+    PersonEmbedding | VideoClosed | GalleryExpired | Forgotten, Field(discriminator="kind")
+]
 """What `person-embeddings` carries."""
 
-_EMBEDDED: TypeAdapter[PersonEmbedding | VideoClosed | GalleryExpired] = TypeAdapter(Embedded)
+_EMBEDDED: TypeAdapter[PersonEmbedding | VideoClosed | GalleryExpired | Forgotten] = TypeAdapter(
+    Embedded
+)
 
 
-def parse_embedded(data: bytes) -> PersonEmbedding | VideoClosed | GalleryExpired:
+def parse_embedded(data: bytes) -> PersonEmbedding | VideoClosed | GalleryExpired | Forgotten:
     """Parse a value of `person-embeddings`; raises EventError as `from_json` does."""
     try:
         return _EMBEDDED.validate_json(data)

@@ -3,12 +3,14 @@
 from streamproc.gallery.calibration.curve import Curve, load_curves
 from streamproc.gallery.calibration.scorer import Calibration, GalleryScorer
 from streamproc.gallery.carry_over import Place
+from streamproc.gallery.forgetting import Holdings, Named, holdings
 from streamproc.gallery.gallery import Gallery, Row, Snapshot, VideoRecord, Writes
 from streamproc.gallery.matcher import (
     UNCALIBRATED,
     MatchResult,
     apply,
     expire,
+    forget,
     forget_decisions,
 )
 from streamproc.gallery.pairs import (
@@ -33,9 +35,11 @@ __all__ = [
     "Gallery",
     "GalleryScorer",
     "Group",
+    "Holdings",
     "Judgement",
     "Kept",
     "MatchResult",
+    "Named",
     "Place",
     "Row",
     "Snapshot",
@@ -44,8 +48,10 @@ __all__ = [
     "apply",
     "candidate_id_of",
     "expire",
+    "forget",
     "forget_decisions",
     "has_veto",
+    "holdings",
     "load_curves",
     "pair_similarity",
 ]

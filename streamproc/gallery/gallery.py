@@ -111,9 +111,9 @@ class Writes:
     """What an event changes; None removes.
 
     Rows by person key, records by video id, groups by their ids, decisions by theirs. `places` say
-    where those were whom decisions name, by person key. `reviewed` is what follows from the
-    decisions once all this is written; absent, `Gallery` finds it out where it must. `settled` is
-    what a closing says.
+    where those were whom decisions name, by person key. `forgotten` says when somebody was
+    forgotten, see `forgetting`. `reviewed` is what follows from the decisions once all this is
+    written; absent, `Gallery` finds it out where it must. `settled` is what a closing says.
     """
 
     rows: Mapping[str, Row | None] = field(default_factory=dict)
@@ -121,6 +121,7 @@ class Writes:
     groups: Mapping[str, Group | None] = field(default_factory=dict)
     decisions: Mapping[str, Kept | None] = field(default_factory=dict)
     places: Mapping[str, Place | None] = field(default_factory=dict)
+    forgotten: Mapping[str, float | None] = field(default_factory=dict)
     reviewed: Reviewed | None = None
     settled: Settled | None = None
 
@@ -230,6 +231,7 @@ class Gallery:
         self.group_ids: dict[str, str] = {}  # by person key: the group that it is in
         self.decisions: dict[str, Kept] = {}
         self.places: dict[str, Place] = {}
+        self.forgotten: dict[str, float] = {}  # by a hash of whom: until when, in seconds
         self._reviewed: Reviewed | None = None
         self._blocks: dict[str, _Block] = {}  # by weights_sha256
         self._keys_of_video: dict[str, set[str]] = {}
@@ -262,6 +264,11 @@ class Gallery:
                 self.videos[video_id] = record
         self._write_groups(writes.groups)
         self._write_decisions(writes)
+        for mark, seconds in writes.forgotten.items():
+            if seconds is None:
+                self.forgotten.pop(mark, None)
+            else:
+                self.forgotten[mark] = max(seconds, self.forgotten.get(mark, seconds))
         if writes.settled is not None:
             self._settled = writes.settled
             self.changed = set()

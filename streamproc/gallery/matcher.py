@@ -26,6 +26,12 @@ from streamproc.events import PersonEmbedding, VideoClosed
 from streamproc.gallery.announcements import Announcer
 from streamproc.gallery.calibration.scorer import Calibration
 from streamproc.gallery.closing import decide_pairs
+from streamproc.gallery.forgetting import (
+    Named,
+    decisions_on,
+    not_forgotten,
+    rows_without,
+)
 from streamproc.gallery.gallery import (
     Row,
     VideoRecord,
@@ -101,16 +107,17 @@ def apply(
     candidate and no group.
     """
     announcer = Announcer(gallery, similarity_threshold, occurred_at, gallery.group_ids)
+    left = not_forgotten(gallery, event)
+    if left is None:
+        return MatchResult(events=_end_of(event, announcer, 0))
+    event = left
     if not isinstance(event, PersonEmbedding | VideoClosed):
         writes, events = take_decision(gallery, event, announcer)
         return MatchResult(writes, tuple(events))
     known = gallery.videos.get(event.video_id)
     if known is not None and known.is_newer_than(event):
-        # Of an older run: it never overwrites a newer one.
-        if isinstance(event, PersonEmbedding):
-            return MatchResult()
-        # It ends as every run does, with what is known of the video by the newer one.
-        return MatchResult(events=(announcer.done(event, known.candidate_count),))
+        # Of an older run: it never overwrites a newer one, and ends with what that one knows.
+        return MatchResult(events=_end_of(event, announcer, known.candidate_count))
     step = _Step(gallery, announcer, calibration)
     if isinstance(event, PersonEmbedding):
         result = step.take_tracklet(event)
@@ -122,6 +129,13 @@ def apply(
     return replace(result, writes=writes, events=tuple(events))
 
 
+def _end_of(
+    event: PersonEmbedding | VideoClosed | AnyDecision, announcer: Announcer, count: int
+) -> tuple[VideoProgress, ...]:
+    """Return how a run ends of which nothing is taken: `done`, as every run does."""
+    return (announcer.done(event, count),) if isinstance(event, VideoClosed) else ()
+
+
 def expire(gallery: Gallery, occurred_at: str) -> MatchResult:
     """Return what the end of a gallery does: all rows and records go, decisions stay.
 
@@ -129,11 +143,42 @@ def expire(gallery: Gallery, occurred_at: str) -> MatchResult:
     whom something is decided.
     """
     writes = Writes(
-        dict.fromkeys(gallery.rows), dict.fromkeys(gallery.videos), dict.fromkeys(gallery.groups)
+        dict.fromkeys(gallery.rows),
+        dict.fromkeys(gallery.videos),
+        dict.fromkeys(gallery.groups),
+        forgotten=dict.fromkeys(gallery.forgotten),
     )
     announcer = Announcer(gallery, 0.0, occurred_at)
     writes, events = with_decisions(gallery, None, writes, (), announcer)
     return MatchResult(writes, tuple(events))
+
+
+def forget(
+    gallery: Gallery,
+    named: Named,
+    *,
+    at_seconds: float,
+    similarity_threshold: float,
+    occurred_at: str,
+    calibration: Calibration = UNCALIBRATED,
+) -> MatchResult:
+    """Return what it does that somebody is forgotten: all goes that names them.
+
+    Their candidates are withdrawn, groups and identities are said without them, and the pairs of
+    the others are judged again as at a closing. What comes later and was submitted or decided
+    before `at_seconds` says nothing of them.
+    """
+    announcer = Announcer(gallery, similarity_threshold, occurred_at, gallery.group_ids)
+    result = _Step(gallery, announcer, calibration).forget(named)
+    decisions = dict.fromkeys(decisions_on(gallery.decisions, named))
+    writes = replace(
+        result.writes,
+        decisions=decisions,
+        places={key: None for key in gallery.places if named.has(key)},
+        forgotten=dict.fromkeys(named.marks(), at_seconds),
+    )
+    writes, events = with_decisions(gallery, None, writes, result.events, announcer)
+    return replace(result, writes=writes, events=tuple(events))
 
 
 def forget_decisions(gallery: Gallery) -> Writes:
@@ -302,17 +347,7 @@ class _Step:
         stays = _staying(event)
         removed = {key for key in own if not stays(self._tracklet(key))}
         decided = self._decide(event.video_id, removed)
-        groups = {
-            group_id: group
-            for group_id, group in decided.groups.items()
-            if self.gallery.groups.get(group_id) != group
-        }
-        standing = {name: group for name, group in decided.groups.items() if group is not None}
-        announcer = replace(self.announcer, group_ids=group_ids_of(standing))
-        events: list[DuplicateCandidate | DuplicateGroup] = [
-            *_Step(self.gallery, announcer, self.calibration).announce(decided),
-            *self._announce_groups(groups),
-        ]
+        groups, events = self._conclude(decided)
         rows = dict.fromkeys(sorted(removed)) | self._rows_with(decided)
         count = self._count_candidates(own - removed, removed, decided)
         record = VideoRecord.of(event, closed=True, candidate_count=count)
@@ -321,6 +356,46 @@ class _Step:
             (*self._removals(removed), *events, self.announcer.done(event, count)),
             not_kept=decided.not_kept,
         )
+
+    def forget(self, named: Named) -> MatchResult:
+        """Return what goes with those who are named, and what becomes of the others' pairs."""
+        gallery = self.gallery
+        removed = {key for key in gallery.rows if named.has(key)}
+        videos = {video_id for video_id in gallery.videos if named.has_video(video_id)}
+        decided = self._decide(self._video_to_judge(removed, videos), removed)
+        for group_id, group in gallery.groups.items():
+            if not removed.isdisjoint(group.person_keys):
+                decided.groups.setdefault(group_id, None)
+        groups, events = self._conclude(decided)
+        rows = dict.fromkeys(sorted(removed)) | self._rows_with(decided)
+        return MatchResult(
+            Writes(rows_without(gallery, rows, named), dict.fromkeys(sorted(videos)), groups),
+            (*self._removals(removed), *events),
+            not_kept=decided.not_kept,
+        )
+
+    def _video_to_judge(self, removed: Collection[str], videos: Collection[str]) -> str:
+        """Return the closed video that loses some of its tracklets, "" where it is not just one."""
+        touched = {self._tracklet(key).video_id for key in removed} - set(videos)
+        records = {name: self.gallery.videos.get(name) for name in touched}
+        closed = [name for name, record in records.items() if record is not None and record.closed]
+        return closed[0] if len(closed) == 1 else ""
+
+    def _conclude(
+        self, decided: Decided
+    ) -> tuple[dict[str, Group | None], list[DuplicateCandidate | DuplicateGroup]]:
+        """Return the groups that change with what was decided, and what is said of it."""
+        groups = {
+            group_id: group
+            for group_id, group in decided.groups.items()
+            if self.gallery.groups.get(group_id) != group
+        }
+        standing = {name: group for name, group in decided.groups.items() if group is not None}
+        announcer = replace(self.announcer, group_ids=group_ids_of(standing))
+        return groups, [
+            *_Step(self.gallery, announcer, self.calibration).announce(decided),
+            *self._announce_groups(groups),
+        ]
 
     def _removals(self, removed: Collection[str]) -> Iterator[DuplicateCandidate]:
         """Yield the withdrawals of all candidates of tracklets that are removed, each pair once."""

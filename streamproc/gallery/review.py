@@ -91,7 +91,7 @@ def with_decisions(
 ) -> tuple[Writes, list[Announced]]:
     """Return what an event does where some is decided, of what it would do otherwise.
 
-    `event` is None where the gallery expires.
+    `event` is None where the gallery expires, or somebody is forgotten.
     """
     if not gallery.decisions:
         return writes, list(events)
@@ -100,8 +100,8 @@ def with_decisions(
         writes = replace(writes, places=_first_places(gallery, writes))
     elif isinstance(event, VideoClosed) and writes.videos and event.outcome == "done":
         writes = _carried(gallery, event, writes)
-        if writes.decisions:
-            said = Said.by((gallery.decisions | _there(writes.decisions)).values())
+    if writes.decisions:
+        said = Said.by(_there({**gallery.decisions, **writes.decisions}).values())
     step = _Step(gallery, writes, announcer, said)
     allowed = list(step.allowed(events))
     if isinstance(event, VideoClosed):

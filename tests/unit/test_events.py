@@ -26,6 +26,7 @@ from streamproc.events import (
     AnimationReady,
     DuplicateCandidate,
     DuplicateGroup,
+    Forgotten,
     GalleryExpired,
     PersonEmbedding,
     PersonIdentity,
@@ -63,6 +64,7 @@ KINDS = {
     "person": PersonEmbedding,
     "video-closed": VideoClosed,
     "gallery-expired": GalleryExpired,
+    "forgotten": Forgotten,
 } | {kind.model_fields["kind"].default: kind for kind in get_args(AnyDecision)}
 
 

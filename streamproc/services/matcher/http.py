@@ -18,7 +18,7 @@ import orjson
 from aiohttp import web
 
 from streamproc.events import now, timestamp_of
-from streamproc.gallery import candidate_id_of
+from streamproc.gallery import Named, candidate_id_of, holdings
 from streamproc.gallery.announcements import Announcer, candidate_person
 from streamproc.gallery.pairs import pair_key
 
@@ -86,10 +86,12 @@ class GalleryApi:
             web.get("/galleries/{gallery_id}/identities", self._lister(self._identities)),
             web.get("/galleries/{gallery_id}/decisions", self._lister(self._decisions)),
             web.get("/galleries/{gallery_id}/persons", self._lister(self._persons)),
+            web.get("/galleries/{gallery_id}/held", self._lister(self._held)),
         ]
 
     async def _list(self, _: web.Request) -> web.Response:
-        galleries = sorted(self._source.galleries, key=lambda owned: owned.gallery.gallery_id)
+        known = [owned for owned in self._source.galleries if owned.is_known]
+        galleries = sorted(known, key=lambda owned: owned.gallery.gallery_id)
         return _json(
             {
                 "partitions": sorted(self._source.loaded),
@@ -143,7 +145,7 @@ class GalleryApi:
             if partition not in self._source.loaded:
                 return self._elsewhere(request, partition)
             owned = self._source.galleries.get(gallery_id)
-            if owned is None:
+            if owned is None or not owned.is_known:
                 return _unknown(gallery_id)
 
             async def answer() -> web.StreamResponse:
@@ -257,6 +259,21 @@ class GalleryApi:
             return {"count": len(rows), "persons": persons, "videos": known, "model": model}
 
         return make
+
+    def _held(self, request: web.Request, gallery: Gallery) -> Callable[[], dict[str, Any]]:
+        """What is held of those whom `?person=KEY` and `?video=ID` name, of all without them."""
+        asked = request.query
+        persons, videos = asked.getall("person", []), asked.getall("video", [])
+        named = Named(frozenset(persons), frozenset(videos), everything=not persons and not videos)
+        held = holdings(gallery, named)
+        return lambda: {
+            "person_keys": held.person_keys,
+            "video_ids": held.video_ids,
+            "candidates": held.candidate_count,
+            "groups": held.group_count,
+            "decisions": held.decision_count,
+            "identities": held.identity_count,
+        }
 
     async def _answer(self, request: web.Request, owned: OwnedGallery) -> web.StreamResponse:
         """Copy what is asked for, and send it; a client that does not read is left."""

@@ -40,6 +40,7 @@ from streamproc.errors import EventError, MachineError
 from streamproc.events import (
     DuplicateCandidate,
     DuplicateGroup,
+    Forgotten,
     GalleryExpired,
     PersonEmbedding,
     PersonIdentity,
@@ -414,7 +415,7 @@ class Matcher:
         else:
             owned.gallery.write(result.writes)
             owned.last_event_ms = max(owned.last_event_ms, at_ms)
-            if not isinstance(event, PersonEmbedding | VideoClosed):
+            if not isinstance(event, PersonEmbedding | VideoClosed | Forgotten):
                 owned.last_decision_ms = max(owned.last_decision_ms, at_ms)
         seconds = self._metrics.seconds
         seconds["apply"] += decided - start
@@ -462,6 +463,7 @@ class Matcher:
                 similarity_threshold=self.similarity_threshold,
                 occurred_at=now(),
                 calibration=self._calibration,
+                at_ms=at_ms,
             )
         except (EventError, MachineError):
             raise
@@ -537,7 +539,7 @@ class Matcher:
         while True:
             await asyncio.sleep(min(_MAX_EXPIRY_CHECK_SECONDS, self._expiry_seconds / 4))
             now_ms = self._clock.now_ms()
-            full = [owned for owned in self.galleries if not owned.is_empty]
+            full = [one for one in self.galleries if not one.is_empty or one.gallery.forgotten]
             due, left = to_expire(full, now_ms, self._expiry_seconds)
             if left:
                 log.warning("%d galleries are due, %d expire now", len(due) + left, len(due))

@@ -1,7 +1,8 @@
 """The matcher's table entries: how rows and records are stored as bytes, and where.
 
 There is one entry for each tracklet, one for each video, one for each group and one for each
-decision; and for each tracklet that a decision names, one that says where it was. A tracklet's
+decision; for each tracklet that a decision names, one that says where it was; and for whom is
+forgotten one that holds a hash and a time. A tracklet's
 entry holds its event byte for byte as it came, so that it is not serialised again. All entries of a
 gallery are in the partition of its id. What is stored keeps its names and values, since a running
 matcher reads what an older one wrote.
@@ -20,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from streamproc.decisions import Decided, GalleryEvent  # noqa: TC001 - pydantic reads them
 from streamproc.errors import MachineError
-from streamproc.events import GalleryExpired, PersonEmbedding, VideoClosed
+from streamproc.events import Forgotten, GalleryExpired, PersonEmbedding, VideoClosed
 from streamproc.gallery import (
     UNCALIBRATED,
     Calibration,
@@ -31,12 +32,14 @@ from streamproc.gallery import (
     Judgement,
     Kept,
     MatchResult,
+    Named,
     Place,
     Row,
     VideoRecord,
     Writes,
     apply,
     expire,
+    forget,
     forget_decisions,
 )
 from streamproc.kafka.records import partition_of
@@ -65,10 +68,13 @@ def now_ms() -> int:
 
 @dataclass(frozen=True, slots=True)
 class EntryKey:
-    """The key of an entry: `id` is a person key, a video id, a group's or a decision's id."""
+    """The key of an entry: `id` is a person key, a video id, a group's or a decision's id.
+
+    Of somebody who is forgotten it is a hash.
+    """
 
     gallery_id: str
-    kind: Literal["person", "video", "group", "decision", "place"]
+    kind: Literal["person", "video", "group", "decision", "place", "forgotten"]
     id: str
 
     def to_bytes(self) -> bytes:
@@ -123,6 +129,10 @@ class _StoredDecision(_Stored):
     lost: bool = False
 
 
+class _StoredForgotten(_Stored):
+    until: Annotated[float, Field(ge=0, le=_MAX_MS)]
+
+
 class _StoredPlace(_Stored):
     video_id: str
     run_id: str
@@ -158,6 +168,9 @@ def entries_of(
     for decision_id, kept in writes.decisions.items():
         value = None if kept is None else _decision_bytes(kept, at_ms)
         entries.append((EntryKey(gallery_id, "decision", decision_id).to_bytes(), value))
+    for mark, seconds in writes.forgotten.items():
+        value = None if seconds is None else orjson.dumps({"at": at_ms, "until": seconds})
+        entries.append((EntryKey(gallery_id, "forgotten", mark).to_bytes(), value))
     for video_id, record in writes.videos.items():
         value = None if record is None else _record_bytes(record, at_ms)
         entries.append((EntryKey(gallery_id, "video", video_id).to_bytes(), value))
@@ -245,6 +258,11 @@ class OwnedGallery:
         """Whether it has neither rows nor records; decisions may be left of it."""
         return not self.gallery.rows and not self.gallery.videos
 
+    @property
+    def is_known(self) -> bool:
+        """Whether there is anything of it, but for the marks of those who were forgotten."""
+        return not self.is_empty or bool(self.gallery.decisions)
+
     def load(self, key: EntryKey, value: bytes) -> None:
         """Take in one entry of the table. Raises ValueError for one that cannot be read."""
         stored: _Stored
@@ -266,6 +284,9 @@ class OwnedGallery:
             was = Place(key.id, place.video_id, place.run_id, place.frame_indices, boxes)
             self.gallery.write(Writes(places={key.id: was}))
             return  # no event: it may be written anew when nothing came
+        elif key.kind == "forgotten":
+            stored = mark = _StoredForgotten.model_validate_json(value)
+            self.gallery.write(Writes(forgotten={key.id: mark.until}))
         else:
             stored = record = _StoredRecord.model_validate_json(value)
             known = VideoRecord(record.order, record.closed, record.candidate_count, record.started)
@@ -280,20 +301,24 @@ def decide(
     similarity_threshold: float,
     occurred_at: str,
     calibration: Calibration = UNCALIBRATED,
+    at_ms: int = 0,
 ) -> MatchResult:
-    """Return what an event does to a gallery: the core's `apply`, or the gallery's end.
+    """Return what an event does to a gallery: the core's `apply` or `forget`, or its end.
 
-    It changes nothing itself.
+    `at_ms` is when the event came. It changes nothing itself.
     """
     gallery = owned.gallery
+    if isinstance(event, Forgotten):
+        return forget(
+            gallery,
+            Named.by(event),
+            at_seconds=at_ms / 1000,
+            similarity_threshold=similarity_threshold,
+            occurred_at=occurred_at,
+            calibration=calibration,
+        )
     if isinstance(event, GalleryExpired):
-        last_known_ms = round(datetime.fromisoformat(event.last_event_at).timestamp() * 1000)
-        if event.decisions:
-            is_over = owned.is_empty and owned.last_decision_ms <= last_known_ms
-            return MatchResult(forget_decisions(gallery)) if is_over else MatchResult()
-        if owned.last_event_ms > last_known_ms:
-            return MatchResult()
-        return expire(gallery, occurred_at)
+        return _expired(owned, event, occurred_at)
     result = apply(
         gallery,
         event,
@@ -309,6 +334,16 @@ def decide(
         # also for the process that owns it next, which reads the time from this entry.
         return replace(result, writes=replace(result.writes, videos={event.video_id: known}))
     return result
+
+
+def _expired(owned: OwnedGallery, event: GalleryExpired, occurred_at: str) -> MatchResult:
+    last_known_ms = round(datetime.fromisoformat(event.last_event_at).timestamp() * 1000)
+    if event.decisions:
+        is_over = owned.is_empty and owned.last_decision_ms <= last_known_ms
+        return MatchResult(forget_decisions(owned.gallery)) if is_over else MatchResult()
+    if owned.last_event_ms > last_known_ms:
+        return MatchResult()
+    return expire(owned.gallery, occurred_at)
 
 
 class Galleries:
@@ -344,8 +379,8 @@ class Galleries:
         self._owned.pop(owned.gallery.gallery_id, None)
 
     def drop_if_empty(self, owned: OwnedGallery) -> None:
-        """Forget a gallery that has neither rows nor records nor decisions."""
-        if owned.is_empty and not owned.gallery.decisions:
+        """Forget a gallery that has neither rows nor records nor decisions, nor marks."""
+        if not owned.is_known and not owned.gallery.forgotten:
             self._owned.pop(owned.gallery.gallery_id, None)
 
     def load(self, partition: int, key: bytes, value: bytes) -> None:
