@@ -14,6 +14,7 @@ import click
 from streamproc.cli import (
     calibrate,
     evaluate,
+    forget,
     last_resort,
     merge,
     models,
@@ -41,6 +42,7 @@ cli.add_command(replay.replay)
 cli.add_command(evaluate.evaluate)
 cli.add_command(review.review)
 cli.add_command(merge.merge)
+cli.add_command(forget.forget)
 cli.add_command(calibrate.calibrate)
 cli.add_command(models.models)
 for _command in stream.COMMANDS:

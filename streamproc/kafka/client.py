@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import orjson
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -41,9 +41,10 @@ from streamproc.storage.media import media_access
 from streamproc.tracks import ReadOptions, find_track_file, read_tracks, save_tracks
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Iterator
+    from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 
     from aiohttp import ClientResponse
+    from yarl import URL
 
     from streamproc.gallery.identities import Pair
     from streamproc.kafka.records import Headers, Record
@@ -491,11 +492,86 @@ def _pairs_apart(
             yield pair_of(person["person_key"], other)
 
 
-async def _fetched(gallery_id: str, url: str, name: str) -> dict[str, Any]:
-    import aiohttp
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a matcher holds of somebody: their keys and videos, and of the rest how many."""
+
+    person_keys: tuple[str, ...] = ()
+    video_ids: tuple[str, ...] = ()
+    candidate_count: int = 0
+    group_count: int = 0
+    decision_count: int = 0
+    identity_count: int = 0
+
+    @property
+    def is_nothing(self) -> bool:
+        """Whether nothing is held."""
+        return self == Held()
+
+
+async def fetch_held(
+    gallery_id: str, url: str, *, person_keys: Iterable[str] = (), video_ids: Iterable[str] = ()
+) -> Held:
+    """Ask any matcher what it holds of tracks and videos, of a whole gallery without any.
+
+    Raises UsageError for an unknown gallery, MachineError if no matcher answers.
+    """
+    query = [("person", key) for key in person_keys] + [("video", name) for name in video_ids]
+    found = await _fetched(gallery_id, url, "held", query)
+    return Held(
+        tuple(found["person_keys"]),
+        tuple(found["video_ids"]),
+        found["candidates"],
+        found["groups"],
+        found["decisions"],
+        found["identities"],
+    )
+
+
+async def list_galleries(url: str) -> list[str]:
+    """Return the galleries of all matchers, sorted; raises MachineError if `url` is none."""
     from yarl import URL
 
-    address = URL(url) / "galleries" / gallery_id / name
+    asked: set[str] = set()
+    waiting = [url]
+    found: set[str] = set()
+    while waiting:
+        one = waiting.pop()
+        if one in asked:
+            continue
+        asked.add(one)
+        answer = await _json_of(URL(one) / "galleries")
+        found |= {str(gallery["gallery_id"]) for gallery in answer["galleries"]}
+        waiting += map(str, answer.get("others", ()))
+    return sorted(found)
+
+
+async def _fetched(
+    gallery_id: str, url: str, name: str, query: Sequence[tuple[str, str]] = ()
+) -> dict[str, Any]:
+    from yarl import URL
+
+    address = (URL(url) / "galleries" / gallery_id / name).with_query(query)
+    answer = await _json_of(address, may_be_missing=True)
+    if answer is None:
+        raise UsageError(
+            f"no gallery {gallery_id!r}: `{url}/galleries` lists those of this matcher"
+        )
+    return answer
+
+
+@overload
+async def _json_of(address: URL) -> dict[str, Any]: ...
+
+
+@overload
+async def _json_of(address: URL, *, may_be_missing: bool) -> dict[str, Any] | None: ...
+
+
+async def _json_of(address: URL, *, may_be_missing: bool = False) -> dict[str, Any] | None:
+    """Return what a matcher answers. Raises MachineError if none does."""
+    import aiohttp
+
     try:
         async with aiohttp.ClientSession() as session, session.get(address) as response:
             body = await response.read()
@@ -503,10 +579,8 @@ async def _fetched(gallery_id: str, url: str, name: str) -> dict[str, Any]:
         raise MachineError(
             f"{address}: expected a matcher there ({error}); name one with --url"
         ) from error
-    if response.status == HTTPStatus.NOT_FOUND:
-        raise UsageError(
-            f"no gallery {gallery_id!r}: `{url}/galleries` lists those of this matcher"
-        )
+    if may_be_missing and response.status == HTTPStatus.NOT_FOUND:
+        return None
     if response.status != HTTPStatus.OK:
         text = body[:_SHOWN_BYTES].decode(errors="replace")
         raise MachineError(f"{address}: the matcher answered {response.status}: {text}")

@@ -104,11 +104,65 @@ def test_decisions_from_anybody_make_identities_and_last(stream, tmp_path):
     other = stream.start("matcher", matcher__state_folder=str(tmp_path / "elsewhere"))
     assert wait_for(stream, other, "lobby", 4)
     assert get(f"{other.url}/galleries/lobby/identities")["count"] == 1
+    other = forget_one_and_all(stream, other, tmp_path)
     name = f"{prefix_of(stream)}identities"
     assert stream.topic_configs(name)[name]["cleanup.policy"] == "compact"
     assert [spec.partitions for spec in wanted_topics(stream.settings) if spec.name == name] == [
         partitions
     ]
+
+
+def forget_one_and_all(stream, matcher, tmp_path):
+    """Have a person forgotten, then the gallery; return the matcher that was started anew then.
+
+    Nothing comes back with the next matcher, nor by events that were sent before.
+    """
+    flags = ("forget", "--url", matcher.url)
+    for names, text in (
+        (("--person", "a/77"), "found nothing of that name in any gallery"),
+        (("--person", "7"), "expected a track, as VIDEO_ID/NUMBER"),
+        (("--video", "a", "--gallery", "nowhere"), "no gallery 'nowhere'"),
+        ((), "expected --person, --identity, --video or --gallery"),
+    ):
+        refused = stream.cli(*flags, *names)
+        assert refused.returncode == 2
+        assert text in refused.stderr
+        assert len(refused.stderr.splitlines()) == 1
+    [identity_id] = identities(stream)
+    known = stream.cli(*flags, "--identity", identity_id, "--dry-run")
+    assert "lobby: 2 persons, " in known.stdout
+    done = stream.cli(*flags, "--person", "a/2")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("lobby: 1 person, ")
+    assert ", 2 decisions, 1 identity\n" in done.stdout
+    assert f"{prefix_of(stream)}person-embeddings" in done.stderr
+    assert "announcing a video again brings its people back" in done.stderr
+    assert identities(stream) == {}
+    assert matcher.stop() == 0
+
+    again = stream.start("matcher", matcher__state_folder=str(tmp_path / "third"))
+    put(stream, *video("lobby", "a", seed=1))  # as a worker does that is started again
+    stream.send(TOPIC, (b"lobby", decided("lobby", "a/1", "a/2", "same").to_json()))
+    stream.eventually(lambda: stream.lag("decisions", TOPIC) == 0, "the decision sent on")
+    wait_until_done(stream)
+    url = f"{again.url}/galleries/lobby"
+    persons = get(f"{url}/persons")["persons"]
+    assert "a/2" not in {one["person_key"] for one in persons}
+    assert not any(2 in one["seen_with"] for one in persons)
+    assert persons
+    assert get(f"{url}/held?person=a%2F2")["decisions"] == 0
+    assert all("a/2" not in json.dumps(one) for one in get(f"{url}/decisions")["decisions"])
+    done = stream.cli("forget", "--url", again.url, "--gallery", "lobby")
+    assert done.returncode == 0, done.stderr
+    assert get(f"{again.url}/galleries")["galleries"] == []
+    put(stream, *video("lobby", "a", seed=1))
+    wait_until_done(stream)
+    assert get(f"{again.url}/galleries")["galleries"] == []
+    standing = {}
+    for event in stream.events("duplicate-candidates"):
+        standing[event["candidate_id"]] = event["state"]
+    assert set(standing.values()) <= {"withdrawn"}
+    return again
 
 
 def prefix_of(stream):
