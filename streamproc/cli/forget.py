@@ -49,7 +49,7 @@ def forget(
     url: str,
     **options: Any,
 ) -> None:
-    """Erase people from the stream: what matchers hold of them, and decisions on them.
+    """Erase people from the stream: what services hold of them, files, and decisions on them.
 
     A person is a track. Announcing a video again brings its people back. Files that somebody put
     into the media root, videos and their tracks, stay.

@@ -421,6 +421,22 @@ async def gallery_videos(
     return found
 
 
+async def found_tracks_of(settings: Settings, video_id: str) -> list[TracksReady]:
+    """Return the last announcement of each file of tracks that a worker found in a video."""
+    topic = settings.kafka.topic_prefix + TracksReady.topic
+    last: dict[str, TracksReady] = {}
+    async with _reader(settings, [topic], None) as (consumer, ends):
+        while not await reached(consumer, ends):
+            for records in (await consumer.getmany(timeout_ms=_POLL_MS)).values():
+                for record in records:
+                    with suppress(EventError):
+                        event = TracksReady.from_json(record.value or b"")
+                        if event.video_id == video_id:
+                            last.pop(event.tracks.uri, None)
+                            last[event.tracks.uri] = event
+    return list(last.values())
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class GalleryIdentities:
     """What a matcher says of a gallery: who was decided about, by how much, in which videos.

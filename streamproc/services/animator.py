@@ -23,6 +23,7 @@ from streamproc.pipeline.animate import RunIds
 from streamproc.pipeline.job import Stop
 from streamproc.pipeline.pipeline import Pipeline
 from streamproc.pipeline.resources import VideoStats, find_weights_sha256, video_limits
+from streamproc.services.forgotten_files import RecentRuns, persons_by_video, written_until
 from streamproc.services.intake import VideoIntake
 from streamproc.services.logs import log_about
 from streamproc.services.retention import remove_old_files
@@ -37,7 +38,7 @@ from streamproc.storage.animations import AnimationStore
 from streamproc.storage.media import MediaStoppedError
 
 if TYPE_CHECKING:
-    from streamproc.events import Event, TracksRef
+    from streamproc.events import Event, Forgotten, TracksRef
     from streamproc.kafka.long_jobs import Turn
     from streamproc.kafka.records import Record
     from streamproc.pipeline.animate import AnimateStage
@@ -68,7 +69,10 @@ class _Animator:
         settings = service.settings
         self._service = service
         self._settings = settings
-        self._intake = VideoIntake(service, self, topics=(VideoReady.topic, TracksReady.topic))
+        self._intake = VideoIntake(
+            service, self, forget=self._obey, topics=(VideoReady.topic, TracksReady.topic)
+        )
+        self._recent = RecentRuns()
         self._store = AnimationStore(
             settings.animator.output_uri or str(settings.media_root / "animations"),
             media_root=settings.media_root,
@@ -131,12 +135,32 @@ class _Animator:
             finally:
                 self._traces.pop(request.event.video_id, None)
             run = RunIds(request.event.gallery_id, request.event.video_id, summary.run_id)
+            await self._leave_out(run, request.submitted_at_ms)
             await self._announce_missing(run, summary)
             self._intake.metrics.count_video(summary.outcome)
             with log_about(run_id=summary.run_id):
                 log.info(
                     "%s: %d animations, attempt %d", summary.outcome, stats.animations_done, attempt
                 )
+
+    async def _obey(self, event: Forgotten, at_ms: int) -> None:
+        """Remove the animations of who is forgotten; raises MachineError if the store fails."""
+        until = written_until(at_ms)
+        count = 0
+        for video_id, persons in persons_by_video(event).items():
+            count += await asyncio.to_thread(
+                self._store.forget, video_id, persons, at_ms=at_ms, written_until=until
+            )
+            for run_id, submitted_at_ms in self._recent.of(video_id):
+                count += await asyncio.to_thread(
+                    self._store.leave_out, video_id, run_id, submitted_at_ms
+                )
+        log.info("%d animations of who is forgotten are removed", count)
+
+    async def _leave_out(self, run: RunIds, submitted_at_ms: int) -> None:
+        """Remove what this run has made of those who were forgotten while it was under way."""
+        self._recent.add(run.video_id, run.run_id, submitted_at_ms)
+        await asyncio.to_thread(self._store.leave_out, run.video_id, run.run_id, submitted_at_ms)
 
     def _forget(self, video_id: str) -> None:
         errors = self._animate.errors

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from streamproc.events import VideoReady
 from streamproc.kafka.cancellations import Cancellations
 from streamproc.kafka.connection import retry_until_stopped
+from streamproc.kafka.forgotten import ForgottenPeople
 from streamproc.kafka.long_jobs import LongJobs
 from streamproc.kafka.publisher import Publisher
 from streamproc.kafka.topics import ensure_topics
@@ -22,8 +23,9 @@ from streamproc.services.metrics import VideoMetrics
 from streamproc.storage.media import media_access
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
 
+    from streamproc.events import Forgotten
     from streamproc.kafka.long_jobs import JobHandler
     from streamproc.kafka.readiness import Readiness
     from streamproc.pipeline.pipeline import Pipeline
@@ -45,11 +47,14 @@ class VideoIntake:
         service: Service,
         handler: JobHandler,
         *,
+        forget: Callable[[Forgotten, int], Awaitable[None]],
         topics: Sequence[str] = (VideoReady.topic,),
     ) -> None:
+        """Make an intake; `forget` takes who is forgotten, see `ForgottenPeople`."""
         settings = service.settings
         self._service = service
         self.publisher = Publisher(settings, service.name)
+        self._forgotten = ForgottenPeople(settings, service.name, self.publisher, forget)
         self.media = media_access(settings)
         self._cancellations = Cancellations(settings, service.name)
         self._jobs = LongJobs(
@@ -80,11 +85,14 @@ class VideoIntake:
             reading = group.create_task(
                 retry_until_stopped(stop, "video-cancel", self._cancellations.run)
             )
+            forgetting = group.create_task(
+                retry_until_stopped(stop, "who is forgotten", self._forgotten.run)
+            )
             caught_up = group.create_task(self._cancellations.caught_up.wait())
             stopped = group.create_task(stop.wait())
             await asyncio.wait([caught_up, stopped], return_when=asyncio.FIRST_COMPLETED)
             await retry_until_stopped(stop, "videos", self._jobs.run, ready)
-            for task in (reading, caught_up, stopped):
+            for task in (reading, forgetting, caught_up, stopped):
                 task.cancel()
 
     def is_cancelled(self, request: Request) -> bool:

@@ -8,20 +8,24 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from streamproc.errors import TracksError
-from streamproc.events import TracksReady, TracksRef
+from streamproc.events import TracksReady, TracksRef, now
+from streamproc.kafka.client import found_tracks_of
 from streamproc.pipeline.resources import (
     check_detector_device,
     finding_options,
     load_detector,
     settings_as_asked,
 )
+from streamproc.services.forgotten_files import RecentRuns, persons_by_video, written_until
 from streamproc.shown import shown
 from streamproc.storage.found_tracks import TrackStore
+from streamproc.storage.outputs import StoredFile
 from streamproc.tracks import TRACK_FILE_PATTERNS
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
+    from streamproc.events import Forgotten
     from streamproc.services.videos import Request
     from streamproc.settings import Settings
     from streamproc.tracks import TracksFound
@@ -52,6 +56,7 @@ class PeopleFinder:
         self._publish = publish
         self._detectors: dict[str | None, Detector] = {}  # by the name or file of the settings
         self._loading = asyncio.Lock()
+        self._recent = RecentRuns()
         self.store = TrackStore(
             settings.detector.output_uri or str(settings.media_root / "tracks"),
             media_root=settings.media_root,
@@ -115,6 +120,14 @@ class PeopleFinder:
         """Write the tracks, then announce them: whoever hears of them finds them."""
         event = request.event
         stored = await asyncio.to_thread(self.store.write, event.video_id, run_id, record.write_npz)
+        self._recent.add(event.video_id, run_id, request.submitted_at_ms)
+        left = await asyncio.to_thread(
+            self.store.leave_out, event.video_id, run_id, request.submitted_at_ms
+        )
+        if isinstance(left, StoredFile):
+            stored = left
+        elif left.everybody:
+            return  # nobody is left whose tracks could be announced
         tracks = TracksRef(
             uri=stored.uri,
             format="streamproc",
@@ -124,6 +137,43 @@ class PeopleFinder:
         said = {name: value for name, value in dict(event).items() if name not in _OF_EVERY_EVENT}
         given = {"run_id": run_id, "tracks": tracks, "submitted_at": request.submitted_at}
         await self._publish(TracksReady.make(**said | given))
+
+    async def forget(self, event: Forgotten, at_ms: int) -> None:
+        """Take who is forgotten out of the tracks that were found, and announce the others anew.
+
+        Raises MachineError if the disk, the store or Kafka fails.
+        """
+        until = written_until(at_ms)
+        for video_id, persons in persons_by_video(event).items():
+            written = await asyncio.to_thread(
+                self.store.forget,
+                video_id,
+                persons,
+                at_ms=at_ms,
+                written_until=until,
+                runs_come=self._settings.detector.enabled,
+            )
+            for run_id, submitted_at_ms in self._recent.of(video_id):
+                left = await asyncio.to_thread(
+                    self.store.leave_out, video_id, run_id, submitted_at_ms
+                )
+                written += [left] if isinstance(left, StoredFile) else []
+            if written:
+                await self._announce_anew(video_id, {stored.uri: stored for stored in written})
+
+    async def _announce_anew(self, video_id: str, written: Mapping[str, StoredFile]) -> None:
+        """Say the hash and size of files that were written anew; nobody need animate them again."""
+        for event in await found_tracks_of(self._settings, video_id):
+            stored = written.get(event.tracks.uri)
+            if stored is not None:
+                said = {"sha256": stored.sha256, "size_bytes": stored.size_bytes}
+                await self._publish(
+                    event.saying(
+                        tracks=event.tracks.model_copy(update=said),
+                        options=event.options.model_copy(update={"animate": False}),
+                        occurred_at=now(),
+                    )
+                )
 
 
 _OF_EVERY_EVENT = {"schema_version", "event_id", "occurred_at", "producer"}

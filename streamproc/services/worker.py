@@ -76,8 +76,8 @@ class _Worker:
     def __init__(self, service: Service) -> None:
         settings = service.settings
         self._service = service
-        self._intake = VideoIntake(service, self)
         self._finder = PeopleFinder(settings, self._publish)
+        self._intake = VideoIntake(service, self, forget=self._finder.forget)
         self._pipeline = Pipeline(
             load_network=lambda: load_network(settings),
             publish=self._publish,

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from math import inf
 from typing import TYPE_CHECKING
 
+from streamproc.storage.marks import PATTERN, Marks
 from streamproc.storage.outputs import OutputStore, StoredFile, safe_name
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
 
 _RELATIVE = re.compile(
@@ -33,6 +36,7 @@ class AnimationStore:
             media_root=media_root,
             s3_endpoint_url=s3_endpoint_url,
         )
+        self._marks = Marks(self._files)
 
     def __repr__(self) -> str:
         return f"AnimationStore({self._files.uri!r})"
@@ -59,4 +63,43 @@ class AnimationStore:
 
     def remove_older_than(self, seconds: float, now_seconds: float) -> int:
         """Remove animations in a folder that were written before; returns how many."""
+        self._files.remove_older_than(PATTERN, seconds, now_seconds)
         return self._files.remove_older_than("*/*/person_*.webp", seconds, now_seconds)
+
+    def forget(
+        self,
+        video_id: str,
+        person_ids: Collection[int] | None,
+        *,
+        at_ms: int,
+        written_until: float,
+    ) -> int:
+        """Remove what there is of persons of a video, of all of them with None; returns how many.
+
+        A run that was submitted before `at_ms` and is still under way leaves them out, see
+        `leave_out`. Raises MachineError if the disk or the store fails.
+        """
+        self._marks.add(video_id, person_ids, at_ms)
+        return self._remove(video_id, "*", person_ids, written_until)
+
+    def leave_out(self, video_id: str, run_id: str, submitted_at_ms: int) -> int:
+        """Remove what a run has written of those who were forgotten since; returns how many."""
+        gone = self._marks.since(video_id, submitted_at_ms)
+        if not gone:
+            return 0
+        person_ids = None if gone.everybody else gone.person_ids
+        return self._remove(video_id, safe_name(run_id), person_ids, inf)
+
+    def _remove(
+        self, video_id: str, run: str, person_ids: Collection[int] | None, written_until: float
+    ) -> int:
+        names = ["person_*.webp"]
+        if person_ids is not None:
+            names = [f"person_{person_id}.webp" for person_id in sorted(person_ids)]
+        count = 0
+        for name in names:
+            pattern = f"{safe_name(video_id)}/{run}/{name}"
+            for relative in self._files.find(pattern, written_until=written_until):
+                self._files.remove(relative)
+                count += 1
+        return count

@@ -146,6 +146,56 @@ class OutputStore:
                 f"{self._uri}/{relative}: cannot be read ({_reason(error)})"
             ) from error
 
+    def find(self, pattern: str, *, written_until: float) -> list[str]:
+        """Return the files of a pattern that were written until then, in seconds since 1970.
+
+        They are paths below the place. Links are not followed. Of a store that does not say when a
+        file was written all count. Raises MachineError if the disk or the store fails.
+        """
+        try:
+            if self._folder is not None:
+                return [
+                    path.relative_to(self._folder).as_posix()
+                    for path in sorted(self._folder.glob(pattern))
+                    if not path.is_symlink() and path.stat().st_mtime <= written_until
+                ]
+            skipped = len(self._prefix) + 1
+            names = [str(name)[skipped:] for name in self._fs.glob(f"{self._prefix}/{pattern}")]
+            return [name for name in sorted(names) if self._written(name) <= written_until]
+        except Exception as error:
+            raise MachineError(
+                f"{self._uri}/{pattern}: cannot be listed ({_reason(error)})"
+            ) from error
+
+    def _written(self, relative: str) -> float:
+        try:
+            seconds: float = self._fs.modified(f"{self._prefix}/{relative}").timestamp()
+        except NotImplementedError:
+            return 0.0
+        return seconds
+
+    def remove(self, relative: str) -> None:
+        """Remove a file, and the folders that are empty then; one that is gone is no fault.
+
+        Raises MachineError if the disk or the store fails.
+        """
+        try:
+            if self._folder is None:
+                self._fs.rm_file(f"{self._prefix}/{relative}")
+                return
+            path = self._folder / relative
+            _refuse_links(self._folder, path)
+            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                for emptied in path.parents[: relative.count("/")]:
+                    emptied.rmdir()  # raises while anything is in it
+        except FileNotFoundError:
+            return
+        except Exception as error:
+            raise MachineError(
+                f"{self._uri}/{relative}: cannot be removed ({_reason(error)})"
+            ) from error
+
     def relative_of(self, uri: str) -> str | None:
         """Return the path of a file below the place by its URI, None for a URI of another place."""
         if self._folder is None:

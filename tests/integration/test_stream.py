@@ -28,6 +28,7 @@ from squares import write_squares
 
 from streamproc import replay
 from streamproc.ids import video_id_of
+from streamproc.tracks import load_tracks
 
 SERVICES = ("worker", "matcher", "animator")
 
@@ -346,8 +347,7 @@ def test_a_video_without_tracks_gives_the_same_in_stream_and_replay(stream, samp
     options = {"detector__input_size": 320}
     stream = stream(detector__input_size="320")
     (stream.media / "alone.mp4").write_bytes((sample / "sample.mp4").read_bytes())
-    for name in SERVICES:
-        stream.start(name)
+    running = {name: stream.start(name) for name in SERVICES}
     announced = {"submitted_at": "2026-11-24T09:30:00Z", "labels": {"site": "hall 3"}}
     stream.announce("alone.mp4", **announced)
     stream.eventually(lambda: done(stream, "alone.mp4"), "done")
@@ -404,7 +404,45 @@ def test_a_video_without_tracks_gives_the_same_in_stream_and_replay(stream, samp
     first, second = stream.events("tracks-ready")
     assert first["event_id"] == second["event_id"]
     stream.eventually(lambda: stream.lag("animator", "tracks-ready") == 0, "animated again")
+    forget_one_and_all(stream, running["matcher"].url, tracks, announced)
     assert not stream.dead()
+
+
+def forget_one_and_all(stream, url, tracks, announced):
+    """Have one person of the video forgotten, then all: files go, and later ones come back."""
+    video_id = video_id_of("alone.mp4")
+    pictures = stream.media / "animations" / video_id
+
+    def drawn():
+        return {int(path.stem.removeprefix("person_")) for path in pictures.rglob("*.webp")}
+
+    first, *others = sorted(drawn())
+    done_so = stream.cli("forget", "--url", url, "--person", f"{video_id}/{first}")
+    assert done_so.returncode == 0, done_so.stderr
+    assert f"{video_id}: 1 person" in done_so.stdout
+    stream.eventually(lambda: drawn() == set(others), "the animation gone")
+    stream.eventually(lambda: len(stream.events("tracks-ready")) == 3, "the tracks anew")
+    last = stream.events("tracks-ready")[-1]
+    assert hashlib.sha256(tracks.read_bytes()).hexdigest() == last["tracks"]["sha256"]
+    assert first not in {track.person_id for track in load_tracks(tracks).tracks}
+    assert set(others) <= {track.person_id for track in load_tracks(tracks).tracks}
+
+    # A run from before leaves the person out.
+    stream.announce("alone.mp4", **announced)
+    stream.eventually(lambda: len(stream.events("tracks-ready")) == 4, "once more")
+    stream.eventually(lambda: stream.lag("animator", "tracks-ready") == 0, "animated once more")
+    assert drawn() == set(others)
+    assert hashlib.sha256(tracks.read_bytes()).hexdigest() == last["tracks"]["sha256"]
+    stream.eventually(lambda: stream.lag("matcher", "person-embeddings") == 0, "matched")
+    persons = services.get(f"{url}/galleries/{video_id}/persons")["persons"]
+    assert {one["person_id"] for one in persons}.isdisjoint({first})
+
+    done_so = stream.cli("forget", "--url", url, "--gallery", video_id)
+    assert done_so.returncode == 0, done_so.stderr
+    stream.eventually(lambda: not drawn() and not tracks.exists(), "all files gone")
+    assert services.get(f"{url}/galleries")["galleries"] == []
+    stream.announce("alone.mp4")
+    stream.eventually(lambda: first in drawn() and tracks.exists(), "all back")
 
 
 def test_the_animator_takes_tracks_ready_as_its_order(stream):

@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 import threading
+import time
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -297,3 +298,56 @@ def test_an_object_store_gives_back_what_was_written():
     assert store.read(stored.uri) == b"RIFF"
     assert store.read(stored.uri.replace("person_1", "person_2")) is None
     assert store.read("memory://others/v/run/person_1.webp") is None
+
+
+@pytest.mark.parametrize("place", ["folder", "memory"])
+def test_who_is_forgotten_goes_and_comes_back_with_a_later_run(tmp_path, place):
+    """Files of one person or of all go; a run from before leaves them out, a later one does not."""
+    uri = str(tmp_path) if place == "folder" else f"memory://forget{os.getpid()}"
+    store = AnimationStore(uri)
+
+    def write(run=RUN):
+        return {number: store.write("a/b", run, number, CONTENT).uri for number in (1, 2, -3)}
+
+    def left(uris):
+        return {number for number, name in uris.items() if store._files.read(_place(store, name))}
+
+    uris = write()
+    other = store.write("other", RUN, 1, CONTENT)
+    assert store.forget("a/b", {1, 77}, at_ms=1000, written_until=time.time() + 60) == 1
+    assert left(uris) == {2, -3}
+    write()
+    assert store.leave_out("a/b", RUN, 1001) == 0
+    assert left(uris) == {1, 2, -3}
+    assert store.leave_out("a/b", RUN, 1000) == 1
+    assert left(uris) == {2, -3}
+    assert store.forget("a/b", None, at_ms=2000, written_until=0) == 0
+    assert left(uris) == {2, -3}
+    assert store.forget("a/b", None, at_ms=2000, written_until=time.time() + 60) == 2
+    write("another")
+    assert store.leave_out("a/b", "another", 1500) == 3
+    assert store._files.read(_place(store, other.uri)) == CONTENT
+    assert store.leave_out("other", RUN, 0) == 0
+    store.remove_older_than(60, time.time() + 120)
+    assert not files(tmp_path)
+
+
+def _place(store, uri):
+    """The path of a file below its place."""
+    relative = store._files.relative_of(uri)
+    assert relative is not None
+    return relative
+
+
+def test_where_nobody_may_read_who_was_forgotten_nobody_was(tmp_path, monkeypatch):
+    """Credentials that may only write go on as before."""
+    store = AnimationStore("memory://forget-unread")
+    store.write("v", RUN, 1, CONTENT)
+
+    def refuse(*_args, **_options):
+        raise PermissionError("Access Denied")
+
+    monkeypatch.setattr(store._files._fs, "cat_file", refuse)
+    assert store.leave_out("v", RUN, 0) == 0
+    with pytest.raises(MachineError, match="cannot be read"):
+        store.forget("v", None, at_ms=1, written_until=0)

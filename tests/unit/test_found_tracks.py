@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 
 import numpy as np
 import pytest
 
 from streamproc.errors import MachineError, UsageError
 from streamproc.storage.found_tracks import TrackStore
+from streamproc.storage.marks import Gone
 from streamproc.storage.media import MediaAccess
 from streamproc.tracks import TRACK_FILE_PATTERNS, load_tracks
 from streamproc.tracks.detection.record import TrackRecord
@@ -109,3 +111,30 @@ def test_any_store_of_fsspec_will_do(record):
     stored = store.write("v", RUN, record.write_npz)
     assert stored.uri == f"memory://found/v/{RUN}.tracks.npz"
     assert store._files._fs.cat_file(stored.uri)[:2] == b"PK"
+
+
+def test_who_is_forgotten_is_taken_out_of_the_tracks(tmp_path, record):
+    """The others stay, in a file with a new hash; of everybody the file goes, and stays away."""
+    store = TrackStore(str(tmp_path / "tracks"), media_root=tmp_path)
+    stored = store.write("v", RUN, record.write_npz)
+    later = time.time() + 60
+    assert store.forget("v", {7}, at_ms=1000, written_until=later) == []
+    [anew] = store.forget("v", {1}, at_ms=1000, written_until=later)
+    assert (anew.uri, anew.sha256 == stored.sha256) == (stored.uri, False)
+    path = tmp_path / stored.uri
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == anew.sha256
+    [track] = load_tracks(path).tracks
+    assert (track.person_id, len(track)) == (2, 3)
+    assert store.forget("v", {1}, at_ms=1000, written_until=later) == []
+
+    store.write("v", RUN, record.write_npz)
+    assert store.leave_out("v", RUN, 1001) == Gone()
+    assert store.leave_out("v", RUN, 1000) == anew
+    assert store.forget("v", None, at_ms=2000, written_until=later) == []
+    store.write("v", "another", record.write_npz)
+    assert store.leave_out("v", "another", 1500).everybody
+    assert list(tmp_path.rglob("*.npz")) == []
+    store.remove_older_than(60, time.time() + 120)
+    assert list((tmp_path / "tracks").iterdir()) == []
+    assert store.forget("v", None, at_ms=1, written_until=later, runs_come=False) == []
+    assert list((tmp_path / "tracks").iterdir()) == []
