@@ -121,6 +121,12 @@ def test_the_page_and_what_it_asks_are_for_those_who_may(stream):  # noqa: PLR09
     status, _, body = client.ask("GET", "/api/audit?gallery=lobby")
     audit = json.loads(body)
     assert (status, audit["pairs"] + audit["left_out"]["without_probability"]) == (200, 1)
+
+    forgotten = stream.cli("forget", "--url", matcher.url, "--person", "a/1")
+    assert forgotten.returncode == 0, forgotten.stderr
+    eventually(lambda: b'a/1"' not in client.ask("GET", "/?gallery=lobby")[2], "the card gone")
+    assert client.ask("GET", f"/{shown['a/1']}")[0] == 404
+    assert decide(good)[0] == 400
     assert review.stop() == 0
 
     token = "open sesame open sesame"

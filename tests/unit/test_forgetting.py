@@ -23,6 +23,8 @@ from streamproc.gallery import (
     expire,
     holdings,
 )
+from streamproc.gallery.announcements import candidate_person
+from streamproc.services.live.gallery import LiveGallery, Snapshot
 from streamproc.services.matcher.table import EntryKey, Galleries, OwnedGallery, decide, entries_of
 
 AT_MS = 1_796_083_200_000  # 2026-12-01, after all that these tests submit and decide
@@ -275,3 +277,39 @@ def test_an_event_names_somebody_and_tracks_by_their_keys():
     for said in (b"", b', "person_keys": ["7"]', b', "person_keys": ["v/x"]'):
         with pytest.raises(EventError, match="expected"):
             parse_gallery_event(b'{"kind": "forgotten", "gallery_id": "g"' + said + b"}")
+
+
+def test_the_live_page_leaves_out_who_is_forgotten():
+    """Their cards, pairs, groups and decisions go at once, and their row of the heatmap."""
+    persons = [person(number, ALIKE) for number in (1, 2, 3)]
+    table = Table()
+    said = table.take(*persons, closed([1, 2, 3]))
+    found = [event for event in said if isinstance(event, DuplicateCandidate)]
+    decisions = [pair(1, 2, "same"), pair(2, 3, "same", 1), undo(pair(1, 2, "same"), 2)]
+    gallery = LiveGallery(
+        "g",
+        Snapshot(
+            candidates=tuple(event.model_dump(mode="json", exclude_none=True) for event in found),
+            candidate_count=3,
+            groups=({"group_id": "x", "person_keys": ["v/1", "v/2"]},),
+            decisions=tuple(decisions),
+            persons=tuple(
+                candidate_person(one).model_dump(mode="json", exclude_none=True)
+                | {"seen_with": [1]}
+                for one in persons
+            ),
+            model={"name": "test"},
+            keys=("v/1", "v/2", "v/3"),
+            similarity=np.arange(9, dtype=np.float32).reshape(3, 3) / 10,
+        ),
+    )
+    gallery.forget(forgotten("v/1"))
+    report = gallery.report({}, {}, 0.7)
+    assert [one.person_key for one in report.persons] == ["v/2", "v/3"]
+    assert (len(report.candidates), report.candidate_count, report.groups) == (1, 1, ())
+    assert list(gallery.decisions.values()) == [decisions[1]]
+    assert report.embedded_keys == ("v/2", "v/3")
+    np.testing.assert_allclose(report.similarity, [[0.4, 0.5], [0.7, 0.8]])
+    assert not report.seen_apart
+    gallery.forget(forgotten(videos=["v"], everything=True))
+    assert gallery.report({}, {}, 0.7).persons == ()

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from streamproc.gallery import Kept, Named
+from streamproc.gallery.forgetting import decisions_on
 from streamproc.gallery.identities import pair_of
 from streamproc.ids import person_key_of, track_key_of
 from streamproc.offline.page import MAX_HEATMAP_PERSONS, LiveReport
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
     from streamproc.decisions import AnyDecision
-    from streamproc.events import DuplicateCandidate, DuplicateGroup
+    from streamproc.events import DuplicateCandidate, DuplicateGroup, Forgotten
     from streamproc.gallery.identities import Pair
     from streamproc.types import Float32Array
 
@@ -114,6 +116,30 @@ class LiveGallery:
         self.decisions[decision.decision_id] = decision
         self.version += 1
         return True
+
+    def forget(self, event: Forgotten) -> None:
+        """Leave out who is forgotten, with all that names them; the similarities of the others."""
+        named = Named.by(event)
+        self._persons = {key: one for key, one in self._persons.items() if not named.has(key)}
+        self._candidates = {
+            name: one
+            for name, one in self._candidates.items()
+            if not any(named.has(person["person_key"]) for person in one["persons"])
+        }
+        self._groups = {
+            name: one
+            for name, one in self._groups.items()
+            if not any(map(named.has, one["person_keys"]))
+        }
+        kept = {name: Kept(decision) for name, decision in self.decisions.items()}
+        for name in decisions_on(kept, named):
+            del self.decisions[name]
+        stays = [row for row, key in enumerate(self._keys) if not named.has(key)]
+        if self._similarity is not None and len(stays) < len(self._keys):
+            self._similarity = self._similarity[np.ix_(stays, stays)]
+            self._keys = tuple(self._keys[row] for row in stays)
+            self.matrix_version += 1
+        self.version += 1
 
     @property
     def person_keys(self) -> Collection[str]:

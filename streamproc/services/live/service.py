@@ -24,12 +24,15 @@ from streamproc.events import (
     AnimationReady,
     DuplicateCandidate,
     DuplicateGroup,
+    Forgotten,
     VideoProgress,
     VideoReady,
 )
+from streamproc.gallery import Named
 from streamproc.ids import hash_of, track_key_of
 from streamproc.kafka.connection import retry_until_stopped
 from streamproc.kafka.follow import follow
+from streamproc.kafka.forgotten import forgotten_in
 from streamproc.kafka.publisher import Publisher
 from streamproc.kafka.topics import ensure_topics
 from streamproc.services.live.gallery import LiveGallery
@@ -193,6 +196,7 @@ class _LiveReview:
             DuplicateCandidate.topic: self._take_of_gallery,
             DuplicateGroup.topic: self._take_of_gallery,
             Decision.topic: self._take_of_gallery,
+            Forgotten.topic: self._take_forgotten,
         }
         # What came while nobody followed is only with the matchers.
         for gallery_id in self._galleries:
@@ -238,6 +242,22 @@ class _LiveReview:
         if is_matchers and event.gallery_id in self._galleries:
             self._renew(event.gallery_id, event.video_id, event.run_id)
 
+    def _take_forgotten(self, record: Record) -> None:
+        event = forgotten_in(record.value)
+        if event is None:
+            return  # a person, or a closing: the matchers say what follows
+        named = Named.by(event)
+        prefix = f"{event.gallery_id}\n"
+        for place in [place for place in self._pictures if place.startswith(prefix)]:
+            if named.has(place.removeprefix(prefix)):
+                name, _, _ = self._pictures.pop(place)
+                self._uris.pop(name, None)
+        self._recent.append((time.monotonic(), event.gallery_id, record))
+        gallery = self._galleries.get(event.gallery_id)
+        if gallery is not None:
+            gallery.forget(event)
+            self._tell(gallery)
+
     def _take_of_gallery(self, record: Record) -> None:
         gallery_id = (record.key or b"").decode(errors="replace")
         if record.topic.endswith(Decision.topic):  # anybody writes it, under any key
@@ -250,7 +270,11 @@ class _LiveReview:
 
     def _apply(self, gallery: LiveGallery, record: Record) -> None:
         topic = record.topic.removeprefix(self._settings.kafka.topic_prefix)
-        if topic == Decision.topic:
+        if topic == Forgotten.topic:
+            event = forgotten_in(record.value)
+            if event is not None:
+                gallery.forget(event)
+        elif topic == Decision.topic:
             gallery.take_decision(decision_of(record, self._settings))
         elif topic == DuplicateGroup.topic:
             gallery.take_group(DuplicateGroup.from_json(record.value or b""))
