@@ -19,9 +19,9 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     SecretStr,
     ValidationError,
-    field_serializer,
 )
 from pydantic_settings import (
     BaseSettings,
@@ -44,6 +44,14 @@ _NOT_SETTINGS = ("STREAMPROC_TEST_", "STREAMPROC_BASE_IMAGES")
 _MIB = 1024 * 1024
 _MAX_COUNT = 2**31 - 1
 _MAX_BYTES = 2**62
+
+
+def _without_password(uri: str | None) -> str | None:
+    return None if uri is None else shown(uri)
+
+
+Hours = Annotated[float, Field(gt=0, le=1_000_000, allow_inf_nan=False)]
+_ShownUri = Annotated[str | None, PlainSerializer(_without_password, when_used="json")]
 
 
 class _Section(BaseModel):
@@ -180,7 +188,7 @@ class DetectorSettings(_Section):
         allow_inf_nan=False,
         description="Boxes of a lower confidence are left out.",
     )
-    output_uri: str | None = Field(
+    output_uri: _ShownUri = Field(
         default=None,
         description=(
             "Where a worker writes the tracks that it finds: a folder below the media root, or a "
@@ -188,20 +196,13 @@ class DetectorSettings(_Section):
             "the media root."
         ),
     )
-    retention_hours: float = Field(
+    retention_hours: Hours = Field(
         default=30 * 24,
-        gt=0,
-        le=1_000_000,
-        allow_inf_nan=False,
         description=(
             "How long a worker keeps them in a folder, in hours. In an object store, set a rule "
             "of the store."
         ),
     )
-
-    @field_serializer("output_uri", when_used="json")
-    def _shown(self, uri: str | None) -> str | None:
-        return None if uri is None else shown(uri)
 
 
 class TrackerSettings(_Section):
@@ -271,7 +272,6 @@ def _split(value: object) -> object:
 
 
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
-Hours = Annotated[float, Field(gt=0, le=1_000_000, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(gt=0, le=100_000_000, allow_inf_nan=False)]
 
 
@@ -535,7 +535,7 @@ class MatcherSettings(_Section):
 class AnimatorSettings(_Section):
     """Where animations go; `run.json` names the place without a password."""
 
-    output_uri: str | None = Field(
+    output_uri: _ShownUri = Field(
         default=None,
         description=(
             "Folder or fsspec URI for animations, such as `s3://bucket/prefix` (`--output`). "
@@ -549,10 +549,6 @@ class AnimatorSettings(_Section):
             "of the store."
         ),
     )
-
-    @field_serializer("output_uri", when_used="json")
-    def _shown(self, uri: str | None) -> str | None:
-        return None if uri is None else shown(uri)
 
 
 class ReviewSettings(_Section):
