@@ -27,6 +27,8 @@ _JVM_OPTIONS = (
     "-Xms256m",
     "-Xmx512m",
     "-XX:+UseSerialGC",
+    # A broker for minutes: compiling for speed takes more of the processor than it gives back.
+    "-XX:TieredStopAtLevel=1",
     # The log tells little more than that the server has started, which `start` waits for.
     "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
     "-Dorg.slf4j.simpleLogger.log.kafka.server.KafkaRaftServer=info",
