@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from streamproc.crops import CropOptions
@@ -114,8 +114,9 @@ def some_boxes(seed, count):
     return np.concatenate([corners, corners + rng.uniform(5, 60, (count, 2))], axis=1)
 
 
-@settings(max_examples=40)
+@settings(max_examples=15)
 @given(st.integers(0, 2**32 - 1), st.integers(0, 140))
+@example(1, 140)
 def test_the_boxes_of_a_crowd_are_compared_as_every_pair_would_be(seed, count) -> None:
     """Looking only at boxes that touch gives what looking at each pair by itself gives."""
     found = some_boxes(seed, count).astype(np.float32)
@@ -195,7 +196,7 @@ def revisions_of(seen, *, lost_frames=25, least=1):
     return taken, buckets.close(1)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.sets(st.integers(0, 900), min_size=1, max_size=700), st.integers(1, 60))
 def test_revisions_are_few_and_the_last_is_the_whole_track(seen, lost_frames) -> None:
     """At most 3 + log2(boxes / 64), or two; each has more boxes, and taking them changes nothing.
