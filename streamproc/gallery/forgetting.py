@@ -14,10 +14,10 @@ from streamproc.decisions import UndoDecision
 from streamproc.events import PersonEmbedding, VideoClosed
 from streamproc.gallery.gallery import Row, order_of
 from streamproc.gallery.reviewed import keys_named
-from streamproc.ids import hash_of, person_key_of
+from streamproc.ids import hash_of, person_key_of, track_key_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from streamproc.decisions import AnyDecision
     from streamproc.events import Forgotten
@@ -35,12 +35,13 @@ class Named:
 
     @classmethod
     def by(cls, event: Forgotten) -> Named:
-        """Return whom an event names."""
-        return cls(frozenset(event.person_keys), frozenset(event.video_ids), event.everything)
+        """Return whom an event names: a part of a track stands for its track."""
+        tracks = frozenset(map(track_key_of, event.person_keys))
+        return cls(tracks, frozenset(event.video_ids), event.everything)
 
     def has(self, person_key: str) -> bool:
-        """Return whether a track is among them."""
-        if self.everything or person_key in self.person_keys:
+        """Return whether a track, or that of a part, is among them."""
+        if self.everything or track_key_of(person_key) in self.person_keys:
             return True
         return person_key.rpartition("/")[0] in self.video_ids
 
@@ -75,7 +76,8 @@ def is_late_of_video(gallery: Gallery, video_id: str, seconds: float) -> bool:
 
 def is_late(gallery: Gallery, person_key: str, seconds: float) -> bool:
     """Return whether a track was forgotten since what was said at this time, in seconds."""
-    if gallery.forgotten.get(_mark_of_person(person_key), -1.0) >= seconds:
+    track_key = track_key_of(person_key)
+    if gallery.forgotten.get(_mark_of_person(track_key), -1.0) >= seconds:
         return True
     return is_late_of_video(gallery, person_key.rpartition("/")[0], seconds)
 
@@ -93,12 +95,7 @@ def not_forgotten(
         seconds = order_of(event)[0]
         if is_late(gallery, event.person_key, seconds):
             return None
-        late = {
-            number
-            for number in event.seen_with
-            if is_late(gallery, person_key_of(event.video_id, number), seconds)
-        }
-        return without_seen(event, late) if late else event
+        return without_seen(event, lambda key: is_late(gallery, key, seconds))
     decided_seconds = event.order[0]
     if isinstance(event, UndoDecision):
         is_over = gallery.forgotten.get(_EVERYTHING, -1.0) >= decided_seconds
@@ -107,10 +104,15 @@ def not_forgotten(
     return None if is_over else event
 
 
-def without_seen(person: PersonEmbedding, person_ids: Collection[int]) -> PersonEmbedding:
-    """Return a person who was seen beside none of these."""
-    seen_with = [number for number in person.seen_with if number not in person_ids]
-    return person.model_copy(update={"seen_with": seen_with})
+def without_seen(person: PersonEmbedding, is_gone: Callable[[str], bool]) -> PersonEmbedding:
+    """Return a person who was seen beside none of whom is gone; the same where nothing changes."""
+    video_id = person.video_id
+    kept = [name for name in person.seen_with if not is_gone(person_key_of(video_id, name))]
+    keys = person.seen_with_keys
+    kept_keys = None if keys is None else [key for key in keys if not is_gone(key)]
+    if len(kept) == len(person.seen_with) and kept_keys == keys:
+        return person
+    return person.model_copy(update={"seen_with": kept, "seen_with_keys": kept_keys})
 
 
 def rows_without(
@@ -126,15 +128,8 @@ def rows_without(
         if row is None:
             continue
         kept = {other: one for other, one in row.candidates.items() if not named.has(other)}
-        person = row.tracklet
-        gone = {
-            number
-            for number in person.seen_with
-            if named.has(person_key_of(person.video_id, number))
-        }
-        if gone:
-            rows[key] = Row(without_seen(person, gone), kept)
-        elif len(kept) != len(row.candidates):
+        person = without_seen(row.tracklet, named.has)
+        if person is not row.tracklet or len(kept) != len(row.candidates):
             rows[key] = Row(person, kept)
     return rows
 

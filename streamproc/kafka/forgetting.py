@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from streamproc.errors import UsageError
 from streamproc.events import MAX_FORGOTTEN, Forgotten, describe
+from streamproc.ids import track_key_of
 from streamproc.kafka.client import (
     fetch_held,
     fetch_identities,
@@ -61,16 +62,20 @@ class Found:
     held: Held | None = None
 
     def events(self) -> Iterator[Forgotten]:
-        """Yield what says so, each naming not too many. Raises UsageError for a bad name."""
+        """Yield what says so, each naming not too many. Raises UsageError for a bad name.
+
+        The part of a track stands for its track.
+        """
+        tracks = tuple(dict.fromkeys(map(track_key_of, self.person_keys)))
         everything = not self.person_keys and not self.video_ids
         videos = self.held.video_ids if everything and self.held is not None else self.video_ids
-        count = max(len(self.person_keys), len(videos), 1)
+        count = max(len(tracks), len(videos), 1)
         for start in range(0, count, MAX_FORGOTTEN):
             part = slice(start, start + MAX_FORGOTTEN)
             try:
                 yield Forgotten.make(
                     gallery_id=self.gallery_id,
-                    person_keys=self.person_keys[part],
+                    person_keys=tracks[part],
                     video_ids=videos[part],
                     everything=everything,
                 )
