@@ -849,8 +849,24 @@ class VideoProgress(Event):
     error: Fault | None = None
 
 
+class CropStrip(BaseModel):
+    """A still picture (WebP) of a person's embedded crops side by side, the best first."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    uri: str
+    sha256: Sha256
+    size_bytes: Count
+    width_px: Count
+    height_px: Count
+    frame_indices: list[Count]
+
+
 class AnimationReady(Event):
-    """A person's animation is there, or will not come. Topic `animation-ready`."""
+    """A person's animation is there, or will not come. Topic `animation-ready`.
+
+    `crops` is there with an animation, but not in the events of streamproc before it made strips.
+    """
 
     topic: ClassVar[str] = "animation-ready"
     key_field: ClassVar[str] = "video_id"
@@ -879,6 +895,7 @@ class AnimationReady(Event):
     frame_count: Count | None = None
     frames_per_second: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     frame_indices: list[Count] = []
+    crops: CropStrip | None = None
     error: Fault | None = None
 
 

@@ -212,6 +212,11 @@ class Bucket:
     crops: tuple[Crop, ...]
     embedded: tuple[int, ...]
 
+    @property
+    def best_crops(self) -> list[Crop]:
+        """The crops to be embedded, the best first."""
+        return [self.crops[i] for i in self.embedded]
+
     def __repr__(self) -> str:
         return (
             f"Bucket(person {self.person_id}, {len(self.crops)} crops, "

@@ -1,5 +1,5 @@
-"""Animates the crops of one person as WebP."""
+"""Animates the crops of one person as WebP, and puts the best ones side by side."""
 
-from streamproc.animation.webp import encode_webp
+from streamproc.animation.webp import encode_strip, encode_webp, strip_size
 
-__all__ = ["encode_webp"]
+__all__ = ["encode_strip", "encode_webp", "strip_size"]

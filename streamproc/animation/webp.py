@@ -1,4 +1,4 @@
-"""Makes one animated WebP of a person's crops.
+"""Makes one animated WebP of a person's crops, and one still picture of the best ones.
 
 FFmpeg scales the crops to the planes that libwebp encodes, and calls libwebp for each picture. The
 container (RIFF, https://developers.google.com/speed/webp/docs/riff_container) is written here, not
@@ -23,6 +23,7 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoRef
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from av.video.codeccontext import VideoCodecContext
     from av.video.plane import VideoPlane
 
     from streamproc.types import Crop, Uint8Array
@@ -34,6 +35,7 @@ _BACKGROUND_YUV = (38, 130, 127)  # the same in BT.601, 16 to 235
 _QUALITY = 75
 _METHOD = 0  # the others make smaller files but take up to 2.6 times as long
 _MIN_SIZE_PX = 16  # one macroblock
+_CELL_PX = (96, 192)  # width and height of a crop in a strip
 _MAX_SIZE_PX = 4096
 _SCALED_BYTES = 8 * 2**20  # of a batch of crops: 85 pictures of 256x256
 _MAX_DURATION_MS = (1 << 24) - 1
@@ -57,10 +59,11 @@ def encode_webp(crops: Sequence[Crop], *, size_px: int = 256, frames_per_second:
             not a positive number.
         av.FFmpegError, MemoryError: As FFmpeg raised it.
     """
-    _check(crops, size_px, frames_per_second)
+    _check_options(size_px, frames_per_second)
+    _check_crops(crops)
     duration_ms = min(_MAX_DURATION_MS, max(1, round(1000 / frames_per_second)))
     canvas = (0, 0, size_px, size_px)
-    places = [_letter_box(crop.aspect_ratio, size_px) for crop in crops]
+    places = [_letter_box(crop.aspect_ratio, size_px, size_px) for crop in crops]
     # The first picture paints the letter box; the others cover their own place and the one before.
     areas = [canvas, *(_smallest_around(pair, size_px) for pair in pairwise(places))]
     painters = {area: _Painter(area, duration_ms) for area in set(areas)}
@@ -74,31 +77,62 @@ def encode_webp(crops: Sequence[Crop], *, size_px: int = 256, frames_per_second:
     return _container(size_px, pictures)
 
 
-def _check(crops: Sequence[Crop], size_px: int, frames_per_second: int) -> None:
-    if not crops:
-        raise ValueError("an animation needs one crop or more, got none")
+def encode_strip(crops: Sequence[Crop]) -> bytes:
+    """Put `crops` side by side in one still picture of `strip_size`, in the order given.
+
+    Each is letter-boxed in a place of its own, as in the animation. Safe in any thread.
+
+    Raises:
+        ValueError: No crops, or an aspect ratio that is not a positive number.
+        av.FFmpegError, MemoryError: As FFmpeg raised it.
+    """
+    _check_crops(crops)
+    width, height = strip_size(len(crops))
+    picture = VideoFrame(width, height, "yuv420p")
+    planes = [_pixels(plane) for plane in picture.planes]
+    for plane, background in zip(planes, _BACKGROUND_YUV, strict=True):
+        plane[:] = background
+    places = [_letter_box(crop.aspect_ratio, *_CELL_PX) for crop in crops]
+    for i, frame in enumerate(_scaled(crops, places)):
+        left, top, _, _ = places[i]
+        _copy(frame, planes, i * _CELL_PX[0] + left, top)
+    (packet,) = _codec(width, height).encode(picture)
+    return bytes(packet)
+
+
+def strip_size(count: int) -> tuple[int, int]:
+    """Return width and height in pixels of a strip of so many crops."""
+    return count * _CELL_PX[0], _CELL_PX[1]
+
+
+def _check_options(size_px: int, frames_per_second: int) -> None:
     if not _MIN_SIZE_PX <= size_px <= _MAX_SIZE_PX:
         raise ValueError(f"expected size_px in {_MIN_SIZE_PX}..{_MAX_SIZE_PX}, got {size_px}")
     if frames_per_second < 1:
         raise ValueError(f"expected one frame per second or more, got {frames_per_second}")
+
+
+def _check_crops(crops: Sequence[Crop]) -> None:
+    if not crops:
+        raise ValueError("an animation needs one crop or more, got none")
     for crop in crops:
         if not (math.isfinite(crop.aspect_ratio) and crop.aspect_ratio > 0):
             raise ValueError(f"{crop!r}: expected an aspect ratio above 0, got {crop.aspect_ratio}")
 
 
-def _letter_box(aspect_ratio: float, size_px: int) -> _Rectangle:
-    """Where a picture of this shape (width / height) lies on the canvas.
+def _letter_box(aspect_ratio: float, width_px: int, height_px: int) -> _Rectangle:
+    """Where a picture of this shape (width / height) lies on a canvas of this size.
 
     Centred, as large as fits, and rounded to even numbers: an edge at an odd place would share its
     colour (one sample for 2x2 pixels) with the background.
     """
-    width = _even_side(size_px * aspect_ratio, size_px)
-    height = _even_side(size_px / aspect_ratio, size_px)
-    return (size_px - width) // 4 * 2, (size_px - height) // 4 * 2, width, height
+    width = _even_side(height_px * aspect_ratio, width_px)
+    height = _even_side(width_px / aspect_ratio, height_px)
+    return (width_px - width) // 4 * 2, (height_px - height) // 4 * 2, width, height
 
 
-def _even_side(side: float, size_px: int) -> int:
-    return min(size_px, max(2, 2 * round(side / 2)))
+def _even_side(side: float, most_px: int) -> int:
+    return min(most_px, max(2, 2 * round(side / 2)))
 
 
 def _smallest_around(places: Sequence[_Rectangle], size_px: int) -> _Rectangle:
@@ -148,12 +182,7 @@ class _Painter:
         self._canvas = VideoFrame(width, height, "yuv420p")
         self._planes = [_pixels(plane) for plane in self._canvas.planes]
         self._place: _Rectangle | None = None  # of the last crop; around it is background
-        self._codec = CodecContext.create("libwebp", "w")
-        self._codec.width = width
-        self._codec.height = height
-        self._codec.pix_fmt = "yuv420p"
-        self._codec.time_base = Fraction(1, 1000)
-        self._codec.options = {"quality": str(_QUALITY), "compression_level": str(_METHOD)}
+        self._codec = _codec(width, height)
 
     def picture(self, scaled: VideoFrame, place: _Rectangle) -> bytes:
         """One picture of the animation: a crop, scaled to its place, on background."""
@@ -165,16 +194,30 @@ class _Painter:
         return _chunk(b"ANMF", self._header, memoryview(packet)[12:])  # after "RIFF", size, "WEBP"
 
     def _paint(self, scaled: VideoFrame, place: _Rectangle) -> None:
-        shifts = (0, 1, 1)  # both chroma planes have half of the size
-        for plane, painted, background, shift in zip(
-            scaled.planes, self._planes, _BACKGROUND_YUV, shifts, strict=True
-        ):
-            if place != self._place:
+        if place != self._place:
+            for painted, background in zip(self._planes, _BACKGROUND_YUV, strict=True):
                 painted[:] = background
-            left = (place[0] - self._left) >> shift
-            top = (place[1] - self._top) >> shift
-            painted[top : top + plane.height, left : left + plane.width] = _pixels(plane)
+        _copy(scaled, self._planes, place[0] - self._left, place[1] - self._top)
         self._place = place
+
+
+def _codec(width: int, height: int) -> VideoCodecContext:
+    codec = CodecContext.create("libwebp", "w")
+    codec.width = width
+    codec.height = height
+    codec.pix_fmt = "yuv420p"
+    codec.time_base = Fraction(1, 1000)
+    codec.options = {"quality": str(_QUALITY), "compression_level": str(_METHOD)}
+    return codec
+
+
+def _copy(frame: VideoFrame, planes: Sequence[Uint8Array], left: int, top: int) -> None:
+    """Put a picture at an even place of a larger one, given as its three planes."""
+    shifts = (0, 1, 1)  # both chroma planes have half of the size
+    for plane, painted, shift in zip(frame.planes, planes, shifts, strict=True):
+        x = left >> shift
+        y = top >> shift
+        painted[y : y + plane.height, x : x + plane.width] = _pixels(plane)
 
 
 def _pixels(plane: VideoPlane) -> Uint8Array:

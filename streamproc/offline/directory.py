@@ -35,7 +35,7 @@ _STAGING_PREFIX = ".streamproc-staging-"
 _RUN_FILE = "run.json"
 _VIEWER = Path("webp_viewer")
 _WEBP = _VIEWER / "webp"
-_ANIMATION_NAME = re.compile(r"person_-?\d+\.webp")
+_ANIMATION_NAME = re.compile(r"person_-?\d+(?:\.crops)?\.webp")
 TRACK_FILE_NAMES = ("tracks.mot.txt", FOUND_TRACKS_NAME)
 """The tracks of a video that had none."""
 _OUR_NAMES = (
@@ -51,8 +51,8 @@ class OutputDirectory:
 
     It holds a lock on the directory until `commit` or `abort`, so that two runs cannot mix their
     files. The kernel drops the lock when the process dies, and the next run removes what that one
-    staged. As a context manager it aborts unless `commit` was called. `write_webp` may be called by
-    any thread; the rest by one at a time.
+    staged. As a context manager it aborts unless `commit` was called. `write_webp`
+    and `write_strip` may be called by any thread; the rest by one at a time.
 
     `umask` are the permissions that files and folders are written without; a folder that exists
     keeps its own.
@@ -98,7 +98,14 @@ class OutputDirectory:
         Lets OSError out: an animation that could not be written is the caller's to count, not the
         end of a run.
         """
-        relative = _WEBP / f"person_{person_id}.webp"
+        return self._stage_picture(f"person_{person_id}.webp", data)
+
+    def write_strip(self, person_id: int, data: bytes) -> str:
+        """Stage the strip of a person's best crops, as `write_webp` does an animation."""
+        return self._stage_picture(f"person_{person_id}.crops.webp", data)
+
+    def _stage_picture(self, name: str, data: bytes) -> str:
+        relative = _WEBP / name
         self._stage(relative, data)
         return relative.relative_to(_VIEWER).as_posix()
 

@@ -246,11 +246,13 @@ class Replay:
         gallery.write(result.writes)
 
     def _write_animation(self, run: RunIds, bucket: Bucket) -> None:
-        from streamproc.animation import encode_webp
+        from streamproc.animation import encode_strip, encode_webp
 
         directory = self._directories[run.video_id]
         href = directory.write_webp(bucket.person_id, encode_webp(bucket.crops))
         self._state.hrefs[run.video_id, bucket.person_id] = href
+        href = directory.write_strip(bucket.person_id, encode_strip(bucket.best_crops))
+        self._state.strip_hrefs[run.video_id, bucket.person_id] = href
 
     def _keep_stills(self, video_id: str, split: Split) -> None:
         """Keep the best picture of each part of a track, for the page."""

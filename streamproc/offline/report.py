@@ -36,7 +36,8 @@ class PersonEntry:
 
     `webp` is the path of the animation relative to the folder of the page, with forward slashes and
     not percent-encoded ("webp/person_7.webp", "../gate-2/webp_viewer/webp/person_7.webp"). It is
-    None where there is none, and `webp_error` says why.
+    None where there is none, and `webp_error` says why. `crops_webp` is that of the strip of the
+    best crops.
     """
 
     id: PersonId
@@ -51,6 +52,7 @@ class PersonEntry:
     best_quality: float
     webp: str | None = None
     webp_error: str | None = None
+    crops_webp: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

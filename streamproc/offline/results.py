@@ -101,7 +101,7 @@ class Result:
 class ReplayState:
     """What a replay gathers while it runs. Written by `Replay`, read here.
 
-    `candidates`, `groups` and `suspects` are all events of each gallery. `hrefs` and
+    `candidates`, `groups` and `suspects` are all events of each gallery. `hrefs`, `strip_hrefs` and
     `animation_errors` are by (video_id, person_id), `stills` by person key, `decided` is what
     reviewers said before, by gallery. `partial`: something that was asked for was not done.
     """
@@ -115,6 +115,7 @@ class ReplayState:
     suspects: dict[str, list[TrackSuspect]] = field(default_factory=dict)
     stills: dict[str, bytes] = field(default_factory=dict)
     hrefs: dict[tuple[str, int], str] = field(default_factory=dict)
+    strip_hrefs: dict[tuple[str, int], str] = field(default_factory=dict)
     animation_errors: dict[tuple[str, int], str] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
     decided: dict[str, CurrentDecisions] = field(default_factory=dict)
@@ -395,18 +396,18 @@ def _entries(state: ReplayState, video: ReplayVideo, *, several: bool) -> Iterat
     video_id = video.source.video_id
     rows = state.gallery_of(video.gallery_id).rows
     skipped = {skip.person_id for skip in summary.skipped}
+    folder = f"../{video_id}/webp_viewer/" if several else ""
     for person_id, part, span, crop_count in _persons_of(summary):
         if person_id in skipped:
             continue
         key = person_key_of(video_id, person_id, part)
         href = state.hrefs.get((video_id, person_id))
+        strip = state.strip_hrefs.get((video_id, person_id))
         error = None
         if href is None:
             error = state.animation_errors.get(
                 (video_id, person_id), "animations were not asked for"
             )
-        elif several:
-            href = f"../{video_id}/webp_viewer/{href}"
         yield PersonEntry(
             id=key if several else person_id if part is None else f"{person_id}#{part}",
             person_key=key,
@@ -418,8 +419,9 @@ def _entries(state: ReplayState, video: ReplayVideo, *, several: bool) -> Iterat
             last_seen_seconds=float(summary.pts_seconds[span.last_frame_index]),
             crop_count=crop_count,
             best_quality=_best_quality(rows.get(key)),
-            webp=href,
+            webp=None if href is None else folder + href,
             webp_error=error,
+            crops_webp=None if strip is None else folder + strip,
         )
 
 

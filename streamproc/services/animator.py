@@ -1,5 +1,7 @@
 """The animator: the same videos in as the worker's, one WebP animation a person out.
 
+With it comes a strip of the person's best crops, in one still picture.
+
 It is a side consumer: its death or slowness stops nothing else. It reads `video-ready` in a group
 of its own and decodes for itself. Crops are never sent over Kafka, so the alternative would be a
 store of crops between worker and animator, written for every person and read once.
@@ -14,9 +16,9 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from streamproc.animation import encode_webp
+from streamproc.animation import encode_strip, encode_webp, strip_size
 from streamproc.errors import MachineError
-from streamproc.events import AnimationReady, Fault, TracksReady, VideoReady
+from streamproc.events import AnimationReady, CropStrip, Fault, TracksReady, VideoReady
 from streamproc.ids import person_key_of
 from streamproc.kafka.records import trace_of
 from streamproc.pipeline.animate import RunIds
@@ -202,11 +204,12 @@ class _Animator:
         await self._intake.publisher.publish(event, trace=self._traces.get(event.video_id))
 
     def _write(self, run: RunIds, bucket: Bucket) -> None:
-        """Encode, store and announce one animation, in an animation thread.
+        """Encode, store and announce one animation and its strip, in an animation thread.
 
         The animate stage notes what this raises.
         """
         content = encode_webp(bucket.crops, size_px=SIZE_PX, frames_per_second=FRAMES_PER_SECOND)
+        strip = encode_strip(bucket.best_crops)
         try:
             stored = self._store.write(run.video_id, run.run_id, bucket.person_id, content)
             announcement = _announcement(
@@ -221,6 +224,7 @@ class _Animator:
                 frame_count=len(bucket.crops),
                 frames_per_second=float(FRAMES_PER_SECOND),
                 frame_indices=[crop.frame_index for crop in bucket.crops],
+                crops=self._stored_strip(run, bucket, strip),
             )
             # The thread waits for the acknowledgement, so that it does not run ahead of Kafka.
             publishing = self._publish(announcement)
@@ -228,6 +232,18 @@ class _Animator:
         except MachineError as error:
             self._faults[run.run_id] = error
             raise
+
+    def _stored_strip(self, run: RunIds, bucket: Bucket, content: bytes) -> CropStrip:
+        stored = self._store.write_strip(run.video_id, run.run_id, bucket.person_id, content)
+        width, height = strip_size(len(bucket.best_crops))
+        return CropStrip(
+            uri=stored.uri,
+            sha256=stored.sha256,
+            size_bytes=stored.size_bytes,
+            width_px=width,
+            height_px=height,
+            frame_indices=[crop.frame_index for crop in bucket.best_crops],
+        )
 
     async def refuse(self, record: Record, *, code: str, text: str, attempts: int) -> None:
         """Publish the dead letter of a record that nobody else reads; only log the others.

@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _RELATIVE = re.compile(
-    r"[A-Za-z0-9_~-][A-Za-z0-9_.~-]*/[A-Za-z0-9_~-][A-Za-z0-9_.~-]*/person_-?\d+\.webp"
+    r"[A-Za-z0-9_~-][A-Za-z0-9_.~-]*/[A-Za-z0-9_~-][A-Za-z0-9_.~-]*/person_-?\d+(?:\.crops)?\.webp"
 )
 """What `write` makes below its folder: neither a link to elsewhere nor a hidden file."""
 
 
 class AnimationStore:
-    """Writes `<uri>/<video_id>/<run_id>/person_<person_id>.webp`.
+    """Writes `<uri>/<video_id>/<run_id>/person_<person_id>.webp`, and `.crops.webp` beside it.
 
     Made by the animator and the live page; safe in several threads. For `uri`, and for the URIs of
     the files, see `OutputStore`. Raises UsageError if `uri` is invalid or needs a package that is
@@ -47,11 +47,14 @@ class AnimationStore:
 
     def write(self, video_id: str, run_id: str, person_id: int, content: bytes) -> StoredFile:
         """Write one animation; raises MachineError if the disk or the store fails."""
-        folder = f"{safe_name(video_id)}/{safe_name(run_id)}"
-        return self._files.put(f"{folder}/person_{person_id}.webp", content)
+        return self._files.put(_name(video_id, run_id, person_id, "webp"), content)
+
+    def write_strip(self, video_id: str, run_id: str, person_id: int, content: bytes) -> StoredFile:
+        """Write the strip of a person's best crops; raises MachineError as `write` does."""
+        return self._files.put(_name(video_id, run_id, person_id, "crops.webp"), content)
 
     def read(self, uri: str) -> bytes | None:
-        """Return an animation by the URI that `write` gave it, None where it is not there.
+        """Return an animation or strip by the URI that it was given, None where it is not there.
 
         None also for a URI of anything else: whoever writes events must not have files read that
         are none of this store. Raises MachineError if the disk or the store fails.
@@ -62,7 +65,7 @@ class AnimationStore:
         return self._files.read(relative)
 
     def remove_older_than(self, seconds: float, now_seconds: float) -> int:
-        """Remove animations in a folder that were written before; returns how many."""
+        """Remove the files in a folder that were written before; returns how many."""
         self._files.remove_older_than(PATTERN, seconds, now_seconds)
         return self._files.remove_older_than("*/*/person_*.webp", seconds, now_seconds)
 
@@ -95,7 +98,11 @@ class AnimationStore:
     ) -> int:
         names = ["person_*.webp"]
         if person_ids is not None:
-            names = [f"person_{person_id}.webp" for person_id in sorted(person_ids)]
+            names = [
+                f"person_{person_id}.{ending}"
+                for person_id in sorted(person_ids)
+                for ending in ("webp", "crops.webp")
+            ]
         count = 0
         for name in names:
             pattern = f"{safe_name(video_id)}/{run}/{name}"
@@ -103,3 +110,7 @@ class AnimationStore:
                 self._files.remove(relative)
                 count += 1
         return count
+
+
+def _name(video_id: str, run_id: str, person_id: int, ending: str) -> str:
+    return f"{safe_name(video_id)}/{safe_name(run_id)}/person_{person_id}.{ending}"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
 from persons import candidate
 from PIL import Image, ImageDraw
 
-from streamproc.animation import encode_webp
+from streamproc.animation import encode_strip, encode_webp
 from streamproc.offline.directory import OutputDirectory
 from streamproc.offline.report import GalleryReport, PersonEntry, VetoedPair
 from streamproc.types import Crop
@@ -167,8 +168,15 @@ def write_gallery(folder, looks, *, ids=None, video_name="entrance.mp4", **chang
         for place, (person_id, look) in enumerate(zip(ids, looks, strict=True)):
             number = person_id if isinstance(person_id, int) else place
             ratio = (0.42, 0.36, 0.5)[place % 3]
-            href = out.write_webp(number, encode_webp(walk(number, look, aspect_ratio=ratio)))
-            entries.append(entry(person_id, place, video_name=video_name, webp=href))
+            crops = walk(number, look, aspect_ratio=ratio)
+            made = entry(
+                person_id,
+                place,
+                video_name=video_name,
+                webp=out.write_webp(number, encode_webp(crops)),
+            )
+            strip = out.write_strip(number, encode_strip(crops[:8]))
+            entries.append(replace(made, crops_webp=strip))
         report = report_of(entries, looks=looks, **changes)
         out.write_report(report)
         out.commit()

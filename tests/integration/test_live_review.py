@@ -39,8 +39,9 @@ def client_of(review):
     return Client(urlsplit(page_of(review)).port)
 
 
-def ready(video_id, number, uri):
-    """The announcement of an animation."""
+def ready(video_id, number, uri, strip_uri=None):
+    """The announcement of an animation, and of the strip of crops with it."""
+    strip = {"sha256": "0" * 64, "size_bytes": 5, "width_px": 96, "height_px": 192}
     return AnimationReady.make(
         gallery_id="lobby",
         video_id=video_id,
@@ -49,6 +50,7 @@ def ready(video_id, number, uri):
         person_key=f"{video_id}/{number}",
         state="ready",
         uri=uri,
+        crops=strip_uri and strip | {"uri": strip_uri, "frame_indices": [0]},
     )
 
 
@@ -61,6 +63,7 @@ def test_the_page_and_what_it_asks_are_for_those_who_may(stream):  # noqa: PLR09
     pictures = stream.media / "animations" / "a" / "r1"
     pictures.mkdir(parents=True)
     (pictures / "person_1.webp").write_bytes(b"RIFF1")
+    (pictures / "person_1.crops.webp").write_bytes(b"RIFF2")
     (stream.media / "secret.webp").write_bytes(b"secret")
     (pictures / "person_3.webp").symlink_to(stream.media / "secret.webp")
     uris = {
@@ -69,7 +72,8 @@ def test_the_page_and_what_it_asks_are_for_those_who_may(stream):  # noqa: PLR09
         3: "animations/a/r1/person_3.webp",
         4: (stream.media / "secret.webp").as_uri(),
     }
-    events = [ready("a", number, uri) for number, uri in uris.items()]
+    strips = {1: "animations/a/r1/person_1.crops.webp", 2: "animations/../secret.webp"}
+    events = [ready("a", number, uri, strips.get(number)) for number, uri in uris.items()]
     stream.send("animation-ready", *[(b"a", event.to_json()) for event in events])
 
     review = start_review(stream, matcher)
@@ -86,6 +90,10 @@ def test_the_page_and_what_it_asks_are_for_those_who_may(stream):  # noqa: PLR09
     assert client.ask("GET", f"/{shown['a/1']}")[::2] == (200, b"RIFF1")
     for number in (2, 3, 4):
         assert client.ask("GET", f"/{shown[f'a/{number}']}")[0] == 404
+    strip_of = {one["person_key"]: one["crops_webp"] for one in data["persons"]}
+    assert client.ask("GET", f"/{strip_of['a/1']}")[::2] == (200, b"RIFF2")
+    assert client.ask("GET", f"/{strip_of['a/2']}")[0] == 404
+    assert strip_of["a/3"] is None
     for path in ("/assets/../page.html", "/assets/__init__.py", "/pictures/x", "/etc/passwd"):
         assert client.ask("GET", path)[0] == 404, path
     evil = client.ask("GET", f"/?gallery={'%3Cscript%3E'}")[2]

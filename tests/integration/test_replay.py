@@ -73,7 +73,11 @@ def test_the_sample_gives_the_pair_that_came_back_and_all_files(clip, tmp_path) 
         "similarity_matrix.npy",
         "track_suspects.jsonl",
         "webp_viewer/person_selection.html",
-        *(f"webp_viewer/webp/person_{i}.webp" for i in range(1, 7)),
+        *(
+            f"webp_viewer/webp/person_{i}{end}"
+            for i in range(1, 7)
+            for end in (".crops.webp", ".webp")
+        ),
     ]
     matrix = json.loads((out / "similarity_matrix.json").read_text())
     assert matrix["person_ids"] == [1, 2, 3, 4, 5, 6]
@@ -120,7 +124,7 @@ def test_the_same_again_replaces_the_files_and_says_the_same(clip, tmp_path) -> 
     assert run(clip, "--out", tmp_path / "out").stdout == first.stdout
     assert ids == event_ids(tmp_path / "out")
     run(clip, "--out", tmp_path / "out", "--top", "2")
-    assert len(list((tmp_path / "out" / "webp_viewer" / "webp").iterdir())) == 2
+    assert len(list((tmp_path / "out" / "webp_viewer" / "webp").iterdir())) == 2 * 2
 
 
 def test_duplicates_across_videos_in_one_gallery(clip, tmp_path) -> None:

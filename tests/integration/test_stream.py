@@ -128,7 +128,10 @@ def test_replay_and_stream_give_the_same_candidates_and_groups(stream):
     assert all(json.loads(line)["gallery_id"] == "lobby" for line in watched.stdout.splitlines())
     stream.eventually(lambda: len(animations(stream)) == 18, "animations")
     assert set(animations(stream).values()) == {"ready"}
-    assert len(list(stream.media.glob("animations/*/*/person_*.webp"))) == 18
+    assert len(list(stream.media.glob("animations/*/*/person_*.webp"))) == 2 * 18
+    for event in stream.events("animation-ready"):
+        strip = (stream.media / event["crops"]["uri"]).read_bytes()
+        assert hashlib.sha256(strip).hexdigest() == event["crops"]["sha256"]
 
 
 def test_the_research_clip_gives_the_same_candidates_both_ways(stream, shared):
@@ -390,7 +393,7 @@ def test_a_video_without_tracks_gives_the_same_in_stream_and_replay(stream, samp
     assert again.person_ids == expected.person_ids
     drawn = {
         int(path.stem.removeprefix("person_")): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in (out / "webp_viewer/webp").glob("person_*.webp")
+        for path in (out / "webp_viewer/webp").glob("person_*[0-9].webp")
     }
     stream.eventually(lambda: len(animations(stream)) >= len(drawn) > 2, "animations")
     stream.eventually(lambda: stream.lag("animator", "tracks-ready") == 0, "all of them")

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image, WebPImagePlugin
 
-from streamproc.animation import encode_webp, webp
+from streamproc.animation import encode_strip, encode_webp, strip_size, webp
 from streamproc.animation.webp import BACKGROUND_RGB
 from streamproc.types import Crop
 
@@ -169,9 +169,31 @@ def test_colours_are_those_of_the_crop_up_to_the_edge():
     )
     for size_px in (62, 63, 64, 65, 66):
         (picture,) = pictures(encode_webp([red], size_px=size_px))[0].astype(int)
-        x, y, width, height = webp._letter_box(0.4, size_px)
+        x, y, width, height = webp._letter_box(0.4, size_px, size_px)
         figure = picture[y : y + height, x : x + width]
         assert np.abs(np.median(figure, axis=(0, 1)) - (220, 30, 40)).max() < 8
         assert (figure[..., 0] - figure[..., 1]).min() > 100
         outside = np.delete(picture, slice(x - 2, x + width + 2), axis=1)
         assert np.abs(outside - webp.BACKGROUND_RGB).max() < 25
+
+
+def test_a_strip_shows_each_crop_in_a_place_of_its_own():
+    """In the order given, whatever the shapes; between them is background."""
+    shapes = {(250, 10, 10): 0.5, (10, 250, 10): 0.2, (10, 10, 250): 3.0}
+    image = Image.open(
+        io.BytesIO(encode_strip([crop(c, aspect_ratio=r) for c, r in shapes.items()]))
+    )
+    assert image.size == strip_size(3) == (288, 192)
+    picture = np.asarray(image.convert("RGB"))
+    for number, (colour, ratio) in enumerate(shapes.items()):
+        cell = picture[:, 96 * number : 96 * (number + 1)]
+        x, y, width, height = place_of_figure(cell)
+        assert width / height == pytest.approx(ratio, rel=0.08)
+        assert np.abs(cell[96, x + width // 4].astype(int) - colour).max() < 16
+        assert (abs(2 * x + width - 96) <= 4, abs(2 * y + height - 192) <= 4) == (True, True)
+
+
+def test_a_strip_of_no_crops_is_refused():
+    """As an animation of none is."""
+    with pytest.raises(ValueError, match="one crop or more"):
+        encode_strip([])

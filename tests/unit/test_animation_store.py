@@ -295,7 +295,10 @@ def test_an_object_store_gives_back_what_was_written():
     """By the URI that the event names; another bucket's is not read."""
     store = AnimationStore("memory://animations")
     stored = store.write("v", "run", 1, b"RIFF")
+    strip = store.write_strip("v", "run", 1, b"RIFF of crops")
     assert store.read(stored.uri) == b"RIFF"
+    assert store.read(strip.uri) == b"RIFF of crops"
+    assert strip.uri == stored.uri.replace(".webp", ".crops.webp")
     assert store.read(stored.uri.replace("person_1", "person_2")) is None
     assert store.read("memory://others/v/run/person_1.webp") is None
 

@@ -67,6 +67,7 @@ def test_abort_leaves_an_earlier_run_as_it_was(tmp_path):
 def test_commit_removes_what_an_earlier_run_left_and_nothing_else(tmp_path):
     """A commit removes the earlier run's files that it does not write, and no other file."""
     write(tmp_path, 1, 2, -3)
+    (tmp_path / "webp_viewer/webp/person_-3.crops.webp").touch()
     others = [
         "notes.txt",
         "webp_viewer/webp/person_x.webp",

@@ -232,6 +232,7 @@ def _person(person: PersonEntry) -> dict[str, Any]:
         "quality": round(person.best_quality, 3),
         "webp": person.webp,
         "webp_error": person.webp_error,
+        "crops_webp": person.crops_webp,
     }
 
 

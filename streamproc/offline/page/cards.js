@@ -83,8 +83,25 @@ function animation(person) {
   image.addEventListener("load", () => applyMotion(image));
   image.addEventListener("error",
     () => shot.replaceWith(noAnimation(`${person.webp} cannot be read`)));
-  image.src = person.webp.split("/").map(encodeURIComponent).join("/");
+  image.src = addressOf(person.webp);
   return shot;
+}
+
+/** The address of a file beside the page. */
+function addressOf(path) {
+  return path.split("/").map(encodeURIComponent).join("/");
+}
+
+/** A person's best crops in one row, null where there are none. */
+function cropStrip(person) {
+  if (!person.crops_webp) return null;
+  const image = element("img", {
+    loading: "lazy", decoding: "async", alt: `The best crops of person ${person.name}`,
+  });
+  const strip = element("div", { className: "strip" }, image);
+  image.addEventListener("error", () => strip.remove());
+  image.src = addressOf(person.crops_webp);
+  return strip;
 }
 
 /** One person: the animation, who, when and how much. The video and the full id are shown only
@@ -215,6 +232,7 @@ function pairCard({ a, b, status, pair, context }) {
     element("header", {}, element("h3", {}, `${a.number} and ${b.number}`), ...figures),
     element("div", { className: "sides" },
       personFigure(a, context.severalVideos), personFigure(b, context.severalVideos)),
+    element("div", { className: "strips" }, cropStrip(a), cropStrip(b)),
     timeline(a, b, context.videoSeconds),
     element("p", { className: "why" }, VERDICTS[status] || relation(a, b, status)));
 }

@@ -164,15 +164,19 @@ class LiveGallery:
             self.changed.notify_all()
 
     def report(
-        self, names: Mapping[str, str], pictures: Mapping[str, str], threshold: float
+        self,
+        names: Mapping[str, str],
+        pictures: Mapping[str, tuple[str, str | None]],
+        threshold: float,
     ) -> LiveReport:
         """Return what the page shows.
 
-        `names` are those of the videos by their ids, `pictures` the addresses of animations by
-        person key: one a track, which its parts share.
+        `names` are those of the videos by their ids, `pictures` the names of the animation of each
+        track and, if there is one, of the strip of its best crops, by the key of the track. The
+        parts of a track share them.
         """
         persons = [
-            _entry(one, names, pictures.get(track_key_of(key)))
+            _entry(one, names, pictures.get(track_key_of(key), (None, None)))
             for key, one in sorted(self._persons.items())
         ]
         keys = [one.person_key for one in persons]
@@ -217,9 +221,12 @@ def _likeliest_first(candidate: Mapping[str, Any]) -> tuple[float, float, str]:
     return (-chance, -candidate["similarity"], candidate["candidate_id"])
 
 
-def _entry(person: Mapping[str, Any], names: Mapping[str, str], picture: str | None) -> PersonEntry:
+def _entry(
+    person: Mapping[str, Any], names: Mapping[str, str], pictures: tuple[str | None, str | None]
+) -> PersonEntry:
     video_id = person["video_id"]
     best = person.get("best_crop")
+    animation, strip = (name and f"pictures/{name}" for name in pictures)
     return PersonEntry(
         id=person["person_key"],
         person_key=person["person_key"],
@@ -231,8 +238,9 @@ def _entry(person: Mapping[str, Any], names: Mapping[str, str], picture: str | N
         last_seen_seconds=person["last_seen_seconds"],
         crop_count=person["crop_count"],
         best_quality=best["quality"] if best else 0.0,
-        webp=picture,
-        webp_error=None if picture else "none is announced so far",
+        webp=animation,
+        webp_error=None if animation else "none is announced so far",
+        crops_webp=strip,
     )
 
 

@@ -45,7 +45,7 @@ from streamproc.services.service import Service
 from streamproc.storage.animations import AnimationStore
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Iterable, Sequence
 
     from streamproc.decisions import AnyDecision
     from streamproc.kafka.records import Record
@@ -57,7 +57,7 @@ log = logging.getLogger(__name__)
 _SERVICE = "review"
 _LEAST_TOKEN = 16
 _MAX_GALLERIES = 64
-_MAX_PICTURES = 500_000
+_MAX_PERSONS = 500_000
 _MAX_VIDEOS = 100_000
 _MAX_RECENT = 5_000
 _RECENT_SECONDS = 60.0
@@ -126,7 +126,7 @@ class _LiveReview:
         # What came of late of galleries that nobody looks at: the matcher publishes first and
         # writes then, so its answer may be older than the event.
         self._recent: deque[tuple[float, str, Record]] = deque(maxlen=_MAX_RECENT)
-        self._pictures: OrderedDict[str, tuple[str, str, str]] = OrderedDict()
+        self._pictures: OrderedDict[str, tuple[str, str | None]] = OrderedDict()
         self._uris: dict[str, str] = {}
         self._names: OrderedDict[str, str] = OrderedDict()
         self._server = PageServer(
@@ -221,20 +221,26 @@ class _LiveReview:
         event = AnimationReady.from_json(record.value or b"")
         if event.uri is None:
             return
-        name = f"{hash_of(event.gallery_id, event.person_key, event.uri)}.webp"
         place = f"{event.gallery_id}\n{event.person_key}"
-        known = self._pictures.pop(place, None)
-        if known is not None:
-            self._uris.pop(known[0], None)
-        self._pictures[place] = (name, event.uri, event.person_key)
-        self._uris[name] = event.uri
-        while len(self._pictures) > _MAX_PICTURES:
-            _, (old, _, _) = self._pictures.popitem(last=False)
-            self._uris.pop(old, None)
+        self._drop_pictures(self._pictures.pop(place, ()))
+        strip = None if event.crops is None else self._named(event, event.crops.uri)
+        self._pictures[place] = (self._named(event, event.uri), strip)
+        while len(self._pictures) > _MAX_PERSONS:
+            self._drop_pictures(self._pictures.popitem(last=False)[1])
         gallery = self._galleries.get(event.gallery_id)
         if gallery is not None:
             gallery.version += 1
             self._tell(gallery)
+
+    def _named(self, event: AnimationReady, uri: str) -> str:
+        """Return the name by which a page asks for a picture."""
+        name = f"{hash_of(event.gallery_id, event.person_key, uri)}.webp"
+        self._uris[name] = uri
+        return name
+
+    def _drop_pictures(self, names: Iterable[str | None]) -> None:
+        for name in names:
+            self._uris.pop(name or "", None)
 
     def _take_progress(self, record: Record) -> None:
         event = VideoProgress.from_json(record.value or b"")
@@ -250,8 +256,7 @@ class _LiveReview:
         prefix = f"{event.gallery_id}\n"
         for place in [place for place in self._pictures if place.startswith(prefix)]:
             if named.has(place.removeprefix(prefix)):
-                name, _, _ = self._pictures.pop(place)
-                self._uris.pop(name, None)
+                self._drop_pictures(self._pictures.pop(place))
         self._recent.append((time.monotonic(), event.gallery_id, record))
         gallery = self._galleries.get(event.gallery_id)
         if gallery is not None:
@@ -364,7 +369,7 @@ class _LiveReview:
         """Return what is shown of a gallery."""
         prefix = f"{gallery.gallery_id}\n"
         pictures = {
-            key: f"pictures/{self._pictures[prefix + key][0]}"
+            key: self._pictures[prefix + key]
             for key in map(track_key_of, gallery.person_keys)
             if prefix + key in self._pictures
         }
