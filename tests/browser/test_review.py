@@ -221,6 +221,49 @@ def test_keys_are_listed_and_do_nothing_while_somebody_types(served, open_at) ->
     assert read_decisions(decisions) == []
 
 
+def test_people_are_wanted_and_verified_until_their_tracks_change(served, open_at) -> None:
+    """By key of all on a card, by button of one; the page says of each what merge would."""
+    address, decisions = served
+    page = open_at(address)
+    first = page.locator(SHOWN).first
+    keys = first.locator("figure").evaluate_all("all => all.map((one) => one.dataset.key)")
+    for key in ("j", "s", "k", "w", "v"):
+        page.keyboard.press(key)
+    page.locator("#review p", has_text="3 decisions").wait_for()
+    assert first.locator(".marks").all_inner_texts() == ["Wanted · Verified"] * 2
+
+    third = page.evaluate(
+        """keys => {
+            const pairs = review.vetoes.filter((pair) => pair.some((key) => keys.includes(key)));
+            return review.keys.find((key) => !keys.includes(key) && !pairs.flat().includes(key));
+        }""",
+        keys,
+    )
+    card = page.locator(f'#persons-grid figure[data-key="{third}"]')
+    card.locator("[data-mark=unwanted]").click()
+    page.locator("#review p", has_text="4 decisions").wait_for()
+    assert card.locator(".marks").inner_text() == "Not wanted"
+    said = page.evaluate("[...review.people].map(([key, one]) => [key, {...one}])")
+    found = Identities(
+        "entrance", [key for key, _ in said], statements_of(read_decisions(decisions))
+    )
+    for key, one in said:
+        expected = found.of_key[key]
+        assert tuple(one["keys"]) == expected.person_keys
+        assert (one["isVerified"], one["isWanted"]) == (expected.is_verified, expected.is_wanted)
+
+    pair = {"kind": "pair", "person_keys": [keys[0], third], "verdict": "same"}
+    page.evaluate("said => review.keep(() => said)", pair)
+    assert first.locator(".marks").all_inner_texts() == ["Wanted"] * 2
+    page.keyboard.press("z")
+    page.locator("#review p", has_text="4 decisions").wait_for()
+    assert first.locator(".marks").all_inner_texts() == ["Wanted · Verified"] * 2
+    first.focus()
+    page.keyboard.press("v")
+    page.locator("#review p", has_text="3 decisions").wait_for()
+    assert first.locator(".marks").all_inner_texts() == ["Wanted"] * 2
+
+
 def test_from_disk_decisions_stay_in_the_browser_and_are_saved_as_a_file(
     written, open_at, tmp_path
 ) -> None:

@@ -111,7 +111,7 @@ function personFigure(person, severalVideos, more, shot = animation(person)) {
   // Of somebody who has just come the live page does not know it yet.
   const frames = person.frames ? plural(person.frames, "frame", "frames") : null;
   const span = `frames ${person.first_frame} to ${person.last_frame}`;
-  return element("figure", { className: "person" },
+  const figure = element("figure", { className: "person" },
     shot,
     element("figcaption", {},
       element("span", { className: "name" }, `Person ${person.number}`),
@@ -119,7 +119,10 @@ function personFigure(person, severalVideos, more, shot = animation(person)) {
       frames ? element("span", { title: span }, frames) : null,
       more ? element("span", {}, more) : null,
       severalVideos ? element("span", {}, person.video) : null,
-      severalVideos ? element("span", { className: "id" }, person.label) : null));
+      severalVideos ? element("span", { className: "id" }, person.label) : null,
+      element("span", { className: "marks" })));
+  figure.dataset.key = person.person_key;
+  return figure;
 }
 
 /** Whether both are parts of one track, which was taken apart. */

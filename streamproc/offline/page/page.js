@@ -73,12 +73,17 @@ function vetoes() {
     (other) => [persons[place].person_key, persons[other].person_key]));
 }
 
+function keysOfAll() {
+  return persons.map((person) => person.person_key);
+}
+
 take(JSON.parse(byId("data").textContent));
 
 const review = new Review({
   gallery: data.gallery,
   run: data.run,
   isLive: Boolean(data.live),
+  keys: keysOfAll(),
   vetoes: vetoes(),
   onFilter: () => {
     byId("groups").replaceChildren();
@@ -94,6 +99,7 @@ function cardOf(a, b) {
   if (facts.status !== "vetoed") {
     review.attach(card, persons[a].person_key, persons[b].person_key, facts.pair);
   }
+  review.markPeople(card);
   return card;
 }
 
@@ -206,10 +212,11 @@ function nothingListed() {
 
 function fillCandidates() {
   if (!data.candidates.length && !data.live) {
-    byId("candidates").replaceWith(nothingListed());
-    return;
+    byId("candidates").before(nothingListed());
+    if (!persons.length) return;
+  } else {
+    fillLead();
   }
-  fillLead();
   showMoreCandidates();
   return review.start(byId("review"));
 }
@@ -383,6 +390,7 @@ const SORTS = {
 function personCard(person, place) {
   const quality = `best crop ${person.quality.toFixed(2)}`;
   const figure = personFigure(person, context.severalVideos, quality);
+  review.attachPerson(figure);
   return {
     person,
     place,
@@ -406,6 +414,7 @@ function fillPersons() {
     const shown = cards.filter(({ text }) => text.includes(wanted));
     shown.sort(SORTS[byId("persons-sort").value]);
     grid.replaceChildren(...shown.map(({ card }) => card));
+    review.markPeople(grid);
     byId("persons-count").textContent = wanted ? `${shown.length} of ${count}` : count;
   };
   byId("persons-find").oninput = show;
@@ -518,7 +527,7 @@ function update(newer) {
     fillLarge();
   }
   wireMotion();
-  review.update(vetoes());
+  review.update(keysOfAll(), vetoes());
 }
 
 const asking = { isUnderWay: false, isAgain: false };

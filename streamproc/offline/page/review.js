@@ -53,7 +53,38 @@ function* pairsSaid(decision) {
   }
 }
 
-/** What follows from decisions and vetoes: call it with two person keys. */
+/** What is said of each person by decisions: whether their tracks were verified to be one person,
+ * and no others, and whether they are wanted (null where nobody said). `root` names the identity of
+ * a track. By person key; as `Identities` in gallery/identities.py says. */
+function peopleOf(decisions, keys, root) {
+  const verified = new Set();
+  const wanted = new Map();
+  for (const decision of standingDecisions(decisions)) {
+    if (decision.kind === "verified") verified.add(listOf(decision.person_keys));
+    if (decision.kind !== "selected") continue;
+    for (const key of decision.person_keys) wanted.set(key, decision.wanted);
+  }
+  const members = new Map();
+  for (const key of keys) {
+    const name = root(key);
+    if (!members.has(name)) members.set(name, []);
+    members.get(name).push(key);
+  }
+  const people = new Map();
+  for (const own of members.values()) {
+    const said = own.filter((key) => wanted.has(key)).map((key) => wanted.get(key));
+    const isWanted = said.length ? said.includes(true) : null;
+    const person = { keys: own, isVerified: verified.has(listOf(own)), isWanted };
+    for (const key of own) people.set(key, person);
+  }
+  return people;
+}
+
+function listOf(keys) {
+  return [...new Set(keys)].sort().join("\n");
+}
+
+/** What follows from decisions and vetoes: call it with two person keys, or its `root` with one. */
 function consequencesOf(decisions, vetoes) {
   const said = new Map();
   for (const decision of standingDecisions(decisions)) {
@@ -78,7 +109,7 @@ function consequencesOf(decisions, vetoes) {
   }
   const root = (key) => (inConflict.has(wholeRoot(key)) ? key : wholeRoot(key));
   const apart = new Set(different.map(([a, b]) => keyOfPair(root(a), root(b))));
-  return (a, b) => {
+  const factsOfPair = (a, b) => {
     const direct = said.get(keyOfPair(a, b));
     let verdict = direct || null;
     if (!direct && root(a) === root(b)) verdict = "same";
@@ -86,6 +117,7 @@ function consequencesOf(decisions, vetoes) {
     const isOne = wholeRoot(a) === wholeRoot(b);
     return { verdict, isDirect: Boolean(direct), inConflict: isOne && inConflict.has(wholeRoot(a)) };
   };
+  return Object.assign(factsOfPair, { root });
 }
 
 /** Where decisions are kept: the server that `streamproc review` runs. The page's own address says
@@ -203,18 +235,25 @@ class OwnDecisions {
   }
 }
 
-/** The review of one page. `vetoes` are pairs of person keys; `onFilter` shows the list anew. */
+/** The review of one page. `keys` are of all persons, `vetoes` are pairs of them; `onFilter` shows
+ * the list anew. */
 class Review {
-  constructor({ gallery, run, vetoes, onFilter, isLive }) {
+  constructor({ gallery, run, keys, vetoes, onFilter, isLive }) {
     this.gallery = gallery;
     this.isLive = isLive;
+    this.keys = keys;
     this.vetoes = vetoes;
     this.onFilter = onFilter;
     this.filter = "all";
     this.cards = new Set();
     this.lastKept = Promise.resolve();
     this.store = new OwnDecisions(gallery, run);
-    this.facts = consequencesOf(this.store.decisions, vetoes);
+    this.conclude();
+  }
+
+  conclude() {
+    this.facts = consequencesOf(this.store.decisions, this.vetoes);
+    this.people = peopleOf(this.store.decisions, this.keys, this.facts.root);
   }
 
   /** Find out where decisions are kept, then show the bar and what was decided. */
@@ -261,6 +300,8 @@ class Review {
   helpDialog() {
     const keys = [
       ["s", "same person; of a group, all one person"], ["d", "different people"], ["u", "not sure"], ["z", "undo"],
+      ["w", "wanted: the person who has the focus, or all on the card"], ["n", "not wanted"],
+      ["v", "verified: checked that these tracks, and no others, are this person"],
       ["j", "next pair, without deciding"], ["k", "pair before"], ["?", "this list"],
     ];
     const rows = keys.map(([key, meaning]) => element("div", {},
@@ -345,8 +386,9 @@ class Review {
     this.mark(entry);
   }
 
-  /** Take over who has a veto now, and mark all cards anew. */
-  update(vetoes) {
+  /** Take over who is there and has a veto now, and mark all cards anew. */
+  update(keys, vetoes) {
+    this.keys = keys;
     this.vetoes = vetoes;
     this.refresh();
   }
@@ -365,10 +407,99 @@ class Review {
     let text = verdict && !isDirect ? `${DECISION_WORDS[verdict]}, by other decisions.` : "";
     if (inConflict) text = "In conflict: these were joined with somebody they cannot be.";
     word.textContent = text;
+    this.markPeople(card);
+  }
+
+  /* Who is wanted, and whose tracks were verified. */
+
+  /** Add the buttons to one person's figure. */
+  attachPerson(figure) {
+    const { key } = figure.dataset;
+    const name = figure.querySelector(".name").textContent;
+    const marks = {
+      wanted: ["Wanted", () => this.select([key], true)],
+      unwanted: ["Not wanted", () => this.select([key], false)],
+      verified: ["Verified", () => this.verify([key])],
+    };
+    const buttons = Object.entries(marks).map(([mark, [text, onclick]]) => {
+      const button = element("button", { type: "button", className: "quiet", onclick }, text);
+      button.setAttribute("aria-label", `${text}: ${name}`);
+      button.dataset.mark = mark;
+      return button;
+    });
+    figure.append(element("div", { className: "marking" }, ...buttons));
+  }
+
+  /** Show on the figures below an element what is said of their persons. */
+  markPeople(below) {
+    for (const figure of below.querySelectorAll("figure[data-key]")) {
+      const person = this.people.get(figure.dataset.key);
+      if (!person) continue;
+      const { isWanted, isVerified } = person;
+      const isMarked = { wanted: isWanted === true, unwanted: isWanted === false };
+      isMarked.verified = isVerified;
+      for (const button of figure.querySelectorAll("[data-mark]")) {
+        button.setAttribute("aria-pressed", String(isMarked[button.dataset.mark]));
+      }
+      const words = { wanted: "Wanted", unwanted: "Not wanted", verified: "Verified" };
+      const said = Object.keys(words).filter((mark) => isMarked[mark]).map((mark) => words[mark]);
+      figure.querySelector(".marks").textContent = said.join(" · ");
+    }
+  }
+
+  /** Each once, the people of some tracks. */
+  peopleAt(keys) {
+    return [...new Set(keys.map((key) => this.people.get(key)).filter(Boolean))];
+  }
+
+  /** Say of the people of some tracks whether they are wanted. */
+  select(keys, wanted) {
+    return this.keep(() => {
+      const others = this.peopleAt(keys).filter((person) => person.isWanted !== wanted);
+      const all = others.flatMap((person) => person.keys);
+      return all.length ? { kind: "selected", person_keys: all, wanted } : null;
+    });
+  }
+
+  /** Say that somebody has checked these people's tracks; of those who are verified already, that
+   * this holds no longer. */
+  async verify(keys) {
+    await this.lastKept; // who is one person may depend on what is under way
+    const people = this.peopleAt(keys);
+    const isUndone = people.every((person) => person.isVerified);
+    for (const { keys: own } of people) {
+      if (isUndone) await this.undoAll(this.verificationsOf(own));
+      else await this.keep(() => this.verificationOf(own));
+    }
+  }
+
+  verificationOf(keys) {
+    const isVerified = this.verificationsOf(keys).length > 0;
+    return isVerified ? null : { kind: "verified", person_keys: keys };
+  }
+
+  verificationsOf(keys) {
+    return standingDecisions(this.store.decisions).filter(
+      ({ kind, person_keys: own }) => kind === "verified" && listOf(own) === listOf(keys));
+  }
+
+  async undoAll(decisions) {
+    for (const { decision_id: undoes } of decisions) {
+      await this.keep(() => ({ kind: "undo", undoes }));
+    }
+  }
+
+  /** The tracks that a key is about: of the person who has the focus, or of all on the card. */
+  keysAt(place) {
+    const figure = place.closest("figure[data-key]");
+    if (figure) return [figure.dataset.key];
+    const entry = this.entryOf(place.closest(".pair"));
+    return entry ? entry.keys() : [];
   }
 
   refresh() {
-    this.facts = consequencesOf(this.store.decisions, this.vetoes);
+    this.conclude();
+    this.markPeople(document);
     for (const entry of [...this.cards]) {
       if (entry.card.isConnected) this.mark(entry);
       else this.cards.delete(entry);
@@ -434,7 +565,11 @@ class Review {
     const card = document.activeElement.closest(".pair");
     const verdict = { s: "same", d: "different", u: "unsure" }[event.key];
     const entry = verdict && this.entryOf(card);
+    const keys = this.keysAt(document.activeElement);
     if (entry && verdict in entry.words) this.decide(card, verdict);
+    else if (keys.length && event.key === "w") this.select(keys, true);
+    else if (keys.length && event.key === "n") this.select(keys, false);
+    else if (keys.length && event.key === "v") this.verify(keys);
     else if (event.key === "j") this.step(card, 1);
     else if (event.key === "k") this.step(card, -1);
     else if (event.key === "z") this.undo();
