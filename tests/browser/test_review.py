@@ -81,6 +81,11 @@ def pressed(card):
     return card.locator("button[aria-pressed=true]").all_inner_texts()
 
 
+def marks_with(keys, text):
+    """What the figures of two persons say who were called the same."""
+    return [f"{text} · Same as {key.rpartition('/')[2]}" for key in reversed(keys)]
+
+
 def test_decisions_by_keys_are_kept_in_the_folder_and_shown_after_a_reload(served, open_at) -> None:
     """Same, different, not sure, and undo of the last: each is a line, and the next card waits."""
     address, decisions = served
@@ -230,7 +235,7 @@ def test_people_are_wanted_and_verified_until_their_tracks_change(served, open_a
     for key in ("j", "s", "k", "w", "v"):
         page.keyboard.press(key)
     page.locator("#review p", has_text="3 decisions").wait_for()
-    assert first.locator(".marks").all_inner_texts() == ["Wanted · Verified"] * 2
+    assert first.locator(".marks").all_inner_texts() == marks_with(keys, "Wanted · Verified")
 
     third = page.evaluate(
         """keys => {
@@ -254,14 +259,42 @@ def test_people_are_wanted_and_verified_until_their_tracks_change(served, open_a
 
     pair = {"kind": "pair", "person_keys": [keys[0], third], "verdict": "same"}
     page.evaluate("said => review.keep(() => said)", pair)
-    assert first.locator(".marks").all_inner_texts() == ["Wanted"] * 2
+    assert "Verified" not in first.inner_text()
     page.keyboard.press("z")
     page.locator("#review p", has_text="4 decisions").wait_for()
-    assert first.locator(".marks").all_inner_texts() == ["Wanted · Verified"] * 2
+    assert first.locator(".marks").all_inner_texts() == marks_with(keys, "Wanted · Verified")
     first.focus()
     page.keyboard.press("v")
     page.locator("#review p", has_text="3 decisions").wait_for()
-    assert first.locator(".marks").all_inner_texts() == ["Wanted"] * 2
+    assert first.locator(".marks").all_inner_texts() == marks_with(keys, "Wanted")
+
+
+def test_anybody_can_be_called_the_same_as_somebody_by_likeness(served, open_at) -> None:
+    """Also two who are listed nowhere; those who were seen apart cannot be chosen."""
+    address, decisions = served
+    page = open_at(address, width=390)
+    key = page.evaluate("review.vetoes[0][0]")
+    card = page.locator(f'#persons-grid figure[data-key="{key}"]')
+    card.get_by_role("button", name="Verified").focus()
+    page.keyboard.press("a")
+    dialog = page.locator("dialog.chooser")
+    while dialog.get_by_text("Show more").is_visible():
+        dialog.get_by_text("Show more").click()
+    offered = dialog.locator("figure").evaluate_all("all => all.map((one) => one.dataset.key)")
+    apart = {other for pair in page.evaluate("review.vetoes") if key in pair for other in pair}
+    assert set(offered) == set(page.evaluate("review.keys")) - apart - {key}
+    texts = re.findall(r"similarity (\S+)", dialog.inner_text())
+    likeness = [float(text.replace("\u2212", "-")) for text in texts]
+    assert likeness == sorted(likeness, reverse=True)
+    assert len(likeness) == len(offered)
+    assert page.evaluate("document.scrollingElement.scrollWidth") <= 390
+    dialog.get_by_role("button", name="Same person").last.click()
+    page.locator("#review p", has_text="1 decision").wait_for()
+    [decision] = read_decisions(decisions)
+    assert (set(decision.person_keys), decision.verdict) == ({key, offered[-1]}, "same")
+    assert decision.shown.similarity == pytest.approx(likeness[-1], abs=6e-4)
+    assert card.locator(".marks").inner_text() == f"Same as {offered[-1].rpartition('/')[2]}"
+    assert dialog.count() == 0
 
 
 def test_from_disk_decisions_stay_in_the_browser_and_are_saved_as_a_file(

@@ -203,7 +203,15 @@ def test_without_embeddings_there_are_no_files_of_similarity(tmp_path):
         "webp_viewer/person_selection.html",
         *(
             f"webp_viewer/assets/{name}"
-            for name in ("page.css", "cards.js", "heatmap.js", "review.js", "audit.js", "page.js")
+            for name in (
+                "page.css",
+                "cards.js",
+                "heatmap.js",
+                "review.js",
+                "choose.js",
+                "audit.js",
+                "page.js",
+            )
         ),
     }
     assert page_data(tmp_path)["notices"] == ["similarity was skipped: no weights"]

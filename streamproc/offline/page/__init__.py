@@ -33,7 +33,15 @@ if TYPE_CHECKING:
     from streamproc.types import Float32Array
 
 PAGE_NAME = "person_selection.html"
-_OWN_ASSETS = ("page.css", "cards.js", "heatmap.js", "review.js", "audit.js", "page.js")
+_OWN_ASSETS = (
+    "page.css",
+    "cards.js",
+    "heatmap.js",
+    "review.js",
+    "choose.js",
+    "audit.js",
+    "page.js",
+)
 _PLOTLY = "plotly.min.js"
 ASSET_NAMES = (*_OWN_ASSETS, _PLOTLY)
 

@@ -73,6 +73,35 @@ function vetoes() {
     (other) => [persons[place].person_key, persons[other].person_key]));
 }
 
+/** Let the reviewer choose who else a person is, and decide so. */
+function chooseSame(key) {
+  const place = placeOf.get(key);
+  const choose = ({ person, similarity }) => review.keep(() => ({
+    kind: "pair",
+    person_keys: [key, person.person_key],
+    verdict: "same",
+    shown: similarity === null ? {} : { similarity },
+  }));
+  openChooser({ person: persons[place], others: likestFirst(place), context, choose });
+}
+
+/** Who a person may also be, the most similar first, then the nearest in time. */
+function likestFirst(place) {
+  const own = persons[place];
+  const apart = new Set(vetoes().map(([a, b]) => keyOfPair(a, b)));
+  const others = persons.map((person, other) => {
+    const { pair } = factsOf(place, other);
+    const after = Math.max(person.first_seconds - own.last_seconds,
+      own.first_seconds - person.last_seconds);
+    return { person, similarity: pair ? pair.similarity : null, after };
+  });
+  const isPossible = ({ person: { person_key: key } }) => key !== own.person_key
+    && !apart.has(keyOfPair(key, own.person_key))
+    && review.facts(key, own.person_key).verdict !== "same";
+  return others.filter(isPossible).sort((a, b) => (b.similarity ?? -2) - (a.similarity ?? -2)
+    || a.after - b.after);
+}
+
 function keysOfAll() {
   return persons.map((person) => person.person_key);
 }
@@ -84,6 +113,7 @@ const review = new Review({
   run: data.run,
   isLive: Boolean(data.live),
   keys: keysOfAll(),
+  onSameAs: chooseSame,
   vetoes: vetoes(),
   onFilter: () => {
     byId("groups").replaceChildren();

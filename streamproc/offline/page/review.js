@@ -80,6 +80,11 @@ function peopleOf(decisions, keys, root) {
   return people;
 }
 
+/** The tracker's id in a person key. */
+function numberOf(key) {
+  return key.slice(key.lastIndexOf("/") + 1);
+}
+
 function listOf(keys) {
   return [...new Set(keys)].sort().join("\n");
 }
@@ -236,14 +241,15 @@ class OwnDecisions {
 }
 
 /** The review of one page. `keys` are of all persons, `vetoes` are pairs of them; `onFilter` shows
- * the list anew. */
+ * the list anew, `onSameAs` lets somebody be chosen for a person. */
 class Review {
-  constructor({ gallery, run, keys, vetoes, onFilter, isLive }) {
+  constructor({ gallery, run, keys, vetoes, onFilter, onSameAs, isLive }) {
     this.gallery = gallery;
     this.isLive = isLive;
     this.keys = keys;
     this.vetoes = vetoes;
     this.onFilter = onFilter;
+    this.onSameAs = onSameAs;
     this.filter = "all";
     this.cards = new Set();
     this.lastKept = Promise.resolve();
@@ -301,6 +307,7 @@ class Review {
     const keys = [
       ["s", "same person; of a group, all one person"], ["d", "different people"], ["u", "not sure"], ["z", "undo"],
       ["w", "wanted: the person who has the focus, or all on the card"], ["n", "not wanted"],
+      ["a", "same as …: choose who else the person is who has the focus"],
       ["v", "verified: checked that these tracks, and no others, are this person"],
       ["j", "next pair, without deciding"], ["k", "pair before"], ["?", "this list"],
     ];
@@ -427,7 +434,11 @@ class Review {
       button.dataset.mark = mark;
       return button;
     });
-    figure.append(element("div", { className: "marking" }, ...buttons));
+    const sameAs = element("button", {
+      type: "button", className: "quiet", onclick: () => this.onSameAs(key),
+    }, "Same as …");
+    sameAs.setAttribute("aria-label", `Same as …: ${name}`);
+    figure.append(element("div", { className: "marking" }, ...buttons, sameAs));
   }
 
   /** Show on the figures below an element what is said of their persons. */
@@ -443,6 +454,8 @@ class Review {
       }
       const words = { wanted: "Wanted", unwanted: "Not wanted", verified: "Verified" };
       const said = Object.keys(words).filter((mark) => isMarked[mark]).map((mark) => words[mark]);
+      const others = person.keys.filter((key) => key !== figure.dataset.key);
+      if (others.length) said.push(`Same as ${others.map(numberOf).join(", ")}`);
       figure.querySelector(".marks").textContent = said.join(" · ");
     }
   }
@@ -567,6 +580,7 @@ class Review {
     const entry = verdict && this.entryOf(card);
     const keys = this.keysAt(document.activeElement);
     if (entry && verdict in entry.words) this.decide(card, verdict);
+    else if (keys.length === 1 && event.key === "a") this.onSameAs(keys[0]);
     else if (keys.length && event.key === "w") this.select(keys, true);
     else if (keys.length && event.key === "n") this.select(keys, false);
     else if (keys.length && event.key === "v") this.verify(keys);
