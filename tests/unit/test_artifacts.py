@@ -267,7 +267,7 @@ def test_texts_cannot_leave_the_data_of_the_page(tmp_path):
     written(tmp_path, report(title=nasty, persons=persons, notices=(nasty,)))
     html = (tmp_path / "webp_viewer/person_selection.html").read_text()
     assert page_data(tmp_path)["persons"][0]["video"] == page_data(tmp_path)["title"] == nasty
-    assert html.count("</script>") == 6
+    assert html.count("</script>") == 8
     assert "<img" not in html
 
 
