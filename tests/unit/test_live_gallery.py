@@ -9,7 +9,7 @@ from streamproc.services.live.gallery import LiveGallery, Snapshot
 
 
 def test_parts_of_a_track_share_its_picture_and_are_seen_apart() -> None:
-    """A part shows the animation of its track, and has the vetoes that it says by key."""
+    """A part shows the pictures of its track, and has the vetoes that it says by key."""
     events = [
         person(1, [1, 0], seen_with=[7]),
         person(7, [1, 0], part=1, seen_with=[1], seen_with_keys=["v/1", "v/7#2"]),
@@ -23,6 +23,8 @@ def test_parts_of_a_track_share_its_picture_and_are_seen_apart() -> None:
         }
         for event in events
     )
-    report = LiveGallery("g", Snapshot(persons=listed)).report({}, {"v/7": "pictures/7"}, 0.7)
-    assert [one.webp for one in report.persons] == [None, "pictures/7", "pictures/7"]
+    pictures = {"v/7": ("7.webp", "strip.webp")}
+    report = LiveGallery("g", Snapshot(persons=listed)).report({}, pictures, 0.7)
+    assert [one.webp for one in report.persons] == [None, "pictures/7.webp", "pictures/7.webp"]
+    assert [one.crops_webp for one in report.persons] == [None, *["pictures/strip.webp"] * 2]
     assert report.seen_apart == {("v/1", "v/7#1"), ("v/7#1", "v/7#2")}
