@@ -207,7 +207,8 @@ def test_without_weights_animations_and_page_still_come(clip, tmp_path) -> None:
     assert done.returncode == 4
     assert "similarity was skipped: expected a weights file" in done.stderr
     names = files_in(tmp_path / "out")
-    assert sum(name.endswith(".webp") for name in names) == 6
+    assert sum(name.endswith(".crops.webp") for name in names) == 6
+    assert sum(name.endswith(".webp") for name in names) == 2 * 6
     assert "similarity_matrix.json" not in names
     page = tmp_path / "out" / "webp_viewer" / "person_selection.html"
     assert "similarity was skipped" in page.read_text()

@@ -89,7 +89,8 @@ def test_every_client_speaks_tls_and_gives_its_password(secured, tmp_path, sampl
         assert watched.returncode == 0, watched.stderr
         assert watched.stdout.startswith("proposed")
         stream.eventually(
-            lambda: len(list(stream.media.glob("animations/*/*/*.webp"))) == 6, "animations"
+            lambda: len(list(stream.media.glob("animations/*/*/person_*[0-9].webp"))) == 6,
+            "animations",
         )
         wrong = stream.cli("topics", "check", kafka__sasl_password="wrong")
         assert wrong.returncode == 1

@@ -417,7 +417,8 @@ def forget_one_and_all(stream, url, tracks, announced):
     pictures = stream.media / "animations" / video_id
 
     def drawn():
-        return {int(path.stem.removeprefix("person_")) for path in pictures.rglob("*.webp")}
+        names = {path.name.removeprefix("person_") for path in pictures.rglob("*.webp")}
+        return {int(name.partition(".")[0]) for name in names}  # of animations and strips
 
     first, *others = sorted(drawn())
     done_so = stream.cli("forget", "--url", url, "--person", f"{video_id}/{first}")
