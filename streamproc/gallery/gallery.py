@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 _FIRST_CAPACITY = 16
 _ROWS_AT_ONCE = 128
-_ROWS_A_STEP = 100
 _LEAST_ROWS_TO_PRECOMPUTE = 200  # fewer stay in the processor's cache from event to event
 
 Order = tuple[float, str]
@@ -191,18 +190,6 @@ class Snapshot:
     count: int
     groups: tuple[tuple[npt.NDArray[np.int64], Float32Array], ...]
 
-    @classmethod
-    def of(cls, tracklets: Sequence[PersonEmbedding]) -> Snapshot:
-        """Copy the vectors of tracklets, in their order."""
-        positions: dict[str, list[int]] = {}  # by weights
-        for position, tracklet in enumerate(tracklets):
-            positions.setdefault(tracklet.model.weights_sha256, []).append(position)
-        groups = []
-        for own in positions.values():
-            vectors = np.stack([tracklets[i].vector.numpy() for i in own])
-            groups.append((np.array(own), vectors))
-        return cls(len(tracklets), tuple(groups))
-
     def __repr__(self) -> str:
         return f"Snapshot({self.count} tracklets of {len(self.groups)} weights)"
 
@@ -260,19 +247,9 @@ class Gallery:
 
     def write(self, writes: Writes) -> None:
         """Carry out what `apply` returned."""
-        for _ in self.write_in_steps(writes):
-            pass
-
-    def write_in_steps(self, writes: Writes) -> Iterator[None]:
-        """Carry out what `apply` returned, and let others have their turn after some rows each.
-
-        Until the last step the gallery is neither as before nor as after.
-        """
         if writes.settled is None and self._settled is not None:
             self._note_changes(writes)
-        for number, (key, row) in enumerate(writes.rows.items(), start=1):
-            if number % _ROWS_A_STEP == 0:
-                yield
+        for key, row in writes.rows.items():
             old = self.rows.get(key)
             if row is not None and old is not None and row.tracklet is old.tracklet:
                 self._change_candidates(key, old, row)
@@ -287,17 +264,14 @@ class Gallery:
                 self.videos[video_id] = record
         self._write_groups(writes.groups)
         self._write_decisions(writes)
-        self._write_forgotten(writes.forgotten)
-        if writes.settled is not None:
-            self._settled = writes.settled
-            self.changed = set()
-
-    def _write_forgotten(self, forgotten: Mapping[str, float | None]) -> None:
-        for mark, seconds in forgotten.items():
+        for mark, seconds in writes.forgotten.items():
             if seconds is None:
                 self.forgotten.pop(mark, None)
             else:
                 self.forgotten[mark] = max(seconds, self.forgotten.get(mark, seconds))
+        if writes.settled is not None:
+            self._settled = writes.settled
+            self.changed = set()
 
     @property
     def reviewed(self) -> Reviewed:
@@ -486,7 +460,15 @@ class Gallery:
 
     def snapshot(self, keys: Iterable[str]) -> Snapshot:
         """Copy the vectors of tracklets, in their order."""
-        return Snapshot.of([self.rows[key].tracklet for key in keys])
+        tracklets = [self.rows[key].tracklet for key in keys]
+        positions: dict[str, list[int]] = {}  # by weights
+        for position, tracklet in enumerate(tracklets):
+            positions.setdefault(tracklet.model.weights_sha256, []).append(position)
+        groups = []
+        for own in positions.values():
+            vectors = np.stack([tracklets[i].vector.numpy() for i in own])
+            groups.append((np.array(own), vectors))
+        return Snapshot(len(tracklets), tuple(groups))
 
     def _add_row(self, key: str, row: Row) -> None:
         tracklet = row.tracklet

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_EVENTS_A_STEP = 25
+_EVENTS_A_STEP = 100
 """So many events are begun to be sent before other tasks have their turn."""
 _HEADER_ROOM_BYTES = 64 * 1024
 _SHORT_VALUE_BYTES = 1024

@@ -153,22 +153,6 @@ def test_apply_itself_changes_nothing() -> None:
     assert not gallery.videos["v"].closed
 
 
-def test_rows_written_in_steps_are_those_written_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A closing that removes and changes rows comes to the same, whoever has a turn in between."""
-    events = [person(number, [1, number / 10]) for number in range(5)]
-    at_once, in_steps = Gallery("g"), Gallery("g")
-    for gallery in (at_once, in_steps):
-        feed(gallery, *events)
-    outcome = apply(at_once, closed([0, 1, 2]), similarity_threshold=THRESHOLD, occurred_at=TIME)
-    at_once.write(outcome.writes)
-    monkeypatch.setattr(state, "_ROWS_A_STEP", 1)
-    assert len(list(in_steps.write_in_steps(outcome.writes))) == len(outcome.writes.rows) > 0
-    assert (in_steps.rows, in_steps.videos) == (at_once.rows, at_once.videos)
-    assert standing(in_steps) == standing(at_once)
-    keys = sorted(in_steps.rows)
-    np.testing.assert_array_equal(in_steps.matrix(keys), at_once.matrix(keys))
-
-
 def test_a_crash_between_publishing_and_writing_gives_the_same_events_again() -> None:
     """Applying an event twice without writing gives the same events."""
     gallery = Gallery("g")

@@ -84,40 +84,6 @@ async def test_the_matrix_is_the_same_in_npy_in_blocks_and_in_the_core(monkeypat
     assert np.isnan(matrix).any()
 
 
-async def test_the_matrix_in_json_is_the_cores_with_nothing_for_other_weights():
-    """The matrix comes in the answer's order, null where the weights differ."""
-    matcher = FakeMatcher(23)
-    status, _, body = await request(matcher, "/galleries/g/similarity")
-    gallery = matcher.galleries.get("g").gallery
-    answer = orjson.loads(body)
-    assert (status, answer["person_keys"]) == (200, sorted(gallery.rows))
-    similarity = np.array(answer["similarity"], dtype=np.float32)  # None becomes NaN
-    np.testing.assert_allclose(similarity, gallery.matrix(sorted(gallery.rows)), atol=1e-6)
-    assert np.isnan(similarity).any()
-    shown = [tuple(one["person_keys"]) for one in answer["candidates"]]
-    assert shown == [(a, b) for a, b, _ in gallery.candidates()]
-
-
-@pytest.mark.parametrize("name", ["similarity", "similarity?matrix=no", "candidates", "persons"])
-async def test_nobody_sees_a_gallery_that_is_half_written(name):
-    """An answer waits while rows are written in steps, and has all of them then."""
-    matcher = FakeMatcher(5)
-    owned = matcher.galleries.get("g")
-    event = person(7, unit_vector([1, 2, 3, 4]), weights="a" * 64)
-    writes = apply(owned.gallery, event, similarity_threshold=0.7, occurred_at=TIME).writes
-    await owned.writing.acquire()
-    reply = asyncio.ensure_future(request(matcher, f"/galleries/g/{name}"))
-    while not owned.writing._waiters:  # noqa: ASYNC110 - the lock tells nobody
-        await asyncio.sleep(0)
-    assert not reply.done()
-    owned.gallery.write(writes)
-    owned.writing.release()
-    _, _, body = await reply
-    persons = orjson.loads(body).get("person_keys") or orjson.loads(body).get("persons")
-    if persons is not None:
-        assert len(persons) == 6
-
-
 async def listed(matcher, name, query=""):
     """What a list of the gallery `g` says."""
     status, _, body = await request(matcher, f"/galleries/g/{name}{query}")
@@ -215,7 +181,7 @@ async def test_who_does_not_read_is_left_and_waits_hold_nothing(monkeypatch):
             """Return nothing but zeros."""
             return np.zeros((stop - start, self.count), np.float32)
 
-    monkeypatch.setattr(http, "_snapshot", LargeSnapshot)
+    monkeypatch.setattr(type(matcher.galleries.get("g").gallery), "snapshot", LargeSnapshot)
     app = web.Application()
     api = GalleryApi(matcher)
     app.add_routes(api.routes())

@@ -18,17 +18,15 @@ import orjson
 from aiohttp import web
 
 from streamproc.events import now, timestamp_of
-from streamproc.gallery import Named, Snapshot, candidate_id_of, holdings
+from streamproc.gallery import Named, candidate_id_of, holdings
 from streamproc.gallery.announcements import Announcer, candidate_person
 from streamproc.gallery.pairs import pair_key
-from streamproc.ids import track_key_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 
     from streamproc.events import Event
-    from streamproc.gallery import Candidate, Gallery, Row
-    from streamproc.gallery.reviewed import Reviewed
+    from streamproc.gallery import Candidate, Gallery, Row, Snapshot
     from streamproc.services.matcher.table import Galleries, OwnedGallery
 
 log = logging.getLogger(__name__)
@@ -151,8 +149,7 @@ class GalleryApi:
                 return _unknown(gallery_id)
 
             async def answer() -> web.StreamResponse:
-                async with owned.writing:
-                    make = content(request, owned.gallery)
+                make = content(request, owned.gallery)
                 listed = await asyncio.to_thread(make)
                 body = await asyncio.to_thread(orjson.dumps, {"gallery_id": gallery_id, **listed})
                 response = web.Response(body=body, content_type="application/json")
@@ -267,8 +264,7 @@ class GalleryApi:
         """What is held of those whom `?person=KEY` and `?video=ID` name, of all without them."""
         asked = request.query
         persons, videos = asked.getall("person", []), asked.getall("video", [])
-        tracks = frozenset(map(track_key_of, persons))
-        named = Named(tracks, frozenset(videos), everything=not persons and not videos)
+        named = Named(frozenset(persons), frozenset(videos), everything=not persons and not videos)
         held = holdings(gallery, named)
         return lambda: {
             "person_keys": held.person_keys,
@@ -281,14 +277,10 @@ class GalleryApi:
 
     async def _answer(self, request: web.Request, owned: OwnedGallery) -> web.StreamResponse:
         """Copy what is asked for, and send it; a client that does not read is left."""
-        gallery = owned.gallery
-        gallery_id = gallery.gallery_id
-        async with owned.writing:
-            rows = dict(gallery.rows)  # rows themselves never change
-            reviewed = gallery.reviewed
-        keys = await asyncio.to_thread(sorted, rows)
+        gallery_id = owned.gallery.gallery_id
+        keys = sorted(owned.gallery.rows)
         if NPY in request.headers.get("Accept", ""):
-            return await _send_npy(request, keys, await asyncio.to_thread(_snapshot, rows, keys))
+            return await _send_npy(request, keys, owned.gallery.snapshot(keys))
         with_matrix = request.query.get("matrix") != "no"
         if with_matrix and len(keys) > MAX_JSON_PERSONS:
             return _fault(
@@ -297,14 +289,11 @@ class GalleryApi:
                 f"{MAX_JSON_PERSONS}: ask with `Accept: {NPY}`, and with `?matrix=no` for persons "
                 "and candidates",
             )
-
-        def make() -> bytes:
-            described = orjson.dumps(_described(gallery_id, rows, keys, reviewed))
-            return _with_matrix(described, _snapshot(rows, keys)) if with_matrix else described
-
-        body = await asyncio.to_thread(make)
-        response = web.Response(body=body, content_type="application/json")
-        async with _deadline(request, len(body)):
+        answer = _described(owned.gallery, keys)
+        if with_matrix:
+            answer["similarity"] = await asyncio.to_thread(owned.gallery.snapshot(keys).matrix)
+        response = _json(answer)
+        async with _deadline(request, response.content_length or 0):
             await response.prepare(request)
             await response.write_eof()
         return response
@@ -394,31 +383,16 @@ def _summary(owned: OwnedGallery) -> dict[str, Any]:
     }
 
 
-def _snapshot(rows: Mapping[str, Row], keys: list[str]) -> Snapshot:
-    return Snapshot.of([rows[key].tracklet for key in keys])
-
-
-def _with_matrix(described: bytes, snapshot: Snapshot) -> bytes:
-    """Return a JSON object, not an empty one, with the matrix as its last field.
-
-    It is written row by row: orjson keeps the interpreter while it writes. NaN becomes null.
-    """
-    rows = [orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY) for row in snapshot.matrix()]
-    return b'%b,"similarity":[%b]}' % (described[:-1], b",".join(rows))
-
-
-def _described(
-    gallery_id: str, rows: Mapping[str, Row], keys: list[str], reviewed: Reviewed
-) -> dict[str, Any]:
+def _described(gallery: Gallery, keys: list[str]) -> dict[str, Any]:
     return {
-        "gallery_id": gallery_id,
+        "gallery_id": gallery.gallery_id,
         "person_keys": keys,
         "person_keys_sha256": _keys_sha256(keys),
-        "weights_sha256": [rows[key].tracklet.model.weights_sha256 for key in keys],
+        "weights_sha256": [gallery.rows[key].tracklet.model.weights_sha256 for key in keys],
         "candidates": [
-            _candidate(gallery_id, key, other, candidate)
-            for (key, other), candidate in sorted(_standing(rows).items())
-            if not reviewed.rules_out(key, other)
+            _candidate(gallery.gallery_id, key, other, candidate)
+            for key, other, candidate in gallery.candidates()
+            if not gallery.reviewed.rules_out(key, other)
         ],
     }
 
@@ -438,7 +412,10 @@ def _keys_sha256(keys: list[str]) -> str:
 
 
 def _json(content: Any, status: int = 200) -> web.Response:
-    return web.Response(body=orjson.dumps(content), status=status, content_type="application/json")
+    body = orjson.dumps(
+        content, option=orjson.OPT_SERIALIZE_NUMPY
+    )  # numbers that are not there (NaN) become null
+    return web.Response(body=body, status=status, content_type="application/json")
 
 
 def _try_again(text: str) -> web.Response:

@@ -29,7 +29,6 @@ import gc
 import ipaddress
 import logging
 import socket
-import sys
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -88,15 +87,9 @@ log = logging.getLogger(__name__)
 
 _MAX_UNACKNOWLEDGED = 1000
 _CHANGELOG_LINGER_MS = 10
-_ENTRIES_A_STEP = 50
+_ENTRIES_A_STEP = 200
 """So many entries are read, sent or written before the event loop runs other tasks, such as health
 checks."""
-_SWITCH_SECONDS = 0.001
-"""How long a thread may keep the interpreter while another waits for it.
-
-An answer of the event loop takes it some five times, and a closing in its thread gives it up no
-earlier; Python's own 5 ms are 25 ms for each health check then.
-"""
 _MAX_REASON = 500
 _GC_THRESHOLDS = (2_000, 1, 1_000_000)
 """How often the garbage collector runs: over young objects often, over all of them hardly ever.
@@ -111,7 +104,6 @@ _MAX_EXPIRY_CHECK_SECONDS = 600.0
 
 async def run_matcher(settings: Settings) -> None:
     """Run until a signal comes; raises UsageError for wrong topics, MachineError for a fault."""
-    sys.setswitchinterval(_SWITCH_SECONDS)
     service = Service("matcher", settings)
     matcher = Matcher(service)
     service.routes += GalleryApi(matcher).routes()
@@ -421,7 +413,7 @@ class Matcher:
         if isinstance(event, GalleryExpired):
             await self._expired(galleries, owned, result.writes)
         else:
-            await self._write(galleries, owned, result.writes)
+            owned.gallery.write(result.writes)
             owned.last_event_ms = max(owned.last_event_ms, at_ms)
             if not isinstance(event, PersonEmbedding | VideoClosed | Forgotten):
                 owned.last_decision_ms = max(owned.last_decision_ms, at_ms)
@@ -431,17 +423,6 @@ class Matcher:
         seconds["write"] += time.perf_counter() - published
         self._count(result)
         return entries, acknowledgements
-
-    async def _write(self, galleries: Galleries, owned: OwnedGallery, writes: Writes) -> None:
-        """Carry out what an event does to a gallery, so that the event loop is never held long.
-
-        Where partitions move meanwhile the gallery is let go, and the rest is not written.
-        """
-        async with owned.writing:
-            for _ in owned.gallery.write_in_steps(writes):
-                await asyncio.sleep(0)
-                if galleries is not self.galleries:
-                    return
 
     def _is_over(self, owned: OwnedGallery, event: GalleryExpired, now_ms: int) -> bool:
         """Whether the time of a gallery, or of its decisions, is over by this process's clock."""

@@ -10,9 +10,8 @@ matcher reads what an older one wrote.
 
 from __future__ import annotations
 
-import asyncio
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -253,8 +252,6 @@ class OwnedGallery:
     """When the last event of the gallery came, in milliseconds since 1970."""
     last_decision_ms: int = 0
     """When the last decision on it came; it counts as an event, too."""
-    writing: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Held while rows are written in steps: between these they are neither as before nor after."""
 
     @property
     def is_empty(self) -> bool:
